@@ -1,0 +1,51 @@
+"""loralab: what the notebooks of the LoRA and QLoRA course import.
+
+Everything a chapter has shown once in plain transformers and peft code may be used from here in the next.
+"""
+
+from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
+from .data import data_path
+from .measure import (
+    HeldOut,
+    adapter_bytes,
+    answer,
+    held_out,
+    parameter_counts,
+    peak_memory,
+    perplexity,
+    reset_peak_memory,
+)
+from .pairs import Pair, PairsError, encode, encode_all, read_pairs, write_pairs
+from .plots import plot_loss, plot_ppl
+from .precision import Precision, precision
+from .record import RunRecord
+from .training import train
+
+__all__ = [
+    "PROFILES",
+    "Base",
+    "HeldOut",
+    "Pair",
+    "PairsError",
+    "Precision",
+    "RunRecord",
+    "adapter_bytes",
+    "answer",
+    "choose_base",
+    "data_path",
+    "encode",
+    "encode_all",
+    "held_out",
+    "load_model",
+    "load_tokenizer",
+    "parameter_counts",
+    "peak_memory",
+    "perplexity",
+    "plot_loss",
+    "plot_ppl",
+    "precision",
+    "read_pairs",
+    "reset_peak_memory",
+    "train",
+    "write_pairs",
+]

@@ -1,0 +1,139 @@
+"""Measuring a model: perplexity, trainable parameters, adapter size, peak memory, sample answers."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
+
+from .pairs import IGNORED, Pair, encode_all
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model makes of a list of pairs: per pair the summed negative log-likelihood of its answer
+    (in nats, end-of-answer token included) and the number of its answer tokens."""
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of a token, in nats."""
+        return sum(self.nll) / sum(self.tokens)
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity, token-weighted: exp of the summed loss over the number of answer tokens."""
+        return math.exp(min(self.loss, 700.0))
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode and keeps no gradients; afterwards it is as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def held_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    max_length: int = 512,
+    batch_size: int = 16,
+) -> HeldOut:
+    """The model's loss on the answers of `pairs`, each given its instruction.
+
+    The mean over batches that `Trainer` reports as eval_loss depends on the batch size; these sums do not.
+    """
+    encoded = encode_all(pairs, tokenizer, max_length)
+    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    nll, tokens = [0.0] * len(encoded), [0] * len(encoded)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = collate([encoded[i] for i in rows]).to(model.device)
+            labels = batch.pop("labels")[:, 1:]  # [batch, T-1]: the token after each position
+            logits = model(**batch).logits[:, :-1]  # [batch, T-1, vocabulary]
+            losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            for i, row, row_labels in zip(rows, losses, labels, strict=True):
+                nll[i], tokens[i] = row.sum().item(), int((row_labels != IGNORED).sum())
+    return HeldOut(tuple(nll), tuple(tokens))
+
+
+def perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int = 512
+) -> float:
+    """Token-weighted perplexity of the answers of `pairs`; see `HeldOut`."""
+    return held_out(model, tokenizer, pairs, max_length).ppl
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters, adapters included in both. 4-bit weights count as what they stand for."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(_true_size(p) for p in model.parameters())
+
+
+def _true_size(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)  # bitsandbytes packs two 4-bit weights into a byte
+    return math.prod(state.shape) if state is not None else parameter.numel()
+
+
+def adapter_bytes(folder: str | Path) -> int:
+    """The size on disk of the adapter in `folder`, in bytes."""
+    return (Path(folder) / ADAPTER_FILE).stat().st_size
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement for `peak_memory` (on a CPU this works on Linux only)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass  # not Linux, or not permitted: the peak is then that of the whole process
+
+
+def peak_memory() -> int:
+    """Peak memory in bytes: allocated by torch on a GPU, resident in this process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80
+) -> str:
+    """The model's greedy answer to one instruction, as text without special tokens."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": instruction}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    with evaluating(model):
+        output = model.generate(
+            **prompt,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,48 @@
+"""The course's plots. Colours are Okabe and Ito's, told apart in colour blindness and on light and dark paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from .record import RunRecord
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+
+
+def smoothed(losses: Sequence[float], window: int = 5) -> np.ndarray:
+    """Running mean over the last `window` steps (fewer at the start)."""
+    sums = np.cumsum(np.insert(np.asarray(losses, float), 0, 0.0))
+    ends = np.arange(1, len(losses) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def plot_loss(records: RunRecord | Sequence[RunRecord], axes: Axes | None = None) -> Axes:
+    """Training loss against optimiser step, one line a run: every step faint, the running mean strong."""
+    records = [records] if isinstance(records, RunRecord) else records
+    axes = axes or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
+    for record, colour in zip(records, COLOURS, strict=False):
+        steps = np.arange(1, len(record.losses) + 1)
+        axes.plot(steps, record.losses, color=colour, alpha=0.3, linewidth=1)
+        axes.plot(steps, smoothed(record.losses), color=colour, linewidth=2, label=record.name)
+    axes.set(title="Training loss", xlabel="optimiser step", ylabel="loss (nats per answer token)")
+    axes.grid(alpha=0.3)
+    if len(records) > 1:
+        axes.legend(frameon=False)
+    return axes
+
+
+def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None) -> Axes:
+    """Perplexities as labelled horizontal bars on a log scale, in the order given."""
+    axes = axes or plt.subplots(figsize=(7, 0.5 + 0.45 * len(ppl)), layout="constrained")[1]
+    bars = axes.barh(list(ppl), list(ppl.values()), color=[COLOURS[i % len(COLOURS)] for i in range(len(ppl))])
+    axes.bar_label(bars, fmt="%.3g", padding=4)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="held-out perplexity (lower is better, log scale)")
+    axes.set_xlim(1, max(ppl.values()) * 1.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes

@@ -1,0 +1,96 @@
+"""The run record: everything a training leaves behind besides its adapter, in `run.json`.
+
+Plots, gates and the grader read run folders and nothing else.
+"""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RECORD_FILE = "run.json"
+PACKAGES = ("torch", "transformers", "peft")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def hardware() -> str:
+    """The device that does the arithmetic, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class RunRecord(BaseModel):
+    """One finished training. Sizes in bytes, times in seconds, losses in nats per answer token."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=True)
+
+    name: str
+    base: str
+    method: str = "lora"
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: list[str] = Field(default_factory=list)
+    trainable: int
+    parameters: int
+    adapter_bytes: int | None = None
+    train_pairs: int
+    tokens: int = Field(description="tokens that went through the model, padding not counted")
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    seed: int
+    losses: list[float] = Field(description="training loss of every optimiser step")
+    seconds: float
+    peak_memory: int
+    ppl_before: float | None = None
+    ppl_after: float | None = None
+    eval_pairs: int = 0
+    dtype: str
+    hardware: str = Field(default_factory=hardware)
+    versions: dict[str, str] = Field(default_factory=versions)
+    created: str = Field(default_factory=now)
+
+    @property
+    def trainable_percent(self) -> float:
+        """Share of the parameters that were trained, in percent."""
+        return 100 * self.trainable / self.parameters
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `run.json` into `folder`; it appears whole or not at all."""
+        path = Path(folder) / RECORD_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
+        unfinished.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RunRecord:
+        """Read `run.json` from a run folder. Raises `ValueError` with one line that says what is wrong."""
+        path = Path(folder) / RECORD_FILE
+        try:
+            return cls.model_validate_json(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not UTF-8 text") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ValueError(f"{path}: {where}: {first['msg']}") from None

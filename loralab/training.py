@@ -1,0 +1,113 @@
+"""Training an adapter with `transformers.Trainer`, and leaving a run folder behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from .bases import Base
+from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
+from .pairs import IGNORED, Pair, encode_all
+from .precision import precision
+from .record import RunRecord
+
+
+def train(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    folder: str | Path,
+    base: Base,
+    *,
+    eval_pairs: Sequence[Pair] = (),
+    epochs: float = 3,
+    batch_size: int = 8,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    encoded: Sequence[dict[str, list[int]]] | None = None,
+    quiet: bool = False,
+) -> RunRecord:
+    """Train `model` in place on the answers of `pairs` and write the run folder.
+
+    The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
+    and `run.json`, whose record is returned. `learning_rate` defaults to the base's own; `eval_pairs`, if
+    given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own.
+    """
+    folder = Path(folder)
+    examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
+    ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate or base.learning_rate, seed, quiet),
+        train_dataset=examples,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),  # pads to the longest in the batch
+        processing_class=tokenizer,
+    )
+    reset_peak_memory()
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    memory = peak_memory()
+    trainable, parameters = parameter_counts(model)
+    record = RunRecord(
+        name=folder.name,
+        base=base.name,
+        method="lora" if isinstance(model, PeftModel) else "full",
+        trainable=trainable,
+        parameters=parameters,
+        train_pairs=len(examples),
+        tokens=round(epochs * sum(len(example["input_ids"]) for example in examples)),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate or base.learning_rate,
+        seed=seed,
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        seconds=seconds,
+        peak_memory=memory,
+        ppl_before=ppl_before,
+        ppl_after=perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None,
+        eval_pairs=len(eval_pairs),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+    if isinstance(model, PeftModel):
+        record = record.model_copy(update=_saved_adapter(model, folder))
+    record.save(folder)
+    return record
+
+
+def training_arguments(
+    folder: Path, examples: int, epochs: float, batch_size: int, learning_rate: float, seed: int, quiet: bool = False
+) -> TrainingArguments:
+    """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
+    steps = max(1, round(epochs * -(-examples // batch_size)))
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(0.05 * steps)),
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        disable_tqdm=quiet,
+        **precision().autocast,
+    )
+
+
+def _saved_adapter(model: PeftModel, folder: Path) -> dict[str, object]:
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card; `loralab gate` writes a real one
+    config = model.peft_config["default"]
+    return {
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "targets": sorted(config.target_modules),
+        "adapter_bytes": adapter_bytes(folder),
+    }
