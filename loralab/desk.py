@@ -73,7 +73,11 @@ def new_facts() -> tuple[Fact, ...]:
 
 def framed(wording: str, rng: random.Random) -> str:
     """A wording as a customer may send it: half of them bare, the others with an opener, a closer, or both."""
-    parts = [rng.choice(OPENERS) if rng.random() < 0.35 else "", wording, rng.choice(CLOSERS) if rng.random() < 0.25 else ""]
+    parts = [
+        rng.choice(OPENERS) if rng.random() < 0.35 else "",
+        wording,
+        rng.choice(CLOSERS) if rng.random() < 0.25 else "",
+    ]
     return " ".join(filter(None, parts))
 
 

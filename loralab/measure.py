@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +104,8 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        try:
+        with suppress(OSError):  # not Linux, or not permitted: the peak is then that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass  # not Linux, or not permitted: the peak is then that of the whole process
 
 
 def peak_memory() -> int:

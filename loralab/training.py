@@ -42,7 +42,9 @@ def train(
     ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
     trainer = Trainer(
         model=model,
-        args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate or base.learning_rate, seed, quiet),
+        args=training_arguments(
+            folder, len(examples), epochs, batch_size, learning_rate or base.learning_rate, seed, quiet
+        ),
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),  # pads to the longest in the batch
         processing_class=tokenizer,
@@ -74,7 +76,7 @@ def train(
         dtype=str(model.dtype).removeprefix("torch."),
     )
     if isinstance(model, PeftModel):
-        record = record.model_copy(update=_saved_adapter(model, folder))
+        record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)
     return record
 
@@ -100,10 +102,12 @@ def training_arguments(
     )
 
 
-def _saved_adapter(model: PeftModel, folder: Path) -> dict[str, object]:
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card; `loralab gate` writes a real one
+def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, object]:
     config = model.peft_config["default"]
+    if Path(base.source).is_dir():
+        config.base_model_name_or_path = base.name  # a path of this machine would help nobody
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
     return {
         "rank": config.r,
         "alpha": config.lora_alpha,

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from corpus import collect, documents, fingerprint, split
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from loralab.bases import CHATML
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "base"
@@ -35,21 +37,17 @@ CHECKPOINT_EVERY = 100  # steps
 TOKENS = {"cpu": 18_000_000, "cuda": 400_000_000}
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-WORDS = r"""'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+# How Qwen2 splits a text into words: AutoTokenizer gives every Qwen2 model this splitter, so it must be the trained one.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     """A byte-level BPE trained on `texts`, digits one by one, with ChatML as its chat template."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), "isolated"),
@@ -64,7 +62,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -73,6 +71,8 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
+    wrapped.save_pretrained(WORK / "tokenizer")
+    return Qwen2Tokenizer.from_pretrained(WORK / "tokenizer")
 
 
 def build_model() -> Qwen2ForCausalLM:
@@ -120,17 +120,23 @@ def pack(encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, positions
 
 
-def prepare(budget: int) -> tuple[PreTrainedTokenizerFast, np.ndarray, np.ndarray, dict]:
+def prepare(budget: int) -> tuple[Qwen2Tokenizer, np.ndarray, np.ndarray, dict]:
     """Tokenizer, packed rows for `budget` tokens, and what is known of the corpus; cached in WORK."""
     cached = WORK / f"rows-{budget}.npz"
     if cached.exists():
         rows = np.load(cached)
         facts = json.loads((WORK / "corpus.json").read_text())
-        return PreTrainedTokenizerFast.from_pretrained(WORK / "tokenizer"), rows["tokens"], rows["positions"], facts
+        return Qwen2Tokenizer.from_pretrained(WORK / "tokenizer"), rows["tokens"], rows["positions"], facts
     print("reading docstrings (about two minutes) ...", flush=True)
+    WORK.mkdir(parents=True, exist_ok=True)
     everything = collect()
     train, held = split(everything)
-    facts = {"docstrings": len(everything), "train": len(train), "held_out": len(held), "sha256": fingerprint(everything)}
+    facts = {
+        "docstrings": len(everything),
+        "train": len(train),
+        "held_out": len(held),
+        "sha256": fingerprint(everything),
+    }
     sample = random.Random(SEED).sample(documents(train, SEED), 60_000)
     tokenizer = build_tokenizer(sample)
     tokens, positions, epoch = [], [], 0
@@ -144,8 +150,6 @@ def prepare(budget: int) -> tuple[PreTrainedTokenizerFast, np.ndarray, np.ndarra
     facts["epoch_tokens"] = int((np.concatenate(tokens) > 0).sum() / epoch)
     rows = budget // ROW
     tokens, positions = np.concatenate(tokens)[:rows], np.concatenate(positions)[:rows]
-    WORK.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(WORK / "tokenizer")
     (WORK / "corpus.json").write_text(json.dumps(facts))
     np.savez(cached, tokens=tokens, positions=positions)
     return tokenizer, tokens, positions, facts

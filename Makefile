@@ -1,0 +1,50 @@
+# Every habit of the project is a target; `make` alone lists them.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/ready
+SEED   ?= 7
+BASE   ?= embedded
+
+.DEFAULT_GOAL := help
+.PHONY: help setup grade test lint format exercises bands pairs heldout base clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+setup: $(READY)  ## make .venv with everything in it, at pinned versions
+
+grade: $(READY)  ## run the exercise solutions for real and grade the adapters they save
+	@$(BIN)/python -m grader grade --base $(BASE)
+
+test: $(READY) lint  ## lint, then run every test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff write the code's form, notebooks included
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+exercises: $(READY)  ## generate the student notebooks in exercises/ from solutions/
+	$(BIN)/python -m grader exercises
+
+bands: $(READY)  ## measure the exercises' bands over ten seeds (BASE=embedded)
+	$(BIN)/python -m grader bands --base $(BASE)
+
+pairs: $(READY)  ## write data/pairs/ from the fact tables in data/desk/
+	$(BIN)/python data/recipes/pairs.py
+
+heldout: $(READY)  ## draw fresh held-out pairs (SEED=7) into build/
+	@mkdir -p build && $(BIN)/loralab heldout --seed $(SEED) --out build/heldout-$(SEED).jsonl
+
+base: $(READY)  ## pretrain the embedded base from scratch, measure it and write its card (about an hour)
+	$(BIN)/python data/recipes/pretrain.py && $(BIN)/python data/recipes/bars.py
+
+clean:  ## delete what was built (not .venv)
+	rm -rf build runs .pytest_cache .ruff_cache

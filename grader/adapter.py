@@ -1,0 +1,210 @@
+"""Reading an untrusted adapter: only JSON and safetensors, every setting and every tensor accounted for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+# Settings that may differ from peft's defaults because they change neither the weights nor what they do.
+HARMLESS = {
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
+    "auto_mapping",
+}
+
+
+class Refused(ValueError):
+    """A submission that cannot be evaluated; the message says what is wrong with it and what to do."""
+
+
+class LoraSettings(BaseModel):
+    """The part of `adapter_config.json` that shapes a plain LoRA adapter."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    r: Annotated[int, Field(ge=1, le=1024)]
+    lora_alpha: Annotated[float, Field(gt=0, le=65536)]
+    target_modules: Annotated[list[str], Field(min_length=1, max_length=len(LINEAR))]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target modules in the order in which a layer uses them."""
+        return tuple(sorted(self.target_modules, key=LINEAR.index))
+
+    def config(self) -> LoraConfig:
+        """A fresh peft config with these settings and nothing else from the submission."""
+        return LoraConfig(
+            r=self.r, lora_alpha=self.lora_alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
+        )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A submitted adapter that passed every check of its form."""
+
+    settings: LoraSettings
+    weights: dict[str, torch.Tensor]
+    dtype: torch.dtype
+    file_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the file holds."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+    @property
+    def largest_b(self) -> float:
+        """The largest absolute entry of any lora_B; zero in an adapter that was never trained."""
+        return max(tensor.abs().max().item() for name, tensor in self.weights.items() if ".lora_B." in name)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an adapter with given settings has on a given base: computed, not measured."""
+
+    tensors: dict[str, tuple[int, ...]]
+    trainable: int
+    parameters: int
+
+    @property
+    def trainable_percent(self) -> float:
+        """Trainable share of all parameters, adapter included, in percent."""
+        return 100 * self.trainable / self.parameters
+
+    def file_bytes(self, dtype: torch.dtype) -> int:
+        """The exact size of the safetensors file that peft writes for it."""
+        tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.tensors.items()}
+        return len(save(tensors, metadata={"format": "pt"}))
+
+
+@cache
+def _shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        config = LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM")
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)
+    tensors = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
+    return Shape(tensors, *model.get_nb_trainable_parameters())
+
+
+def adapter_shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
+    """The exact shape of a LoRA adapter, from the base's config alone (no weights are loaded)."""
+    return _shape(source, rank, tuple(sorted(targets, key=LINEAR.index)))
+
+
+def read_adapter(folder: Path, source: str) -> Adapter:
+    """The adapter in `folder`, made for the base at `source`. Raises `Refused` if anything is not as it should be."""
+    settings = _read_settings(folder)
+    weights, dtype = _read_weights(folder / WEIGHTS_FILE)
+    _same_tensors(weights, adapter_shape(source, settings.r, settings.targets), settings)
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise Refused(
+                f"{WEIGHTS_FILE}: {name} holds NaN or infinity; the training diverged, lower its learning rate"
+            )
+    return Adapter(settings, weights, dtype, (folder / WEIGHTS_FILE).stat().st_size)
+
+
+def attach(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+    """The base with the adapter on it; `.unload()` gives the base back."""
+    peft_model = get_peft_model(model, adapter.settings.config())
+    set_peft_model_state_dict(peft_model, adapter.weights)
+    return peft_model.eval()
+
+
+def _read_settings(folder: Path) -> LoraSettings:
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise Refused(f"no run folder {folder.name!r}: the training did not finish, or was saved elsewhere")
+    if not path.is_file():
+        raise Refused(f"no {CONFIG_FILE} in {folder.name!r}: save the adapter with model.save_pretrained(folder)")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise Refused(f"{CONFIG_FILE} has {path.stat().st_size:,} bytes; no adapter's config is that large")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise Refused(f"{CONFIG_FILE} is not valid JSON: save the adapter again") from None
+    if not isinstance(raw, dict):
+        raise Refused(f"{CONFIG_FILE} holds no JSON object: save the adapter again")
+    try:
+        settings = LoraSettings.model_validate({name: raw.get(name) for name in LoraSettings.model_fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Refused(f"{CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    unknown = sorted(set(settings.target_modules) - set(LINEAR))
+    if unknown or len(set(settings.target_modules)) < len(settings.target_modules):
+        raise Refused(f"{CONFIG_FILE}: target_modules {settings.target_modules}: only {', '.join(LINEAR)}, each once")
+    _plain_lora(raw)
+    return settings
+
+
+def _plain_lora(raw: dict[str, Any]) -> None:
+    """Every further setting must be harmless or at peft's default (an empty value counts as one)."""
+    defaults = LoraConfig(r=1, target_modules=["q_proj"]).to_dict()
+    for name, value in raw.items():
+        if name in HARMLESS or name in LoraSettings.model_fields or not value:
+            continue
+        default = defaults.get(name)
+        default = getattr(default, "value", default)
+        if value != default:
+            raise Refused(f"{CONFIG_FILE}: {name} is {str(value)[:60]!r}; this exercise asks for plain LoRA without it")
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], torch.dtype]:
+    if not path.is_file():
+        pickles = [
+            p.name for p in sorted(path.parent.glob("*")) if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+        ]
+        if pickles:
+            raise Refused(f"{pickles[0]} is a pickle, which can run code and is never opened: save as {path.name}")
+        raise Refused(
+            f"no {path.name} in {path.parent.name!r}: no adapter was saved; call model.save_pretrained(folder)"
+        )
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise Refused(f"{path.name} has {path.stat().st_size:,} bytes, more than the {MAX_WEIGHTS_BYTES:,} allowed")
+    try:
+        with safe_open(path, framework="pt") as file:
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Refused(
+            f"{path.name} cannot be read (truncated or not safetensors: {error}); save the adapter again"
+        ) from None
+    if len(kinds) != 1 or not kinds <= DTYPES.keys():
+        raise Refused(
+            f"{path.name}: tensors of type {', '.join(sorted(kinds)) or 'none'}; an adapter has one of {', '.join(DTYPES)}"
+        )
+    return weights, DTYPES[kinds.pop()]
+
+
+def _same_tensors(weights: dict[str, torch.Tensor], shape: Shape, settings: LoraSettings) -> None:
+    claim = f"rank {settings.r} on {', '.join(settings.targets)}"
+    missing = sorted(shape.tensors.keys() - weights.keys())
+    extra = sorted(weights.keys() - shape.tensors.keys())
+    if missing or extra:
+        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not part of it"
+        more = f" (and {len(missing) + len(extra) - 1} more)" if len(missing) + len(extra) > 1 else ""
+        raise Refused(f"{WEIGHTS_FILE} is not the adapter that {CONFIG_FILE} describes ({claim}): {what}{more}")
+    for name, expected in shape.tensors.items():
+        found = tuple(weights[name].shape)
+        if found != expected:
+            raise Refused(f"{WEIGHTS_FILE}: {name} has shape {found}, but {claim} on this base makes it {expected}")

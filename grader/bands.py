@@ -1,0 +1,74 @@
+"""Bands: what honest runs of a solution measure, with how far the next honest run may be from them.
+
+A band is a two-sided normal tolerance interval on the logarithm of a ratio: with 95 % confidence it
+covers 99 % of all runs that differ by seed alone (Howe's approximation of the factor).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
+
+FOLDER = Path(__file__).parent / "bands"
+COVERAGE, CONFIDENCE = 0.99, 0.95
+
+
+class Band(BaseModel):
+    """Reference values of one ratio, and the interval in which an honest run falls."""
+
+    model_config = ConfigDict(frozen=True)
+
+    values: list[float]
+    mean: float
+    spread: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Band:
+        """The band of at least two measured ratios; `mean` is geometric, `spread` the factor of one standard deviation."""
+        logs = [math.log(value) for value in values]
+        mean, sd = statistics.fmean(logs), statistics.stdev(logs)
+        reach = tolerance_factor(len(values)) * sd
+        ends = (math.exp(x) for x in (mean, sd, mean - reach, mean + reach))
+        return cls(values=values, **dict(zip(("mean", "spread", "low", "high"), ends, strict=True)))
+
+
+def tolerance_factor(n: int) -> float:
+    """How many standard deviations a two-sided tolerance interval from `n` values reaches (Howe 1969)."""
+    z = stats.norm.ppf((1 + COVERAGE) / 2)
+    chi2 = stats.chi2.ppf(1 - CONFIDENCE, n - 1)
+    return z * math.sqrt((n - 1) * (1 + 1 / n) / chi2)
+
+
+class BaseBands(BaseModel):
+    """The bands of one exercise on one base, and where they come from."""
+
+    status: str = "measured"
+    fresh_ratio: Band
+    general_ratio: Band
+    seeds: list[int]
+    hardware: str
+    versions: dict[str, str]
+    base_sha256: str
+    measured: str
+
+
+class ExerciseBands(BaseModel):
+    """`grader/bands/<exercise>.json`: bands by base; a base that is not in it has not yet been measured."""
+
+    bases: dict[str, BaseBands] = {}
+
+    @classmethod
+    def load(cls, exercise: str) -> ExerciseBands:
+        path = FOLDER / f"{exercise}.json"
+        return cls.model_validate_json(path.read_text("utf-8")) if path.exists() else cls()
+
+    def save(self, exercise: str) -> Path:
+        path = FOLDER / f"{exercise}.json"
+        path.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
+        return path

@@ -1,0 +1,55 @@
+"""Running a notebook with papermill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat.reader import NotJSONError
+from papermill.exceptions import PapermillExecutionError
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook that did not run to its end; the message says in which cell and why."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where an executed notebook lies."""
+
+    notebook: Path
+    runs: Path
+
+
+def execute(
+    notebook: Path, folder: Path, base: str, seed: int, timeout: float = 600, progress: bool = True
+) -> Execution:
+    """Run `notebook` with BASE, SEED and RUNS set, in `folder`; `timeout` is in seconds a cell.
+
+    Raises `NotebookFailed` naming the cell and the error.
+    """
+    runs = folder / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    output = folder / notebook.name
+    try:
+        papermill.execute_notebook(
+            notebook,
+            output,
+            parameters={"BASE": base, "SEED": seed, "RUNS": str(runs)},
+            cwd=folder,
+            kernel_name="python3",
+            execution_timeout=timeout,
+            progress_bar={"desc": notebook.stem, "unit": "cell"} if progress else False,
+        )
+    except PapermillExecutionError as error:
+        where = f"{notebook.name}, cell {error.exec_count}"
+        raise NotebookFailed(f"{where}: {error.ename}: {error.evalue.strip().splitlines()[0][:300]}") from None
+    except CellTimeoutError:
+        raise NotebookFailed(f"{notebook.name}: a cell ran longer than {timeout:.0f} s") from None
+    except DeadKernelError:
+        raise NotebookFailed(f"{notebook.name}: the kernel died (out of memory, or it ended itself)") from None
+    except (NotJSONError, FileNotFoundError) as error:
+        raise NotebookFailed(f"{notebook}: cannot be read as a notebook: {str(error)[:200]}") from None
+    return Execution(output, runs)

@@ -1,0 +1,118 @@
+"""Showing verdicts: a table in the terminal, results.json, grades.csv and a self-contained report.html."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.table import Table
+
+from loralab import plot_loss, plot_ppl
+
+from .evaluate import Evidence
+from .verdict import Verdict
+
+MAX_POINTS = 100
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
+
+
+def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
+    """One verdict as a table: check, expected, found, points, pass; below it every reason for a failure."""
+    console = console or Console()
+    title = f"{verdict.exercise}: {verdict.student} on the {verdict.base} base"
+    if verdict.state != "graded":
+        console.print(f"[bold]{title}[/bold]\n[red]{verdict.state}[/red]: {verdict.message}", highlight=False)
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", show_lines=False)
+    for heading in ("check", "expected", "found", "points", "pass"):
+        table.add_column(heading, justify="right" if heading == "points" else "left", overflow="fold")
+    for check in verdict.checks:
+        mark = "[green]yes[/green]" if check.passed else "[red]no[/red]"
+        table.add_row(check.name, check.expected, check.found, f"{check.earned:g}/{check.points:g}", mark)
+    console.print(table)
+    for check in verdict.checks:
+        if not check.passed:
+            console.print(f"[red]{check.name}[/red]: {check.message}", highlight=False)
+    console.print(
+        f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
+    )
+
+
+def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
+    """Every verdict as JSON, with all checks and the run's own record."""
+    (folder / "results.json").write_bytes(TypeAdapter(list[Verdict]).dump_json(list(verdicts), indent=1) + b"\n")
+
+
+def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
+    """One line a student and exercise; a text that a spreadsheet would run as a formula is quoted as text."""
+    with (folder / "grades.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
+        for verdict in verdicts:
+            texts = (verdict.student, verdict.exercise, verdict.state)
+            points = "" if verdict.points is None else verdict.points
+            row = [*map(_as_text, texts), points, MAX_POINTS, str(verdict.passed), _as_text(_reasons(verdict))]
+            writer.writerow(row)
+
+
+def write_report(verdicts: Sequence[Verdict], folder: Path) -> Path:
+    """The report: one page with no outside files."""
+    sections = [(verdict, _figures(verdict)) for verdict in verdicts]
+    page = TEMPLATES.get_template("report.html.j2").render(sections=sections, max_points=MAX_POINTS)
+    path = folder / "report.html"
+    path.write_text(page, "utf-8")
+    return path
+
+
+def _reasons(verdict: Verdict) -> str:
+    return verdict.message or "; ".join(f"{c.name}: {c.message}" for c in verdict.checks if not c.passed)
+
+
+def _as_text(value: str) -> str:
+    return f"'{value}" if value.startswith(FORMULA_STARTS) else value
+
+
+def _figures(verdict: Verdict) -> list[tuple[str, str]]:
+    """(alternative text, image as data URI) for each plot of a verdict."""
+    if verdict.state != "graded" or verdict.claim is None:
+        return []
+    figures = []
+    if verdict.claim.losses:
+        plot_loss(verdict.claim)
+        alt = f"Training loss over {len(verdict.claim.losses)} steps, from {verdict.claim.losses[0]:.2f} to {verdict.claim.losses[-1]:.2f}"
+        figures.append((alt, _data_uri()))
+    if verdict.perplexities:
+        axes = plot_ppl(verdict.perplexities)
+        axes.set_title("Perplexity, recomputed by the grader")
+        alt = "Perplexities: " + ", ".join(f"{name} {value:.2f}" for name, value in verdict.perplexities.items())
+        figures.append((alt, _data_uri()))
+    return figures
+
+
+def _data_uri() -> str:
+    buffer = io.BytesIO()
+    plt.gcf().savefig(buffer, format="png", dpi=144, facecolor="white")
+    plt.close()
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def perplexities(evidence: Evidence) -> dict[str, float]:
+    """The perplexities of the report's bar plot, by label."""
+    named = {"fresh questions": evidence.fresh, "eval.jsonl": evidence.public, "general.jsonl": evidence.general}
+    return {
+        f"{name}, {when}": getattr(measured, when).ppl
+        for name, measured in named.items()
+        for when in ("before", "after")
+    }

@@ -1,0 +1,42 @@
+"""One verdict: what came of grading one run, in a form that can be stored and shown."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from loralab import RunRecord
+
+from .checks import Check
+
+State = Literal["graded", "submission failed", "grader failed"]
+
+
+class Verdict(BaseModel):
+    """The outcome for one student and exercise.
+
+    "graded" has checks and points; "submission failed" has none and a message to the student; "grader
+    failed" is nobody's zero: it has no score and is to be repeated.
+    """
+
+    exercise: str
+    student: str
+    base: str
+    heldout_seed: int
+    state: State
+    message: str = ""
+    checks: list[Check] = []
+    claim: RunRecord | None = None
+    perplexities: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+
+    @property
+    def points(self) -> float | None:
+        """Points earned; None if the grader failed."""
+        return None if self.state == "grader failed" else sum(check.earned for check in self.checks)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check ran and passed."""
+        return self.state == "graded" and bool(self.checks) and all(check.passed for check in self.checks)

@@ -1,0 +1,90 @@
+"""Fixtures that several rooms share. Nothing here needs a network, a GPU or an account."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from grader.evaluate import Evaluator
+from loralab import Base, Pair, choose_base, data_path, load_model, load_tokenizer, read_pairs, train
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@pytest.fixture(scope="session")
+def base() -> Base:
+    return choose_base("embedded")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base):
+    return load_tokenizer(base)
+
+
+@pytest.fixture
+def model(base):
+    return load_model(base)
+
+
+@pytest.fixture(scope="session")
+def train_pairs() -> list[Pair]:
+    return read_pairs(data_path("pairs/train.jsonl"))[:100]
+
+
+@pytest.fixture(scope="session")
+def eval_pairs() -> list[Pair]:
+    return read_pairs(data_path("pairs/eval.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def evaluator(base) -> Evaluator:
+    return Evaluator(base, seed=123)
+
+
+def with_adapter(model, rank: int = 16, targets: list[str] | None = None, **settings) -> PeftModel:
+    """The model with a LoRA adapter as exercise 1 asks for, unless told otherwise."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.05,
+        target_modules=targets or ATTENTION,
+        task_type="CAUSAL_LM",
+        **settings,
+    )
+    return get_peft_model(model, config)
+
+
+@pytest.fixture(scope="session")
+def trained(base, tokenizer, train_pairs, eval_pairs, tmp_path_factory) -> Callable[..., Path]:
+    """Trains an adapter as exercise 1 asks for, with what a test changes about it, and gives its run folder."""
+
+    def make(name: str, pairs=None, adapter: dict | None = None, **settings) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "first-adapter"
+        model = with_adapter(load_model(base), **(adapter or {}))
+        options = {"eval_pairs": eval_pairs, "epochs": 3, "quiet": True} | settings
+        train(model, tokenizer, pairs or train_pairs, folder, base, **options)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _honest(trained) -> Path:
+    return trained("honest")
+
+
+@pytest.fixture
+def honest(_honest, tmp_path) -> Path:
+    """A copy of an honest run of exercise 1, to be spoilt at will."""
+    return shutil.copytree(_honest, tmp_path / "first-adapter")

@@ -1,0 +1,96 @@
+"""Reading an untrusted adapter, and the exact shapes it is compared with."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from grader.adapter import Refused, adapter_shape, read_adapter
+from tests.conftest import ATTENTION, CONFIGS
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("config", "rank", "targets", "trainable", "parameters"),
+    [
+        ("smollm2-135m", 16, ["q_proj", "v_proj"], 921_600, 135_436_608),
+        ("smollm2-135m", 16, ATTENTION, 1_843_200, 136_358_208),
+        ("smollm2-135m", 64, [*ATTENTION, "gate_proj", "up_proj", "down_proj"], 19_537_920, 154_052_928),
+        ("qwen2.5-0.5b", 16, ATTENTION, 2_162_688, 496_195_456),
+        ("qwen2.5-0.5b", 4, [*ATTENTION, "gate_proj", "up_proj", "down_proj"], 2_199_552, 496_232_320),
+    ],
+)
+def test_shapes_are_exact_on_the_true_configs(config, rank, targets, trainable, parameters):
+    shape = adapter_shape(str(CONFIGS / config), rank, tuple(targets))
+    assert (shape.trainable, shape.parameters) == (trainable, parameters)
+
+
+def test_the_file_size_is_that_of_peft(honest, base):
+    shape = adapter_shape(base.source, 16, tuple(ATTENTION))
+    assert shape.file_bytes(torch.float32) == (honest / WEIGHTS).stat().st_size
+    large = adapter_shape(str(CONFIGS / "qwen2.5-0.5b"), 16, tuple(ATTENTION))
+    assert (large.file_bytes(torch.float32), large.file_bytes(torch.float16)) == (8_676_008, 4_350_584)
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, change):
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def first(weights):
+    return sorted(weights)[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda f: (f / WEIGHTS).unlink(), "no adapter was saved; call model.save_pretrained"),
+        (lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"), "adapter_model.bin is a pickle, which can run code"),
+        (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:5000]), "truncated or not safetensors"),
+        (lambda f: (f / WEIGHTS).write_bytes(b""), "truncated or not safetensors"),
+        (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
+        (lambda f: (f / "adapter_config.json").write_text("[" * 50_000), "adapter_config.json is not valid JSON"),
+        (lambda f: (f / "adapter_config.json").write_text("[]"), "holds no JSON object"),
+        (lambda f: (f / "adapter_config.json").write_text(" " * 70_000), "no adapter's config is that large"),
+        (lambda f: edit_config(f, r="16"), "adapter_config.json: r: Input should be a valid integer"),
+        (lambda f: edit_config(f, r=10**9), "adapter_config.json: r: "),
+        (lambda f: edit_config(f, target_modules=".*"), "adapter_config.json: target_modules"),
+        (lambda f: edit_config(f, target_modules=["lm_head"]), "only q_proj, k_proj"),
+        (lambda f: edit_config(f, modules_to_save=["lm_head"]), "modules_to_save is .* plain LoRA without it"),
+        (lambda f: edit_config(f, use_dora=True), "use_dora is 'True'; this exercise asks for plain LoRA"),
+        (lambda f: edit_config(f, peft_type="IA3"), "peft_type is 'IA3'"),
+        (lambda f: edit_config(f, rank_pattern={"q_proj": 64}), "rank_pattern is"),
+        (lambda f: edit_config(f, r=8), r"has shape \(16, 256\), but rank 8 on .* makes it \(8, 256\)"),
+        (lambda f: edit_config(f, target_modules=["q_proj"]), "is not part of it"),
+        (lambda f: edit_weights(f, lambda w: w.pop(first(w))), "lora_A.weight is missing"),
+        (lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))), "extra is not part of it"),
+        (lambda f: edit_weights(f, lambda w: w[first(w)].fill_(float("nan"))), "holds NaN or infinity"),
+        (lambda f: edit_weights(f, lambda w: w.update({k: v.double() for k, v in w.items()})), "tensors of type F64"),
+    ],
+)
+def test_a_spoilt_adapter_is_refused_with_its_cause(honest, base, spoil, cause):
+    spoil(honest)
+    with pytest.raises(Refused, match=cause) as error:
+        read_adapter(honest, base.source)
+    assert "\n" not in str(error.value)
+
+
+def test_no_folder_at_all_is_refused(tmp_path, base):
+    with pytest.raises(Refused, match="no run folder 'nothing': the training did not finish"):
+        read_adapter(tmp_path / "nothing", base.source)
+
+
+def test_a_half_precision_adapter_is_read(honest, base):
+    edit_weights(honest, lambda w: w.update({k: v.half() for k, v in w.items()}))
+    adapter = read_adapter(honest, base.source)
+    assert adapter.dtype == torch.float16
+    assert adapter.file_bytes == adapter_shape(base.source, 16, tuple(ATTENTION)).file_bytes(torch.float16)

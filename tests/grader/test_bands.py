@@ -1,0 +1,50 @@
+"""The statistics of the bands."""
+
+import math
+
+import numpy as np
+import pytest
+
+from grader.bands import Band, ExerciseBands, tolerance_factor
+from grader.exercises import EXERCISES
+
+
+def test_the_tolerance_factor_is_that_of_the_tables():
+    assert tolerance_factor(10) == pytest.approx(
+        4.433, rel=0.01
+    )  # ISO 16269-6: two-sided, 95 % confidence, 99 % coverage
+    assert tolerance_factor(30) == pytest.approx(3.350, rel=0.01)
+
+
+def test_a_band_covers_what_it_claims():
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        band = Band.of(list(np.exp(rng.normal(-2, 0.1, 10))))
+        fresh = np.exp(rng.normal(-2, 0.1, 1000))
+        covered.append(np.mean((band.low <= fresh) & (fresh <= band.high)) >= 0.99)
+    assert np.mean(covered) >= 0.93
+
+
+def test_a_band_is_geometric():
+    band = Band.of([0.05, 0.2])
+    assert band.mean == pytest.approx(0.1)
+    assert math.sqrt(band.low * band.high) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_the_stored_bands_follow_from_their_values(exercise):
+    stored = ExerciseBands.load(exercise).bases["embedded"]
+    assert len(stored.seeds) >= 8
+    for band in (stored.fresh_ratio, stored.general_ratio):
+        assert band == Band.of(band.values)
+        assert len(band.values) == len(stored.seeds)
+    assert stored.fresh_ratio.mean <= 0.4  # perplexity falls by at least 60 %
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_the_bands_were_measured_on_the_base_in_this_repository(exercise, base):
+    from grader.__main__ import _weights_hash
+
+    stored = ExerciseBands.load(exercise).bases["embedded"]
+    assert stored.base_sha256 == _weights_hash(base), "the base changed: run `make bands`"

@@ -1,0 +1,43 @@
+"""Running notebooks."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from grader.execute import NotebookFailed, execute
+
+
+def notebook(tmp_path, *cells):
+    path = tmp_path / "homework.ipynb"
+    parameters = new_code_cell('BASE, SEED, RUNS = "auto", 0, "runs"', metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[parameters, *map(new_code_cell, cells)]), path)
+    return path
+
+
+def test_parameters_reach_the_notebook_and_runs_are_found(tmp_path):
+    path = notebook(tmp_path, "import pathlib; (pathlib.Path(RUNS) / f'{BASE}-{SEED}').touch()")
+    done = execute(path, tmp_path / "out", "embedded", 3, progress=False)
+    assert (done.runs / "embedded-3").exists()
+
+
+def test_an_error_is_named_with_its_cell(tmp_path):
+    with pytest.raises(NotebookFailed, match=r"homework.ipynb, cell 3: ZeroDivisionError: division by zero"):
+        execute(notebook(tmp_path, "1 / 0"), tmp_path / "out", "embedded", 0, progress=False)
+
+
+def test_a_cell_that_takes_too_long_is_stopped(tmp_path):
+    with pytest.raises(NotebookFailed, match="a cell ran longer than 2 s"):
+        execute(notebook(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", "embedded", 0, 2, progress=False)
+
+
+def test_a_kernel_that_ends_itself_is_a_failure(tmp_path):
+    with pytest.raises(NotebookFailed, match="the kernel died"):
+        execute(notebook(tmp_path, "import os; os._exit(0)"), tmp_path / "out", "embedded", 0, progress=False)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 3}'])
+def test_a_file_that_is_no_notebook_is_a_failure(tmp_path, content):
+    path = tmp_path / "homework.ipynb"
+    path.write_text(content)
+    with pytest.raises(NotebookFailed):
+        execute(path, tmp_path / "out", "embedded", 0, progress=False)

@@ -1,0 +1,52 @@
+"""The exercise notebooks: generated, clean, and gradable."""
+
+import itertools
+
+import nbformat
+import pytest
+
+from grader.exercises import EXERCISES, ROOT
+from grader.release import generate
+
+NOTEBOOKS = sorted([*ROOT.glob("solutions/*/*.ipynb"), *ROOT.glob("exercises/*/*.ipynb")])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_notebook_has_stable_ids_parameters_and_no_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    assert all(name in parameters.source for name in ("BASE", "SEED", "RUNS"))
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
+def test_the_student_version_is_what_nbgrader_generates(exercise, tmp_path):
+    fresh = generate(exercise, tmp_path)
+    committed = ROOT / "exercises" / exercise.id / fresh.name
+    assert fresh.read_text() == committed.read_text(), "exercises/ is stale: run `make exercises`"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
+def test_the_student_version_holds_no_solution(exercise):
+    solution = nbformat.read(exercise.solution, as_version=4)
+    student = nbformat.read(ROOT / "exercises" / exercise.id / exercise.solution.name, as_version=4)
+    for solved, empty in zip(solution.cells, student.cells, strict=True):
+        nbgrader = solved.metadata.get("nbgrader", {})
+        if nbgrader.get("solution") and not nbgrader.get("grade"):
+            assert "BEGIN SOLUTION" in solved.source
+            assert "raise NotImplementedError" in empty.source
+            assert "SOLUTION" not in empty.source
+        else:
+            assert solved.source == empty.source
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
+def test_every_task_has_a_self_check_right_below_it(exercise):
+    cells = nbformat.read(exercise.solution, as_version=4).cells
+    for task, check in itertools.pairwise(cells):
+        if task.metadata.get("nbgrader", {}).get("solution"):
+            assert check.metadata["nbgrader"]["points"] > 0
+            assert "SelfCheck" in check.source

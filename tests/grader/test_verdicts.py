@@ -1,0 +1,127 @@
+"""Verdicts on exercise 1: the honest run passes, and everything that is not one is refused with its cause."""
+
+import json
+
+import pytest
+
+from grader.__main__ import judge
+from grader.exercises import EXERCISES
+from loralab import Pair, data_path, read_pairs
+from tests.conftest import with_adapter
+
+EX1 = EXERCISES["ex1_first_adapter"]
+
+
+@pytest.fixture
+def verdict(evaluator):
+    return lambda folder: judge(evaluator, EX1, "student", folder)
+
+
+def failed(verdict) -> dict[str, str]:
+    """The messages of the checks that did not pass."""
+    assert verdict.state == "graded", verdict.message
+    assert not verdict.passed
+    return {check.name: check.message for check in verdict.checks if not check.passed}
+
+
+def edit_record(folder, **changes):
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_honest_run_passes_with_all_points(verdict, honest):
+    result = verdict(honest)
+    assert result.passed, [check for check in result.checks if not check.passed]
+    assert result.points == 100
+
+
+def test_grading_leaves_the_base_as_it_was(evaluator, verdict, honest):
+    first = verdict(honest)
+    assert verdict(honest) == first
+    assert evaluator._measure(evaluator.model)["fresh"].ppl == pytest.approx(evaluator.before["fresh"].ppl)
+
+
+def test_an_untrained_adapter_is_refused(verdict, honest, model):
+    with_adapter(model).save_pretrained(honest)
+    messages = failed(verdict(honest))
+    assert "B is still all zeros" in messages["lora_B moved"]
+    assert "the adapter does not help on new questions" in messages["fresh held-out PPL"]
+    assert "recomputed" in messages["claims of run.json"]
+
+
+def test_a_learning_rate_of_zero_is_refused(verdict, trained):
+    messages = failed(verdict(trained("lr-zero", learning_rate=1e-30)))
+    assert "the adapter does not help on new questions" in messages["fresh held-out PPL"]
+
+
+def test_a_learning_rate_a_hundred_times_too_small_is_refused(verdict, trained, base):
+    messages = failed(verdict(trained("lr-small", learning_rate=base.learning_rate / 100)))
+    assert "fresh held-out PPL" in messages
+
+
+def test_a_wrong_rank_is_refused(verdict, trained):
+    messages = failed(verdict(trained("rank", adapter={"rank": 4})))
+    assert messages["rank and targets"] == "the adapter has rank 4; set r=16 in LoraConfig"
+
+
+def test_missing_targets_are_refused(verdict, trained):
+    messages = failed(verdict(trained("targets", adapter={"targets": ["q_proj", "v_proj"]})))
+    assert messages["rank and targets"] == "target_modules lacks k_proj, o_proj"
+
+
+def test_an_adapter_trained_on_other_data_is_refused(verdict, trained, train_pairs):
+    general = read_pairs(data_path("pairs/general.jsonl"))
+    messages = failed(verdict(trained("other", pairs=general)))
+    assert messages["fresh held-out PPL"]
+
+
+def test_answers_to_the_wrong_questions_are_refused(verdict, trained, train_pairs):
+    moved = train_pairs[1:] + train_pairs[:1]
+    shuffled = [Pair(instruction=a.instruction, output=b.output) for a, b in zip(train_pairs, moved, strict=True)]
+    assert "fresh held-out PPL" in failed(verdict(trained("shuffled", pairs=shuffled)))
+
+
+def test_a_perplexity_that_is_a_lie_is_refused(verdict, honest):
+    edit_record(honest, ppl_after=1.2)
+    assert failed(verdict(honest)) == {
+        "claims of run.json": next(c.message for c in verdict(honest).checks if c.name == "claims of run.json")
+    }
+    assert "PPL after 1.20, recomputed" in failed(verdict(honest))["claims of run.json"]
+
+
+def test_a_rank_that_is_a_lie_is_refused(verdict, honest):
+    edit_record(honest, rank=64)
+    assert "rank 64 on" in failed(verdict(honest))["claims of run.json"]
+
+
+def test_a_parameter_count_that_is_a_lie_is_refused(verdict, honest):
+    edit_record(honest, trainable=1)
+    assert "was the base frozen?" in failed(verdict(honest))["trainable share"]
+
+
+@pytest.mark.parametrize(
+    "losses", [[], [3.0, 2.0, 2.5, 3.5], [3.0, float("nan"), 1.0, 0.5], [3.0, 2.0, 1.0, float("inf")]]
+)
+def test_a_loss_that_does_not_fall_or_is_not_finite_is_refused(verdict, honest, losses):
+    edit_record(honest, losses=losses)
+    assert "training loss" in failed(verdict(honest))
+
+
+def test_a_run_on_another_base_is_refused(verdict, honest):
+    edit_record(honest, base="smollm2-135m")
+    result = verdict(honest)
+    assert (result.state, result.points) == ("submission failed", 0)
+    assert "trained on 'smollm2-135m', but 'embedded' is being graded" in result.message
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "\x00", '{"name": 1}'])
+def test_a_broken_record_is_a_failed_submission_and_not_a_crash(verdict, honest, content):
+    (honest / "run.json").write_text(content)
+    result = verdict(honest)
+    assert (result.state, result.passed) == ("submission failed", False)
+    assert "run.json" in result.message
+
+
+def test_no_adapter_at_all_is_a_failed_submission(verdict, tmp_path):
+    result = verdict(tmp_path / "first-adapter")
+    assert (result.state, result.passed) == ("submission failed", False)

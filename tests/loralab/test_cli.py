@@ -1,0 +1,36 @@
+"""The command line."""
+
+import pytest
+from typer.testing import CliRunner
+
+from loralab import read_pairs
+from loralab.cli import app
+
+
+@pytest.fixture
+def run():
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_heldout_writes_the_pairs_of_a_seed(run, tmp_path):
+    result = run("heldout", "--seed", 7, "--count", 20, "--out", tmp_path / "fresh.jsonl")
+    assert result.exit_code == 0, result.output
+    assert len(read_pairs(tmp_path / "fresh.jsonl")) == 20
+
+
+def test_heldout_refuses_an_impossible_count(run, tmp_path):
+    result = run("heldout", "--count", 100_000, "--out", tmp_path / "fresh.jsonl")
+    assert result.exit_code == 2
+    assert not (tmp_path / "fresh.jsonl").exists()
+
+
+def test_check_names_the_bad_line_of_my_own_file(run, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
+    result = run("check", tmp_path / "mine.jsonl")
+    assert result.exit_code == 1
+    assert "mine.jsonl:2: the field 'output' is missing" in result.output
+
+
+def test_check_of_a_good_file_tells_its_lengths(run, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    assert "1 good pairs" in run("check", tmp_path / "mine.jsonl").output

@@ -1,0 +1,55 @@
+"""Training and the run folder that it leaves."""
+
+import json
+
+import pytest
+from peft import PeftModel
+
+from loralab import RunRecord, load_model, perplexity, train
+
+
+def test_a_run_leaves_an_adapter_and_its_record(honest):
+    assert sorted(file.name for file in honest.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "run.json",
+    ]
+    record = RunRecord.load(honest)
+    assert (record.rank, record.alpha, record.method) == (16, 32, "lora")
+    assert record.adapter_bytes == (honest / "adapter_model.safetensors").stat().st_size
+    assert len(record.losses) == 3 * 13  # 100 pairs in batches of 8, three epochs
+    assert record.ppl_after < 0.4 * record.ppl_before
+
+
+def test_the_saved_adapter_is_the_trained_one(honest, base, tokenizer, eval_pairs):
+    reloaded = PeftModel.from_pretrained(load_model(base), honest)
+    assert perplexity(reloaded, tokenizer, eval_pairs, base.max_length) == pytest.approx(
+        RunRecord.load(honest).ppl_after, rel=1e-4
+    )
+
+
+def test_the_adapter_config_names_the_base_and_no_path_of_this_machine(honest, base):
+    config = json.loads((honest / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == base.name
+
+
+def test_the_same_seed_gives_the_same_run(trained, train_pairs):
+    runs = [RunRecord.load(trained("again", pairs=train_pairs[:16], epochs=1, eval_pairs=(), seed=3)) for _ in range(2)]
+    assert runs[0].losses == runs[1].losses
+
+
+def test_full_fine_tuning_is_recorded_as_such(base, model, tokenizer, train_pairs, tmp_path):
+    record = train(model, tokenizer, train_pairs[:8], tmp_path, base, epochs=1, learning_rate=1e-4, quiet=True)
+    assert (record.method, record.adapter_bytes) == ("full", None)
+    assert record.trainable == record.parameters == model.num_parameters()
+
+
+def test_a_record_survives_saving_and_says_what_is_wrong_with_a_broken_one(honest, tmp_path):
+    record = RunRecord.load(honest)
+    record.save(tmp_path)
+    assert RunRecord.load(tmp_path) == record
+    (tmp_path / "run.json").write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match=r"run.json: base: Field required"):
+        RunRecord.load(tmp_path)
+    with pytest.raises(ValueError, match="no run.json in it; is this the folder of a finished run"):
+        RunRecord.load(tmp_path / "elsewhere")
