@@ -4,9 +4,11 @@ BIN    := .venv/bin
 READY  := .venv/ready
 SEED   ?= 7
 BASE   ?= embedded
+REF    ?= main
+REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade test lint format exercises bands pairs heldout base clean
+.PHONY: help setup grade test lint format chapters badges exercises bands pairs heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,12 @@ lint: $(READY)
 
 format: $(READY)  ## let ruff write the code's form, notebooks included
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+chapters: $(READY)  ## execute every chapter on the embedded base and keep the outputs
+	$(BIN)/python tools/notebooks.py execute
+
+badges: $(READY)  ## write Colab badges and bootstrap cells: make badges REPO=owner/name [REF=main]
+	$(BIN)/python tools/notebooks.py badges --repo $(REPO) --ref $(REF)
 
 exercises: $(READY)  ## generate the student notebooks in exercises/ from solutions/
 	$(BIN)/python -m grader exercises

@@ -1,0 +1,129 @@
+"""Habits around notebooks: execute the chapters, write their bootstrap cells and Colab badges."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import nbformat
+import papermill
+import typer
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).parents[1]
+BOOTSTRAP = Path(__file__).parent / "bootstrap.py"
+REPOSITORY = re.compile(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)@([\w./-]+)\"")
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/{ref}/{path})"
+BADGE_LINE = re.compile(r"^\[!\[Open in Colab\].*$", re.M)
+
+app = typer.Typer(help="Keep the notebooks in order.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def chapters() -> list[Path]:
+    """The chapters in their order."""
+    return sorted(ROOT.glob("chapters/[0-9][0-9]_*.ipynb"))
+
+
+def learner_notebooks() -> list[Path]:
+    """Every notebook that a learner opens in Colab, and the solutions that exercises are made from."""
+    return [*chapters(), *sorted(ROOT.glob("solutions/*/*.ipynb"))]
+
+
+def public_path(path: Path) -> str:
+    """Where a learner finds the notebook: a solution stands for the exercise that is generated from it."""
+    return path.relative_to(ROOT).as_posix().replace("solutions/", "exercises/", 1)
+
+
+def cell(notebook: NotebookNode, name: str) -> NotebookNode:
+    """The cell with the id `name`. Raises `KeyError` if there is none."""
+    for candidate in notebook.cells:
+        if candidate.id == name:
+            return candidate
+    raise KeyError(f"no cell with the id {name!r}")
+
+
+def dressed(notebook: NotebookNode, path: Path, repo: str, ref: str) -> NotebookNode:
+    """The notebook with its bootstrap cell and its badge for the repository `repo` at `ref`."""
+    source = BOOTSTRAP.read_text("utf-8").rstrip("\n")
+    cell(notebook, "bootstrap").source = source.replace("{repo}", repo).replace("{ref}", ref)
+    title = cell(notebook, "title")
+    badge = BADGE.format(repo=repo, ref=ref, path=public_path(path))
+    if BADGE_LINE.search(title.source):
+        title.source = BADGE_LINE.sub(lambda _: badge, title.source)
+    else:
+        heading, _, rest = title.source.partition("\n")
+        title.source = f"{heading}\n\n{badge}\n\n{rest.lstrip()}"
+    return notebook
+
+
+@app.command()
+def badges(
+    repo: Annotated[str, typer.Option(help="owner/name of the repository on GitHub.")],
+    ref: Annotated[str, typer.Option(help="The tag or branch that notebooks install and open.")] = "main",
+) -> None:
+    """Write the bootstrap cell and the Colab badge of every notebook."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise typer.BadParameter(f"{repo!r} is not owner/name")
+    for path in learner_notebooks():
+        nbformat.write(dressed(nbformat.read(path, as_version=4), path, repo, ref), path)
+        typer.echo(path.relative_to(ROOT))
+
+
+@app.command()
+def execute(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Chapters by the start of their name (default: all).")
+    ] = None,
+    base: Annotated[str, typer.Option(help="The base to run on.")] = "embedded",
+) -> None:
+    """Execute the chapters in place, each in a fresh kernel and an empty folder."""
+    chosen = [path for path in chapters() if not names or path.name.startswith(tuple(names))]
+    for path in tqdm(chosen, desc="chapters", unit="chapter"):
+        notebook = run(path, ROOT / "build" / "chapters" / path.stem, base)
+        nbformat.write(notebook, path)
+
+
+def run(path: Path, folder: Path, base: str, **parameters: object) -> NotebookNode:
+    """Execute a chapter with BASE and RUNS set, in `folder`, and return it with its outputs and its own parameters.
+
+    Raises `papermill.PapermillExecutionError` if a cell fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = papermill.execute_notebook(
+        path,
+        folder / path.name,
+        parameters={"BASE": base, **parameters},
+        cwd=folder,
+        kernel_name="python3",
+        progress_bar={"desc": path.stem, "unit": "cell", "leave": False},
+    )
+    return _published(done)
+
+
+def _published(notebook: NotebookNode) -> NotebookNode:
+    """What is committed of an executed notebook: no injected cell, no timestamps, no progress bars, no widget state."""
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec",) if name in notebook.metadata}
+    notebook.metadata["language_info"] = {"name": "python"}
+    for one in notebook.cells:
+        for name in ("papermill", "execution"):
+            one.metadata.pop(name, None)
+        if not one.metadata.get("tags", True):
+            one.metadata.pop("tags")
+        if one.cell_type == "code":
+            one.outputs = [output for output in one.outputs if not _is_progress(output)]
+    return notebook
+
+
+def _is_progress(output: NotebookNode) -> bool:
+    """Whether an output is a progress bar: on stderr, or Trainer's HTML table."""
+    if output.output_type == "stream":
+        return output.name == "stderr"
+    html = output.get("data", {}).get("text/html", "")
+    return "<progress" in html
+
+
+if __name__ == "__main__":
+    app()
