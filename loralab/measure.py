@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
@@ -112,11 +112,11 @@ def peak_memory() -> int:
     """Peak memory in bytes: allocated by torch on a GPU, resident in this process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
+    with suppress(OSError, IndexError):  # Linux
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)  # Windows knows the peak; elsewhere what is held now
 
 
 def answer(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
@@ -38,17 +39,18 @@ def train(
     given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own.
     """
     folder = Path(folder)
+    learning_rate = base.learning_rate if learning_rate is None else learning_rate
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
     ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
     trainer = Trainer(
         model=model,
-        args=training_arguments(
-            folder, len(examples), epochs, batch_size, learning_rate or base.learning_rate, seed, quiet
-        ),
+        args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate, seed),
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),  # pads to the longest in the batch
         processing_class=tokenizer,
+        callbacks=[] if quiet else [_Bar()],
     )
+    trainer.remove_callback(PrinterCallback)
     reset_peak_memory()
     started = time.perf_counter()
     trainer.train()
@@ -65,7 +67,7 @@ def train(
         tokens=round(epochs * sum(len(example["input_ids"]) for example in examples)),
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=learning_rate or base.learning_rate,
+        learning_rate=learning_rate,
         seed=seed,
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         seconds=seconds,
@@ -82,9 +84,10 @@ def train(
 
 
 def training_arguments(
-    folder: Path, examples: int, epochs: float, batch_size: int, learning_rate: float, seed: int, quiet: bool = False
+    folder: Path, examples: int, epochs: float, batch_size: int, learning_rate: float, seed: int
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
+    hardware = precision()
     steps = max(1, round(epochs * -(-examples // batch_size)))
     return TrainingArguments(
         output_dir=str(folder),
@@ -97,16 +100,26 @@ def training_arguments(
         save_strategy="no",
         report_to="none",
         seed=seed,
-        disable_tqdm=quiet,
-        **precision().autocast,
+        disable_tqdm=True,  # `train` has a bar of its own
+        use_cpu=hardware.device == "cpu",
+        dataloader_pin_memory=hardware.device == "cuda",
+        **hardware.autocast,
     )
+
+
+class _Bar(ProgressCallback):
+    """Trainer's progress bar with the loss beside it, in place of a printed line for every step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
 
 
 def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, object]:
     config = model.peft_config["default"]
     if Path(base.source).is_dir():
         config.base_model_name_or_path = base.name  # a path of this machine would help nobody
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # else peft looks the base up on the hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
     return {
         "rank": config.r,
