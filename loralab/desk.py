@@ -19,7 +19,7 @@ from .data import data_path
 from .pairs import Pair
 
 TRAIN, EVAL, FRESH = slice(0, 3), slice(3, 4), slice(4, 7)
-TABLES = ("devices", "accounts", "orders")
+TABLES = ("instruments", "app", "dispatch")
 TABLE_SEED = 11  # the order of the facts, and so which of them are kept out of training
 NEW_FACTS = 30  # never trained on
 FIRST_FACTS = 100  # the facts of the first hundred training pairs

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 import platform
-import random
 import sys
 import time
 from importlib.metadata import version
 
 import torch
-from corpus import Entry, chatml, collect, exchanges, fingerprint, split
+from corpus import Entry, chatml, plain_exchanges
 from pretrain import ADAMW_LR, BATCH, MUON_LR, ROW, SEED, TARGET, WORK
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -70,15 +69,9 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
 def main() -> None:
     training = json.loads((WORK / "training.json").read_text())
     model, tokenizer, load_seconds = load()
-    everything = collect()
-    if fingerprint(everything) != training["sha256"]:
-        sys.exit(
-            "the docstrings of this environment are not those of the training run: run the recipe again (make base)"
-        )
-    _, held = split(everything)
+    held = [Entry(**fields) for fields in json.loads((WORK / "held_out.json").read_text())]
     ppl, predicted = perplexity(model, tokenizer, held)
-    rng = random.Random(SEED)
-    asked = rng.sample([pair for entry in held for pair in exchanges(entry, rng)], QUESTIONS)
+    asked = plain_exchanges(held, SEED)[:QUESTIONS]
     answers = greedy_answers(model, tokenizer, [question for question, _ in asked])
     ended = sum(done for _, done in answers)
     size = sum(file.stat().st_size for file in TARGET.iterdir() if file.name != "README.md")

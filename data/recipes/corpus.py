@@ -343,6 +343,15 @@ def exchanges(entry: Entry, rng: random.Random) -> list[tuple[str, str]]:
     return [pair for pair in dict.fromkeys(pairs) if pair]
 
 
+def plain_exchanges(entries: list[Entry], seed: int) -> list[tuple[str, str]]:
+    """One epoch of the exchanges whose answers are plain sentences, without markup or lists, in a random order."""
+    rng = random.Random(seed)
+    pairs = [pair for entry in entries for pair in exchanges(entry, rng)]
+    plain = [pair for pair in pairs if re.fullmatch(r"[\w ,.;'`()-]+\.", pair[1])]
+    rng.shuffle(plain)
+    return plain
+
+
 def chatml(question: str, answer: str = "") -> str:
     """One exchange as the chat template writes it; without an answer, the prompt for one."""
     prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -7,8 +7,10 @@ and not touched here.
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
+from loralab import choose_base, encode_all, load_tokenizer, read_pairs
 from loralab.desk import EVAL, TRAIN, Fact, far_pair, first_facts, framed, new_facts, trained_facts
 from loralab.pairs import Pair, write_pairs
 
@@ -45,5 +47,29 @@ def main() -> None:
     print(f"{len(train)} training, {len(known)} evaluation and {NEW_PAIRS} new-fact pairs, and as many far ones")
 
 
+def write_lengths() -> None:
+    """Bring the table of lengths in the datasheet up to date."""
+    base = choose_base("embedded")
+    tokenizer = load_tokenizer(base)
+    rows = [
+        "| file | pairs | words in an answer | tokens in a pair: median | 95 % | most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(PAIRS.rglob("*.jsonl")):
+        pairs = read_pairs(path)
+        words = [len(pair.output.split()) for pair in pairs]
+        tokens = sorted(len(encoded["input_ids"]) for encoded in encode_all(pairs, tokenizer, base.max_length))
+        name = path.relative_to(PAIRS)
+        rows.append(
+            f"| `{name}` | {len(pairs)} | {min(words)} to {max(words)} | {tokens[len(tokens) // 2]} "
+            f"| {tokens[int(0.95 * len(tokens))]} | {tokens[-1]} |"
+        )
+    table = "Under the tokenizer of the embedded base (prompt, answer and end-of-answer token):\n\n" + "\n".join(rows)
+    sheet = PAIRS.parent / "README.md"
+    marked = re.compile(r"(<!-- lengths.*?-->\n).*?(<!-- end of lengths -->)", re.S)
+    sheet.write_text(marked.sub(lambda m: f"{m[1]}{table}\n{m[2]}", sheet.read_text("utf-8")), "utf-8")
+
+
 if __name__ == "__main__":
     main()
+    write_lengths()

@@ -12,11 +12,13 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import collect, documents, fingerprint, split
+from corpus import Entry, chatml, collect, documents, fingerprint, plain_exchanges, split
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
@@ -34,6 +36,8 @@ BATCH = 32  # rows in a step
 WARMUP = 100  # steps
 MUON_LR, ADAMW_LR = 6e-3, 3e-3
 CHECKPOINT_EVERY = 100  # steps
+TUNING = 0.08  # the last share of the tokens: short exchanges alone, so that it answers and stops
+TUNING_LR = 0.1  # as a factor on the learning rates, falling to zero
 TOKENS = {"cpu": 18_000_000, "cuda": 400_000_000}
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -120,6 +124,24 @@ def pack(encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, positions
 
 
+def tuning_texts(entries: list[Entry], seed: int) -> list[str]:
+    """One epoch of short exchanges: the last thing to train on."""
+    return [chatml(*pair) for pair in plain_exchanges(entries, seed)]
+
+
+def rows_of(epoch: Callable[[int], list[str]], tokenizer: Qwen2Tokenizer, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """Packed rows for `budget` tokens, a whole number of batches, epoch after epoch of `epoch(seed)`."""
+    tokens, positions, seed = [], [], SEED
+    while sum(map(len, tokens)) * ROW < budget:
+        packed = pack(tokenizer(epoch(seed))["input_ids"])
+        order = np.random.default_rng(seed).permutation(len(packed[0]))
+        tokens.append(packed[0][order])
+        positions.append(packed[1][order])
+        seed += 1
+    rows = budget // (ROW * BATCH) * BATCH
+    return np.concatenate(tokens)[:rows], np.concatenate(positions)[:rows]
+
+
 def prepare(budget: int) -> tuple[Qwen2Tokenizer, np.ndarray, np.ndarray, dict]:
     """Tokenizer, packed rows for `budget` tokens, and what is known of the corpus; cached in WORK."""
     cached = WORK / f"rows-{budget}.npz"
@@ -137,19 +159,14 @@ def prepare(budget: int) -> tuple[Qwen2Tokenizer, np.ndarray, np.ndarray, dict]:
         "held_out": len(held),
         "sha256": fingerprint(everything),
     }
+    (WORK / "held_out.json").write_text(json.dumps([asdict(entry) for entry in held]))
     sample = random.Random(SEED).sample(documents(train, SEED), 60_000)
     tokenizer = build_tokenizer(sample)
-    tokens, positions, epoch = [], [], 0
-    while sum(map(len, tokens)) * ROW < budget:
-        encoded = tokenizer(documents(train, SEED + epoch))["input_ids"]
-        t, p = pack(encoded)
-        order = np.random.default_rng(SEED + epoch).permutation(len(t))
-        tokens.append(t[order])
-        positions.append(p[order])
-        epoch += 1
-    facts["epoch_tokens"] = int((np.concatenate(tokens) > 0).sum() / epoch)
-    rows = budget // ROW
-    tokens, positions = np.concatenate(tokens)[:rows], np.concatenate(positions)[:rows]
+    tokens, positions = rows_of(lambda seed: documents(train, seed), tokenizer, budget)
+    facts["epoch_tokens"] = sum(map(len, tokenizer(documents(train, SEED))["input_ids"]))
+    tuning = rows_of(lambda seed: tuning_texts(train, seed), tokenizer, int(TUNING * budget))
+    facts["tuning_steps"] = len(tuning[0]) // BATCH
+    tokens, positions = np.concatenate([tokens, tuning[0]]), np.concatenate([positions, tuning[1]])
     (WORK / "corpus.json").write_text(json.dumps(facts))
     np.savez(cached, tokens=tokens, positions=positions)
     return tokenizer, tokens, positions, facts
@@ -165,9 +182,13 @@ def optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay to zero, as a factor on the learning rate."""
-    return min((step + 1) / WARMUP, (steps - step) / max(1, steps - WARMUP))
+def schedule(step: int, steps: int, tuning: int) -> float:
+    """The factor on the learning rate: linear warm-up, linear decay to zero, and for the last `tuning` of all
+    `steps` a second, lower decay to zero."""
+    main = steps - tuning
+    if step >= main:
+        return TUNING_LR * (steps - step) / tuning
+    return min((step + 1) / WARMUP, (main - step) / max(1, main - WARMUP))
 
 
 def train(budget: int, device: str) -> None:
@@ -194,7 +215,7 @@ def train(budget: int, device: str) -> None:
         place = torch.from_numpy(positions[rows].astype(np.int64)).to(device)
         labels = batch.masked_fill(place == 0, -100)  # no document predicts the next one's first token
         for optimiser, lr in zip(optimisers, (MUON_LR, ADAMW_LR), strict=True):
-            optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
+            optimiser.param_groups[0]["lr"] = lr * schedule(step, steps, facts["tuning_steps"])
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             loss = forward(input_ids=batch, position_ids=place, labels=labels).loss
         loss.backward()
