@@ -1,6 +1,6 @@
 """Held-out perplexity after exercise 1's training, for three ranks and three choices of target modules.
 
-Every run trains on the first hundred pairs for three epochs and is measured on fresh held-out questions.
+Every run trains on the first hundred pairs with the base's own settings and is measured on fresh held-out questions.
 Writes `benchmarks/results/ranks_and_targets.json` and the picture of the README.
 """
 
@@ -83,7 +83,7 @@ def draw_picture(results: dict) -> None:
     axes.axhline(before, color="#888888", linestyle="--")
     axes.annotate(f"the base, before training: {before:.0f}", (RANKS[0], before), (0, -14), textcoords="offset points")
     axes.set(
-        title="What 100 pairs and three epochs teach the embedded base",
+        title="What 100 pairs teach the embedded base",
         xlabel="rank r of the adapter",
         ylabel="perplexity on fresh questions (log scale)",
         xscale="log",

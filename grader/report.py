@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loralab import plot_loss, plot_ppl
+from loralab.plots import COLOURS
 
 from .evaluate import Evidence
 from .verdict import Verdict
@@ -94,7 +95,7 @@ def _figures(verdict: Verdict) -> list[tuple[str, str]]:
         alt = f"Training loss over {len(verdict.claim.losses)} steps, from {verdict.claim.losses[0]:.2f} to {verdict.claim.losses[-1]:.2f}"
         figures.append((alt, _data_uri()))
     if verdict.perplexities:
-        axes = plot_ppl(verdict.perplexities)
+        axes = plot_ppl(verdict.perplexities, colours=(COLOURS[-1], COLOURS[0]))
         axes.set_title("Perplexity, recomputed by the grader")
         alt = "Perplexities: " + ", ".join(f"{name} {value:.2f}" for name, value in verdict.perplexities.items())
         figures.append((alt, _data_uri()))

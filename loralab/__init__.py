@@ -3,6 +3,11 @@
 Everything a chapter has shown once in plain transformers and peft code may be used from here in the next.
 """
 
+import warnings
+
+# peft asks transformers by a name that transformers will drop in its version 6; a learner can do nothing about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
 from .data import data_path
 from .measure import (

@@ -33,14 +33,15 @@ CHATML = (
 class Base:
     """A base model and its defaults.
 
-    `source` is a hub id or a folder; `learning_rate` is the one to start LoRA with (a small model
-    wants a larger one); `max_length` is in tokens; `reason` says why this base was taken.
+    `source` is a hub id or a folder; `learning_rate` and `epochs` are the ones to start LoRA with (a small
+    model wants more of both); `max_length` is in tokens; `reason` says why this base was taken.
     """
 
     name: str
     source: str
     learning_rate: float
     licence: str
+    epochs: int = 3
     max_length: int = 512
     reason: str = ""
 
@@ -49,7 +50,7 @@ class Base:
 
 
 PROFILES = {
-    "embedded": Base("embedded", "", 5e-3, "Apache-2.0", max_length=256),
+    "embedded": Base("embedded", "", 5e-3, "Apache-2.0", epochs=8, max_length=256),
     "smollm2-135m": Base("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 1e-3, "Apache-2.0"),
     "qwen2.5-0.5b": Base("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 2e-4, "Apache-2.0"),
 }

@@ -36,10 +36,10 @@ def plot_loss(records: RunRecord | Sequence[RunRecord], axes: Axes | None = None
     return axes
 
 
-def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None) -> Axes:
-    """Perplexities as labelled horizontal bars on a log scale, in the order given."""
+def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None, colours: Sequence[str] = COLOURS) -> Axes:
+    """Perplexities as labelled horizontal bars on a log scale, in the order given; `colours` are taken in turn."""
     axes = axes or plt.subplots(figsize=(7, 0.5 + 0.45 * len(ppl)), layout="constrained")[1]
-    bars = axes.barh(list(ppl), list(ppl.values()), color=[COLOURS[i % len(COLOURS)] for i in range(len(ppl))])
+    bars = axes.barh(list(ppl), list(ppl.values()), color=[colours[i % len(colours)] for i in range(len(ppl))])
     axes.bar_label(bars, fmt="%.3g", padding=4)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="held-out perplexity (lower is better, log scale)")

@@ -25,8 +25,8 @@ def train(
     base: Base,
     *,
     eval_pairs: Sequence[Pair] = (),
-    epochs: float = 3,
-    batch_size: int = 8,
+    epochs: float | None = None,
+    batch_size: int = 4,
     learning_rate: float | None = None,
     seed: int = 0,
     encoded: Sequence[dict[str, list[int]]] | None = None,
@@ -35,11 +35,12 @@ def train(
     """Train `model` in place on the answers of `pairs` and write the run folder.
 
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
-    and `run.json`, whose record is returned. `learning_rate` defaults to the base's own; `eval_pairs`, if
+    and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
     given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own.
     """
     folder = Path(folder)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
+    epochs = base.epochs if epochs is None else epochs
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
     ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
     trainer = Trainer(

@@ -72,7 +72,7 @@ def trained(base, tokenizer, train_pairs, eval_pairs, tmp_path_factory) -> Calla
     def make(name: str, pairs=None, adapter: dict | None = None, **settings) -> Path:
         folder = tmp_path_factory.mktemp(name) / "first-adapter"
         model = with_adapter(load_model(base), **(adapter or {}))
-        options = {"eval_pairs": eval_pairs, "epochs": 3, "quiet": True} | settings
+        options = {"eval_pairs": eval_pairs, "quiet": True} | settings
         train(model, tokenizer, pairs or train_pairs, folder, base, **options)
         return folder
 
