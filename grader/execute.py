@@ -9,6 +9,10 @@ import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+# The kernel is spoken to through files that only this user can read, not through open ports.
+QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
 
 
 class NotebookFailed(RuntimeError):
@@ -41,6 +45,7 @@ def execute(
             cwd=folder,
             kernel_name="python3",
             execution_timeout=timeout,
+            config=QUIET_KERNEL,
             progress_bar={"desc": notebook.stem, "unit": "cell"} if progress else False,
         )
     except PapermillExecutionError as error:

@@ -1,0 +1,63 @@
+"""The habits around notebooks."""
+
+import ast
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from tools.notebooks import BOOTSTRAP, ROOT, cell, dressed, learner_notebooks, public_path, run
+
+REPO = "owner/some.course"
+
+
+def notebook():
+    return new_notebook(
+        cells=[new_markdown_cell("# Title\n\nText.", id="title"), new_code_cell("old", id="bootstrap")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+
+
+def test_a_notebook_is_dressed_once_and_can_be_dressed_anew():
+    path = ROOT / "solutions" / "ex" / "ex.ipynb"
+    once = dressed(notebook(), path, REPO, "v1")
+    again = dressed(dressed(notebook(), path, "other/name", "main"), path, REPO, "v1")
+    assert once.cells[0].source == again.cells[0].source
+    assert once.cells[0].source.count("colab-badge.svg") == 1
+    assert "github/owner/some.course/blob/v1/exercises/ex/ex.ipynb" in once.cells[0].source
+    assert once.cells[0].source.endswith("Text.")
+    assert 'git+https://github.com/owner/some.course@v1"' in once.cells[1].source
+
+
+def test_the_bootstrap_cell_is_plain_python_and_does_nothing_outside_colab():
+    source = BOOTSTRAP.read_text()
+    ast.parse(source)
+    names: dict = {}
+    exec(compile(source, "bootstrap", "exec"), names)
+    assert "pip" not in names
+
+
+@pytest.mark.parametrize("path", learner_notebooks(), ids=lambda path: path.stem)
+def test_every_notebook_wears_its_own_badge_and_the_common_bootstrap(path):
+    stored = nbformat.read(path, as_version=4)
+    assert f"/{public_path(path)})" in cell(stored, "title").source
+    for line in BOOTSTRAP.read_text().splitlines()[:-1]:
+        assert line in cell(stored, "bootstrap").source
+
+
+def test_an_executed_notebook_keeps_outputs_and_loses_noise(tmp_path):
+    source = new_notebook(
+        cells=[
+            new_code_cell('BASE, RUNS = "auto", "runs"', id="parameters", metadata={"tags": ["parameters"]}),
+            new_code_cell("import sys; print(BASE); print('noise', file=sys.stderr)", id="say"),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    source.cells[1].outputs = [new_output("stream", text="stale")]
+    path = tmp_path / "01_x.ipynb"
+    nbformat.write(source, path)
+    done = run(path, tmp_path / "out", "embedded")
+    assert [one.id for one in done.cells] == ["parameters", "say"]
+    assert [output.text for output in done.cells[1].outputs] == ["embedded\n"]
+    assert "papermill" not in done.metadata
+    assert not any("papermill" in one.metadata for one in done.cells)
