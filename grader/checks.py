@@ -13,7 +13,9 @@ from .evaluate import Evidence
 from .exercises import Exercise
 
 CLAIM_TOLERANCE = 0.05  # relative, on perplexities: fp16 on a GPU against fp32 on a CPU differ by less
-HONEST_SHARE = 0.85  # of the reference runs' gain in nats: seeds alone do not know other honest batch sizes or optimisers
+HONEST_SHARE = (
+    0.85  # of the reference runs' gain in nats: seeds alone do not know other honest batch sizes or optimisers
+)
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
 
 
@@ -138,8 +140,7 @@ def _held_out(evidence: Evidence, bands: BaseBands | None) -> Check:
     found = f"PPL {fresh.before.ppl:.1f} to {fresh.after.ppl:.2f} (ratio {fresh.ratio:.4f})"
     if bands is None:
         worst = paired_upper_bound(evidence)
-        passed = worst < HONEST_SHARE = 0.85  # of the reference runs' gain in nats: seeds alone do not know other honest batch sizes or optimisers
-MAX_PAIRED_LOSS
+        passed = worst < MAX_PAIRED_LOSS
         expected = "an improvement beyond chance (no band measured for this base yet)"
         found += f", upper bound of the change {worst:+.3f} nats"
     else:
