@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -34,6 +34,7 @@ def execute(
 
     Raises `NotebookFailed` naming the cell and the error.
     """
+    _readable(notebook)
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     output = folder / notebook.name
@@ -44,6 +45,7 @@ def execute(
             parameters={"BASE": base, "SEED": seed, "RUNS": str(runs)},
             cwd=folder,
             kernel_name="python3",
+            language="python",
             execution_timeout=timeout,
             config=QUIET_KERNEL,
             progress_bar={"desc": notebook.stem, "unit": "cell"} if progress else False,
@@ -55,6 +57,12 @@ def execute(
         raise NotebookFailed(f"{notebook.name}: a cell ran longer than {timeout:.0f} s") from None
     except DeadKernelError:
         raise NotebookFailed(f"{notebook.name}: the kernel died (out of memory, or it ended itself)") from None
-    except (NotJSONError, FileNotFoundError) as error:
-        raise NotebookFailed(f"{notebook}: cannot be read as a notebook: {str(error)[:200]}") from None
     return Execution(output, runs)
+
+
+def _readable(notebook: Path) -> None:
+    try:
+        nbformat.validate(nbformat.read(notebook, as_version=4))
+    except Exception as error:  # whatever a broken file does to the reader, it is the file's fault
+        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise NotebookFailed(f"{notebook.name}: cannot be read as a notebook: {what}") from None

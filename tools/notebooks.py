@@ -97,6 +97,7 @@ def run(path: Path, folder: Path, base: str, **parameters: object) -> NotebookNo
         parameters={"BASE": base, **parameters},
         cwd=folder,
         kernel_name="python3",
+        language="python",
         progress_bar={"desc": path.stem, "unit": "cell", "leave": False},
     )
     return _published(done)

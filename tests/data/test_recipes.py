@@ -37,7 +37,7 @@ def test_held_out_files_share_no_text_with_training():
 
     entries = [Entry(f"file{i}.py", "m", "n", "function", f"Docstring number {i} about things.") for i in range(400)]
     entries += [
-        Entry(f"copy{i}.py", "m", "n", "function", f"Docstring number {i} about things.\nMore.") for i in range(400)
+        Entry(f"copy{i}.py", "m", "n", "function", f"Docstring number {i} about things.\nMore.") for i in range(200)
     ]
     train, held = split(entries)
     assert held
@@ -89,9 +89,11 @@ def test_packing_keeps_every_token_once_and_restarts_positions():
     assert starts.sum() == sum(-(-len(document) // ROW) for document in documents)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_zero():
-    from pretrain import WARMUP, schedule
+def test_the_learning_rate_warms_up_and_falls_to_zero_twice():
+    from pretrain import TUNING_LR, WARMUP, schedule
 
-    assert schedule(0, 2000) == 1 / WARMUP
-    assert schedule(WARMUP, 2000) == pytest.approx(1, abs=0.01)
-    assert schedule(1999, 2000) == pytest.approx(0, abs=0.001)
+    assert schedule(0, 2200, 200) == 1 / WARMUP
+    assert schedule(WARMUP, 2200, 200) == pytest.approx(1, abs=0.01)
+    assert schedule(1999, 2200, 200) == pytest.approx(0, abs=0.001)
+    assert schedule(2000, 2200, 200) == pytest.approx(TUNING_LR)
+    assert schedule(2199, 2200, 200) == pytest.approx(0, abs=0.001)

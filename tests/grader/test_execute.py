@@ -39,5 +39,5 @@ def test_a_kernel_that_ends_itself_is_a_failure(tmp_path):
 def test_a_file_that_is_no_notebook_is_a_failure(tmp_path, content):
     path = tmp_path / "homework.ipynb"
     path.write_text(content)
-    with pytest.raises(NotebookFailed):
+    with pytest.raises(NotebookFailed, match=r"homework.ipynb: cannot be read as a notebook"):
         execute(path, tmp_path / "out", "embedded", 0, progress=False)

@@ -6,7 +6,7 @@ import pytest
 
 from grader.__main__ import judge
 from grader.exercises import EXERCISES
-from loralab import Pair, data_path, read_pairs
+from loralab import data_path, read_pairs
 from tests.conftest import with_adapter
 
 EX1 = EXERCISES["ex1_first_adapter"]
@@ -76,10 +76,9 @@ def test_an_adapter_trained_on_other_data_is_refused(verdict, trained, train_pai
     assert messages["fresh held-out PPL"]
 
 
-def test_answers_to_the_wrong_questions_are_refused(verdict, trained, train_pairs):
-    moved = train_pairs[1:] + train_pairs[:1]
-    shuffled = [Pair(instruction=a.instruction, output=b.output) for a, b in zip(train_pairs, moved, strict=True)]
-    assert "fresh held-out PPL" in failed(verdict(trained("shuffled", pairs=shuffled)))
+def test_an_honest_run_with_another_batch_size_passes(verdict, trained):
+    result = verdict(trained("batch", batch_size=16))
+    assert result.passed, [check for check in result.checks if not check.passed]
 
 
 def test_a_perplexity_that_is_a_lie_is_refused(verdict, honest):
