@@ -124,7 +124,8 @@ This card is written by `data/recipes/bars.py`; `make base` repeats the whole of
 The perplexity is token-weighted over {predicted:,} tokens of {training["held_out"]:,} held-out docstrings, each on its own. Whole
 source files are held out, and a held-out docstring most of whose lines also stand in the training part is left out.
 
-Greedy answers to held-out questions, the first six:
+The questions are exchanges derived from held-out docstrings whose answers are plain sentences. Where an answer does not end, it
+repeats itself. The first six of the greedy answers:
 
 {samples}
 ## Trained
@@ -134,7 +135,8 @@ Greedy answers to held-out questions, the first six:
 | text | {training["docstrings"]:,} unique docstrings of the standard library and of the installed packages ({training["train"]:,} for training), plain and as question/answer pairs derived by rule |
 | corpus SHA-256 | `{training["sha256"]}` |
 | tokens | {training["tokens"]:,} in {training["steps"]:,} steps of {BATCH} rows of {ROW}; one pass over the text has {training["epoch_tokens"]:,} |
-| optimiser | Muon (learning rate {MUON_LR:g}) for matrices, AdamW ({ADAMW_LR:g}) for the rest; linear decay to zero |
+| phases | all of the text, then {training["tuning_steps"]} steps of short exchanges alone, so that it answers and stops |
+| optimiser | Muon (learning rate {MUON_LR:g}) for matrices, AdamW ({ADAMW_LR:g}) for the rest, decaying linearly to zero; a tenth of that, again to zero, in the second phase |
 | seconds | {training["seconds"]:,} on {training["device"].upper()} ({torch.get_num_threads()} threads, {platform.machine()}) |
 | seed | {training["seed"]} |
 | versions | Python {platform.python_version()}, {packages} |
