@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+
+from loralab.shapes import LINEAR, Shape, adapter_shape
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -75,40 +74,6 @@ class Adapter:
     def largest_b(self) -> float:
         """The largest absolute entry of any lora_B; zero in an adapter that was never trained."""
         return max(tensor.abs().max().item() for name, tensor in self.weights.items() if ".lora_B." in name)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an adapter with given settings has on a given base: computed, not measured."""
-
-    tensors: dict[str, tuple[int, ...]]
-    trainable: int
-    parameters: int
-
-    @property
-    def trainable_percent(self) -> float:
-        """Trainable share of all parameters, adapter included, in percent."""
-        return 100 * self.trainable / self.parameters
-
-    def file_bytes(self, dtype: torch.dtype) -> int:
-        """The exact size of the safetensors file that peft writes for it."""
-        tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.tensors.items()}
-        return len(save(tensors, metadata={"format": "pt"}))
-
-
-@cache
-def _shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-        config = LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM")
-        model = get_peft_model(model, config, low_cpu_mem_usage=True)
-    tensors = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
-    return Shape(tensors, *model.get_nb_trainable_parameters())
-
-
-def adapter_shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
-    """The exact shape of a LoRA adapter, from the base's config alone (no weights are loaded)."""
-    return _shape(source, rank, tuple(sorted(targets, key=LINEAR.index)))
 
 
 def read_adapter(folder: Path, source: str) -> Adapter:

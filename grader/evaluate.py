@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loralab import Base, HeldOut, RunRecord, data_path, held_out, load_model, load_tokenizer, read_pairs
 from loralab.desk import draw, first_facts
 from loralab.precision import Precision
+from loralab.shapes import Shape, adapter_shape
 
-from .adapter import Adapter, Refused, Shape, adapter_shape, attach, read_adapter
+from .adapter import Adapter, Refused, attach, read_adapter
 
 FRESH_PAIRS = 100
 

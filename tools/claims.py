@@ -22,7 +22,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from grader.adapter import LINEAR, Shape, adapter_shape
+from loralab.shapes import LINEAR, Shape, adapter_shape
 
 ROOT = Path(__file__).parents[1]
 LEDGER, PAGE, CONFIGS = ROOT / "chapters" / "claims.toml", ROOT / "docs" / "claims.md", ROOT / "tests" / "configs"
