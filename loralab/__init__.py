@@ -3,13 +3,18 @@
 Everything a chapter has shown once in plain transformers and peft code may be used from here in the next.
 """
 
+import logging
 import warnings
 
 # peft asks transformers by a name that transformers will drop in its version 6; a learner can do nothing about it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
+# bitsandbytes misses an optional package for fast 4-bit inference on CPUs; the course trains, and needs it nowhere.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
+
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
 from .data import data_path
+from .fourbit import keep_unpacked, nf4
 from .measure import (
     HeldOut,
     adapter_bytes,
@@ -41,8 +46,10 @@ __all__ = [
     "encode",
     "encode_all",
     "held_out",
+    "keep_unpacked",
     "load_model",
     "load_tokenizer",
+    "nf4",
     "parameter_counts",
     "peak_memory",
     "perplexity",

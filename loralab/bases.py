@@ -12,9 +12,16 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .data import data_path
+from .fourbit import keep_unpacked
 from .precision import Precision, precision
 
 # ChatML, for tokenizers that know its markers but bring no template of their own.
@@ -123,13 +130,20 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(base: Base, hardware: Precision | None = None) -> PreTrainedModel:
-    """The base's weights in the number format of this machine, on its device, loaded without a second copy."""
+def load_model(
+    base: Base, hardware: Precision | None = None, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """The base's weights in the number format of this machine, on its device, loaded without a second copy.
+
+    With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon.
+    """
     hardware = hardware or precision()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         base.source,
         dtype=hardware.dtype,
-        device_map={"": 0} if hardware.device == "cuda" else None,
+        device_map={"": 0 if hardware.device == "cuda" else "cpu"},
         attn_implementation="sdpa",  # eager attention overflows in fp16 on Qwen2 (transformers#33317)
+        quantization_config=quantization,
     )
+    return model if quantization is None else keep_unpacked(model)

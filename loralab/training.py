@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -31,12 +32,14 @@ def train(
     seed: int = 0,
     encoded: Sequence[dict[str, list[int]]] | None = None,
     quiet: bool = False,
+    **arguments: Any,
 ) -> RunRecord:
     """Train `model` in place on the answers of `pairs` and write the run folder.
 
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
-    given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own.
+    given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `arguments` are
+    further settings of `transformers.TrainingArguments`, which come before the course's own.
     """
     folder = Path(folder)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
@@ -45,7 +48,7 @@ def train(
     ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
     trainer = Trainer(
         model=model,
-        args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate, seed),
+        args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate, seed, **arguments),
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),  # pads to the longest in the batch
         processing_class=tokenizer,
@@ -61,7 +64,7 @@ def train(
     record = RunRecord(
         name=folder.name,
         base=base.name,
-        method="lora" if isinstance(model, PeftModel) else "full",
+        method=_method(model),
         trainable=trainable,
         parameters=parameters,
         train_pairs=len(examples),
@@ -84,28 +87,35 @@ def train(
     return record
 
 
+def _method(model: PreTrainedModel | PeftModel) -> str:
+    if not isinstance(model, PeftModel):
+        return "full"
+    return "qlora" if getattr(model, "is_loaded_in_4bit", False) else "lora"
+
+
 def training_arguments(
-    folder: Path, examples: int, epochs: float, batch_size: int, learning_rate: float, seed: int
+    folder: Path, examples: int, epochs: float, batch_size: int, learning_rate: float, seed: int, **arguments: Any
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
     hardware = precision()
     steps = max(1, round(epochs * -(-examples // batch_size)))
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch_size,
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.05 * steps)),
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        disable_tqdm=True,  # `train` has a bar of its own
-        use_cpu=hardware.device == "cpu",
-        dataloader_pin_memory=hardware.device == "cuda",
+    usual = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": batch_size,
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, round(0.05 * steps)),
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": seed,
+        "disable_tqdm": True,  # `train` has a bar of its own
+        "use_cpu": hardware.device == "cpu",
+        "dataloader_pin_memory": hardware.device == "cuda",
         **hardware.autocast,
-    )
+    }
+    return TrainingArguments(**usual | arguments)
 
 
 class _Bar(ProgressCallback):
