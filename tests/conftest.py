@@ -18,7 +18,7 @@ from grader.evaluate import Evaluator
 from loralab import Base, Pair, choose_base, data_path, load_model, load_tokenizer, read_pairs, train
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = data_path("configs")
 
 
 @pytest.fixture(scope="session")

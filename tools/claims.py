@@ -1,7 +1,7 @@
 """The ledger of claims: what is usually said about LoRA, what is true of it, and how we know.
 
 `chapters/claims.toml` holds the claims. A claim that can be computed names one of the functions in `CHECKS`, which
-works it out anew from the models' configs in `tests/configs/`, on the meta device: no weights, no network, no GPU.
+works it out anew from the models' configs in `data/configs/`, on the meta device: no weights, no network, no GPU.
 `python tools/claims.py` renders the ledger as `docs/claims.md`. Throughout, 1 GB is 1e9 bytes and 1 MB is 1e6.
 """
 
@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from loralab.shapes import LINEAR, Shape, adapter_shape
 
 ROOT = Path(__file__).parents[1]
-LEDGER, PAGE, CONFIGS = ROOT / "chapters" / "claims.toml", ROOT / "docs" / "claims.md", ROOT / "tests" / "configs"
+LEDGER, PAGE, CONFIGS = ROOT / "chapters" / "claims.toml", ROOT / "docs" / "claims.md", ROOT / "data" / "configs"
 
 Verdict = Literal["holds", "partly", "wrong", "unsupported", "breaks"]
 Basis = Literal["computed", "measured", "cited"]
