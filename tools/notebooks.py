@@ -119,11 +119,11 @@ def _published(notebook: NotebookNode) -> NotebookNode:
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    """Whether an output is a progress bar: on stderr, or Trainer's HTML table."""
+    """Whether an output is a progress bar: on stderr, Trainer's HTML table, or tqdm's widget."""
     if output.output_type == "stream":
         return output.name == "stderr"
-    html = output.get("data", {}).get("text/html", "")
-    return "<progress" in html
+    data = output.get("data", {})
+    return "<progress" in data.get("text/html", "") or "application/vnd.jupyter.widget-view+json" in data
 
 
 if __name__ == "__main__":
