@@ -6,8 +6,8 @@ Everything a chapter has shown once in plain transformers and peft code may be u
 import logging
 import warnings
 
-# peft asks transformers by a name that transformers will drop in its version 6; a learner can do nothing about it.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+# peft asks transformers by names that transformers will drop in its version 6; a learner can do nothing about it.
+warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
 
 # bitsandbytes misses an optional package for fast 4-bit inference on CPUs; the course trains, and needs it nowhere.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)

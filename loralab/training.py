@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
@@ -31,6 +38,7 @@ def train(
     learning_rate: float | None = None,
     seed: int = 0,
     encoded: Sequence[dict[str, list[int]]] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
     **arguments: Any,
 ) -> RunRecord:
@@ -38,8 +46,9 @@ def train(
 
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
-    given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `arguments` are
-    further settings of `transformers.TrainingArguments`, which come before the course's own.
+    given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
+    are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
+    the course's own.
     """
     folder = Path(folder)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
@@ -52,7 +61,7 @@ def train(
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),  # pads to the longest in the batch
         processing_class=tokenizer,
-        callbacks=[] if quiet else [_Bar()],
+        callbacks=[*callbacks, *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     reset_peak_memory()

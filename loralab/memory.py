@@ -1,0 +1,207 @@
+"""How much memory a training takes, and of what it is made: worked out from the base's config alone.
+
+A base with two and with four blocks, at its true width, goes through one training step on fake tensors, which have a
+shape and no storage; every tensor that is alive is counted, and the rest of the depth is added in proportion.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, fields
+from functools import cache
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .shapes import LINEAR
+
+METHODS = ("lora", "qlora", "full")
+T4_BYTES = int(14.75 * 2**30)  # what Colab's T4 reports as usable
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # packed value, 8-bit scale a block of 64, 32-bit scale of 256 such scales
+Lora = tuple[int, tuple[str, ...], bool]  # rank, targets, whether there is dropout
+SHALLOW, DEEP = 2, 4  # blocks in the two models that are traced
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parts of a training's peak memory on a GPU, in bytes. Its context and gaps (0.5 to 1.5 GB) are not in it."""
+
+    weights: float
+    adapter: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """The peak, in bytes."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate(
+    source: str,
+    method: str = "lora",
+    rank: int = 16,
+    targets: tuple[str, ...] | list[str] = LINEAR,
+    batch: int = 1,
+    length: int = 512,
+    dropout: float = 0.05,
+    checkpointing: bool = True,
+    upcast: bool = False,
+) -> Memory:
+    """Peak memory of training the base at `source` (a folder with a config.json, or a hub id) with AdamW.
+
+    "lora": the base in 16 bits, the adapter in 32. "qlora": the linear layers of the blocks in NF4 with double
+    quantisation; a backward pass reads them back one at a time. "full": mixed precision with weights in 32 bits.
+    `batch` texts of `length` tokens go through at once; `dropout` is the adapter's (any but 0 keeps a copy of what
+    goes into each adapted layer); `checkpointing` keeps only each block's input; `upcast` is what
+    peft's prepare_model_for_kbit_training does: everything that is not quantised in 32 bits.
+    Raises `ValueError` for settings that are impossible.
+    """
+    config = AutoConfig.from_pretrained(source)
+    _check(config, method, rank, batch, length)
+    lora = None if method == "full" else (rank, tuple(targets), dropout > 0)
+    linear, largest, rest = _weights(source)
+    trainable = _trainable(source, lora)
+    peaks = [_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP)]
+    each = [(deep - shallow) / (DEEP - SHALLOW) for shallow, deep in zip(*peaks, strict=True)]
+    depth = config.get_text_config().num_hidden_layers - SHALLOW
+    activations, logits = (shallow + depth * more for shallow, more in zip(peaks[0], each, strict=True))
+    if method == "qlora":
+        weights = linear * NF4_BITS / 8 + rest * (4 if upcast else 2)
+        activations += 2 * 2 * largest  # a layer read back into 16 bits, while the one before it is still there
+    else:
+        weights = (linear + rest) * (4 if method == "full" else 2)
+    adapter = 0 if method == "full" else 4 * trainable
+    return Memory(weights, adapter, 4 * trainable, 8 * trainable, activations, logits)
+
+
+def _check(config: PreTrainedConfig, method: str, rank: int, batch: int, length: int) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: give one of {', '.join(METHODS)}")
+    for name, value in {"rank": rank, "batch": batch, "length": length}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    longest = getattr(config.get_text_config(), "max_position_embeddings", length)
+    if length > longest:
+        raise ValueError(f"length is {length}, but this model reads {longest} tokens at most")
+
+
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    known = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    unknown = sorted(set(targets) - known)
+    if unknown:
+        raise ValueError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+
+
+def _blocks_linear(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The layers that bitsandbytes would hold in 4 bits: every linear one except the output layer."""
+    head = model.get_output_embeddings()
+    return [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+
+
+@cache
+def _weights(source: str) -> tuple[int, int, int]:
+    """Numbers of parameters: in the linear layers of the blocks, in the largest of these, and in the rest."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    sizes = [layer.weight.numel() for layer in _blocks_linear(model)]
+    return sum(sizes), max(sizes), sum(p.numel() for p in model.parameters()) - sum(sizes)
+
+
+@cache
+def _trainable(source: str, lora: Lora | None) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        if lora is not None:
+            model = _adapted(model, *lora)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: bool) -> PreTrainedModel:
+    _check_targets(model, targets)
+    config = LoraConfig(r=rank, target_modules=list(targets), lora_dropout=0.05 * dropout, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+@cache
+def _traced(
+    source: str, blocks: int, lora: Lora | None, batch: int, length: int, checkpointing: bool
+) -> tuple[int, int]:
+    """(activations, logits) in bytes at the peak of one step of the base cut to so many blocks."""
+    config = AutoConfig.from_pretrained(source)
+    config.get_text_config().num_hidden_layers = blocks
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:blocks]
+    config.use_cache = False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if lora else torch.float32)
+        if lora:
+            model = _adapted(model, *lora)
+    with FakeTensorMode():
+        _materialise(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # gradients are counted apart
+                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        model.train()
+        tokens = torch.zeros(batch, length, dtype=torch.long)
+        with _Alive(config.get_text_config().vocab_size) as alive:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(input_ids=tokens, labels=tokens).loss
+            loss.backward()
+    return alive.peak
+
+
+def _materialise(model: torch.nn.Module) -> None:
+    """Turn meta tensors into fake ones of a CPU, where autocast and attention behave as on a device."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, torch.nn.Parameter(empty, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    model.tie_weights()
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations have made and that are still alive, logits apart."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.seen: set[int] = set()
+        self.now = [0, 0]
+        self.peak = (0, 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor, given)
+        return outputs
+
+    def _count(self, tensor: torch.Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen or key in given:
+            return
+        kind = int(self.vocabulary in tensor.shape)
+        self.seen.add(key)
+        self.now[kind] += size
+        if sum(self.now) > sum(self.peak):
+            self.peak = (self.now[0], self.now[1])
+        weakref.finalize(storage, self._freed, key, size, kind)
+
+    def _freed(self, key: int, size: int, kind: int) -> None:
+        self.seen.discard(key)
+        self.now[kind] -= size
