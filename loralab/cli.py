@@ -48,3 +48,31 @@ def check(pairs: Path, base: str = "embedded") -> None:
         raise typer.Exit(1) from None
     lengths = sorted(len(encode(pair, tokenizer, chosen.max_length)["input_ids"]) for pair in good)
     typer.echo(f"{len(good)} good pairs; {lengths[len(lengths) // 2]} tokens in the median, {lengths[-1]} at most")
+
+
+@app.command()
+def gate(
+    run: Path,
+    decision: Annotated[str | None, typer.Option(metavar="keep|merge|swap", help="How it will be served.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The base's licence, e.g. apache-2.0.")] = None,
+    data: Annotated[str | None, typer.Option(help="What it was trained on, in a sentence, for its card.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base, where the run's own name for it is not found.")] = None,
+    eval_file: Annotated[Path | None, typer.Option("--eval", help="JSONL file with the held-out pairs.")] = None,
+    recompute: Annotated[bool, typer.Option(help="Measure both perplexities again.")] = False,
+) -> None:
+    """Judge a finished run by the nine points of the operating gate, and write its model card."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from .gate import gate, show
+
+    disable_progress_bar()
+    try:
+        points = gate(
+            run, base=base, decision=decision, licence=licence, data=data, eval_file=eval_file, recompute=recompute
+        )
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    show(points, title=run.name)
+    if not all(point.passed for point in points):
+        raise typer.Exit(1)

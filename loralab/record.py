@@ -37,7 +37,8 @@ def now() -> str:
 class RunRecord(BaseModel):
     """One finished training. Sizes in bytes, times in seconds, losses in nats per answer token."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=True)
+    # NaN is written as NaN: a run that diverged must be readable, so that it can be explained
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
     name: str
     base: str

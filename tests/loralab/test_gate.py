@@ -1,0 +1,335 @@
+"""The operating gate: every point fails for its own reason and alone, and the card says what the run says."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from loralab import PROFILES, RunRecord, choose_base, data_path, encode_all, load_tokenizer, write_pairs
+from loralab import gate as gate_module
+from loralab.card import MARK, write_card
+from loralab.cli import app
+from loralab.gate import gate
+
+ADAPTER = "adapter_model.safetensors"
+POINTS = [
+    "base and licence",
+    "hyperparameters",
+    "chat template and EOS",
+    "trainable parameters",
+    "PPL before",
+    "trained",
+    "PPL after and samples",
+    "merge decision",
+    "model card",
+]
+
+
+@pytest.fixture(scope="session")
+def _run(trained, train_pairs, eval_pairs):
+    return trained("gate", pairs=train_pairs[:32], eval_pairs=eval_pairs[:32], epochs=2)
+
+
+@pytest.fixture
+def run(_run, tmp_path, monkeypatch):
+    """A copy of a short real run that passes all nine points, to be spoilt at will."""
+    monkeypatch.setattr(gate_module, "ANSWER_TOKENS", 24)  # the base's own answers run on: time only
+    folder = shutil.copytree(_run, tmp_path / "first-adapter")
+    change(folder / "gate.json", decision="keep")
+    return folder
+
+
+def change(path, **fields):
+    """Set fields of a JSON file."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | fields))
+
+
+def reweigh(folder, new):
+    """Replace the adapter's weights by what `new` makes of them."""
+    save_file(new(load_file(folder / ADAPTER)), folder / ADAPTER, metadata={"format": "pt"})
+
+
+def by_name(points):
+    return {point.name: point for point in points}
+
+
+def failed(points):
+    return [point.name for point in points if point.passed is False]
+
+
+def not_judged(points):
+    return [point.name for point in points if point.passed is None]
+
+
+def test_a_good_run_passes_all_nine_points(run):
+    points = gate(run)
+    assert [point.name for point in points] == POINTS
+    assert all(point.passed for point in points), points
+    assert not any(point.advice for point in points)
+
+
+def unknown_licence(run, monkeypatch):
+    monkeypatch.setitem(PROFILES, "embedded", replace(PROFILES["embedded"], licence="unknown: see its model card"))
+
+
+def template_without_end(run, monkeypatch):
+    def load(base):
+        tokenizer = load_tokenizer(base)
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "")
+        return tokenizer
+
+    monkeypatch.setattr(gate_module, "load_tokenizer", load)
+
+
+def rising_loss(run, monkeypatch):
+    change(run / "run.json", losses=RunRecord.load(run).losses[::-1])
+
+
+def no_better_than_its_base(run, monkeypatch):
+    change(run / "run.json", ppl_after=RunRecord.load(run).ppl_before)
+
+
+def card_with_broken_metadata(run, monkeypatch):
+    (run / "README.md").write_text("---\nlicense: [\n---\n# Mine\n")
+
+
+SPOILT = {
+    "base and licence": unknown_licence,
+    "hyperparameters": lambda run, _: change(run / "run.json", learning_rate=0.1),
+    "chat template and EOS": template_without_end,
+    "trainable parameters": lambda run, _: change(run / "run.json", trainable=4_002_048),
+    "PPL before": lambda run, _: change(run / "run.json", ppl_before=None),
+    "trained": rising_loss,
+    "PPL after and samples": no_better_than_its_base,
+    "merge decision": lambda run, _: (run / "gate.json").unlink(),
+    "model card": card_with_broken_metadata,
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_each_point_fails_alone_and_says_what_to_do(name, run, monkeypatch):
+    SPOILT[name](run, monkeypatch)
+    points = gate(run)
+    assert failed(points) == [name]
+    assert not not_judged(points)
+    assert by_name(points)[name].advice
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"epochs": 40.0}, "by heart"),
+        ({"rank": 4}, "disagree"),
+        ({"learning_rate": 1e-4}, "barely trains"),
+    ],
+)
+def test_hyperparameters_of_the_training_are_judged(fields, said, run):
+    change(run / "run.json", **fields)
+    points = gate(run)
+    assert failed(points) == ["hyperparameters"]
+    assert said in by_name(points)["hyperparameters"].advice
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"), [("lora_alpha", 128, "alpha/rank"), ("lora_dropout", 0.5, "dropout")]
+)
+def test_hyperparameters_of_the_adapter_are_judged(setting, value, said, run):
+    change(run / "adapter_config.json", **{setting: value})
+    change(run / "run.json", **{setting.removeprefix("lora_"): value})
+    assert said in by_name(gate(run))["hyperparameters"].advice
+
+
+def test_a_base_that_nobody_finds_leaves_what_needs_it_unjudged(run):
+    change(run / "run.json", base="mystery")
+    points = gate(run)
+    assert failed(points) == ["base and licence"]
+    assert not_judged(points) == [POINTS[i] for i in (1, 2, 3, 6)]
+
+
+def test_a_licence_that_was_looked_up_counts_and_is_remembered(run, monkeypatch):
+    unknown_licence(run, monkeypatch)
+    assert not failed(gate(run, licence="apache-2.0"))
+    assert not failed(gate(run))
+    assert ModelCard.load(run / "README.md").data.license == "apache-2.0"
+
+
+def test_held_out_pairs_that_do_not_fit_the_base_fail_the_template(run, eval_pairs, tmp_path):
+    write_pairs(tmp_path / "long.jsonl", [*eval_pairs[:3], eval_pairs[3].model_copy(update={"output": "word " * 300})])
+    assert failed(gate(run, eval_file=tmp_path / "long.jsonl")) == ["chat template and EOS"]
+
+
+def test_an_end_that_is_masked_fails_the_template(run, monkeypatch):
+    def mask_the_end(*args):
+        return [row | {"labels": [*row["labels"][:-1], -100]} for row in encode_all(*args)]
+
+    monkeypatch.setattr(gate_module, "encode_all", mask_the_end)
+    assert failed(gate(run)) == ["chat template and EOS"]
+
+
+def test_a_missing_tensor_fails_the_count(run):
+    reweigh(run, lambda weights: dict(list(weights.items())[:-1]))
+    points = gate(run)
+    assert failed(points) == ["trainable parameters"]
+    assert not_judged(points) == ["PPL after and samples"]
+
+
+def test_an_adapter_that_was_never_trained_is_found_twice(run):
+    reweigh(run, lambda weights: {n: w * 0 if ".lora_B." in n else w for n, w in weights.items()})
+    points = gate(run)
+    assert failed(points) == ["trained", "PPL after and samples"]
+    assert "B is all zeros" in by_name(points)["trained"].advice
+    assert "base's own" in by_name(points)["PPL after and samples"].advice
+
+
+def test_a_run_that_diverged_can_be_read_and_is_explained(run):
+    record = RunRecord.load(run)
+    record.model_copy(update={"losses": [*record.losses[:-1], float("nan")]}).save(run)
+    points = gate(run)
+    assert failed(points) == ["trained"]
+    assert "diverged" in by_name(points)["trained"].advice
+
+
+def test_answers_that_never_end_fail(run, monkeypatch):
+    monkeypatch.setattr(gate_module, "ANSWER_TOKENS", 2)
+    points = gate(run)
+    assert failed(points) == ["PPL after and samples"]
+    assert "end-of-answer token" in by_name(points)["PPL after and samples"].advice
+
+
+@pytest.mark.parametrize(
+    ("field", "name"), [(None, None), ("ppl_before", "PPL before"), ("ppl_after", "PPL after and samples")]
+)
+def test_recomputing_finds_a_false_perplexity(field, name, run, eval_pairs, tmp_path):
+    write_pairs(tmp_path / "eval.jsonl", eval_pairs[:32])
+    if field:
+        change(run / "run.json", **{field: 0.8 * getattr(RunRecord.load(run), field)})
+    points = gate(run, eval_file=tmp_path / "eval.jsonl", recompute=True)
+    assert failed(points) == ([name] if field else [])
+
+
+def test_recomputing_wants_the_pairs_of_the_run(run):
+    with pytest.raises(ValueError, match="measured on 32 pairs"):
+        gate(run, recompute=True)
+
+
+def test_a_merge_into_4_bits_is_warned_about(run):
+    change(run / "run.json", method="qlora")
+    points = gate(run, decision="merge")
+    assert not failed(points)
+    assert "dequantize" in by_name(points)["merge decision"].found
+
+
+def test_the_card_says_what_the_run_says(run):
+    gate(run, data="Questions to a desk that does not exist.")
+    record, card = RunRecord.load(run), ModelCard.load(run / "README.md")
+    assert (card.data.base_model, card.data.license, card.data.library_name) == ("embedded", "apache-2.0", "peft")
+    assert (card.data.pipeline_tag, card.data.tags) == ("text-generation", ["lora"])
+    assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        ("perplexity before training", pytest.approx(record.ppl_before, abs=1e-3)),
+        ("perplexity after training", pytest.approx(record.ppl_after, abs=1e-3)),
+    ]
+    for told in ("a desk that does not exist", "114,688 of 4,116,736", "16, 32", record.hardware, record.created):
+        assert told in card.text
+    assert re.findall("^## (.*)", card.text, re.M) == [
+        "Base and licence",
+        "Training data",
+        "Method",
+        "Results",
+        "Intended use",
+        "Limits",
+        "Made with",
+        "How to load it",
+    ]
+    assert not list(run.glob("*.part"))
+
+
+def test_the_card_names_no_path_of_this_machine(run, base):
+    gate(run)
+    text = (run / "README.md").read_text()
+    assert not any(str(path) in text for path in (run.parent, data_path(), base.source))
+
+
+def code_of(card):
+    return re.search("```python\n(.*?)```", card.read_text(), re.S)[1]
+
+
+def test_the_code_on_the_card_loads_the_adapter(run, monkeypatch):
+    gate(run)
+    monkeypatch.chdir(run.parent)
+    names = {}
+    exec(code_of(run / "README.md"), names)
+    assert names["model"].active_adapters == ["default"]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_card_of_a_hub_base_names_it_in_full(method, run):
+    record = RunRecord.load(run).model_copy(update={"base": "qwen2.5-0.5b", "method": method})
+    card = write_card(run, record, choose_base("qwen2.5-0.5b"), licence="Apache-2.0")
+    assert ModelCard.load(card).data.base_model == "Qwen/Qwen2.5-0.5B-Instruct"
+    compile(code_of(card), "card", "exec")
+    assert ("load_in_4bit" in code_of(card)) == (method == "qlora")
+
+
+def test_a_card_edited_by_hand_is_kept(run):
+    gate(run)
+    card = run / "README.md"
+    mine = card.read_text().replace(MARK, "My own words.")
+    card.write_text(mine)
+    assert not failed(gate(run))
+    assert card.read_text() == mine
+
+
+def call(*words):
+    return CliRunner().invoke(app, ["gate", *map(str, words)])
+
+
+def test_the_command_ends_with_0_for_a_good_run_and_shows_its_answers(run, eval_pairs):
+    result = call(run)
+    assert result.exit_code == 0, result.output
+    assert "9 of 9 points passed" in result.output
+    assert eval_pairs[0].instruction in result.output
+
+
+def test_the_command_ends_with_1_until_the_decision_is_made(run):
+    (run / "gate.json").unlink()
+    result = call(run)
+    assert result.exit_code == 1
+    assert "fail" in result.output
+    assert "merge decision: whoever serves it" in result.output
+    assert call(run, "--decision", "swap").exit_code == 0
+    assert json.loads((run / "gate.json").read_text())["decision"] == "swap"
+
+
+BROKEN = {
+    "no such run folder": lambda run: shutil.rmtree(run),
+    "no run.json": lambda run: (run / "run.json").unlink(),
+    "no adapter_model.safetensors": lambda run: (run / ADAPTER).unlink(),
+    "no adapter_config.json": lambda run: (run / "adapter_config.json").unlink(),
+    "run.json: the file": lambda run: (run / "run.json").write_text('{"name": '),
+    "truncated or not safetensors": lambda run: (run / ADAPTER).write_bytes(b"not tensors"),
+    "adapter_config.json: not valid JSON": lambda run: (run / "adapter_config.json").write_bytes(b"\xff{"),
+    "adapter_config.json: r:": lambda run: change(run / "adapter_config.json", r=0),
+    "targets c_attn": lambda run: change(run / "adapter_config.json", target_modules=["c_attn"]),
+    "gate.json: not valid JSON": lambda run: (run / "gate.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_the_command_ends_with_2_and_one_line_for_a_folder_that_is_no_run(message, run):
+    BROKEN[message](run)
+    result = call(run)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_command_refuses_an_unknown_decision(run):
+    result = call(run, "--decision", "maybe")
+    assert result.exit_code == 2
+    assert "keep, merge, swap" in result.stderr
