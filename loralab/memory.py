@@ -23,7 +23,9 @@ from .shapes import LINEAR
 METHODS = ("lora", "qlora", "full")
 T4_BYTES = int(14.75 * 2**30)  # what Colab's T4 reports as usable
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # packed value, 8-bit scale a block of 64, 32-bit scale of 256 such scales
+Peak = tuple[int, int]  # bytes of activations and of logits, at the moment when their sum is largest
 Lora = tuple[int, tuple[str, ...], bool]  # rank, targets, whether there is dropout
+ALL_LINEAR = ("all-linear",)  # peft's word for every linear layer but the output layer
 SHALLOW, DEEP = 2, 4  # blocks in the two models that are traced
 
 
@@ -48,7 +50,7 @@ def estimate(
     source: str,
     method: str = "lora",
     rank: int = 16,
-    targets: tuple[str, ...] | list[str] = LINEAR,
+    targets: tuple[str, ...] | list[str] | str = LINEAR,
     batch: int = 1,
     length: int = 512,
     dropout: float = 0.05,
@@ -58,7 +60,9 @@ def estimate(
     """Peak memory of training the base at `source` (a folder with a config.json, or a hub id) with AdamW.
 
     "lora": the base in 16 bits, the adapter in 32. "qlora": the linear layers of the blocks in NF4 with double
-    quantisation; a backward pass reads them back one at a time. "full": mixed precision with weights in 32 bits.
+    quantisation; a backward pass reads them back one at a time. "full": mixed precision, where weights, gradients and
+    AdamW's two averages take 16 bytes a parameter and a 16-bit copy of the weights is among the activations; the
+    gradients count as if they were always there, as when they are accumulated. `targets` may be "all-linear".
     `batch` texts of `length` tokens go through at once; `dropout` is the adapter's (any but 0 keeps a copy of what
     goes into each adapted layer); `checkpointing` keeps only each block's input; `upcast` is what
     peft's prepare_model_for_kbit_training does: everything that is not quantised in 32 bits.
@@ -66,13 +70,14 @@ def estimate(
     """
     config = AutoConfig.from_pretrained(source)
     _check(config, method, rank, batch, length)
-    lora = None if method == "full" else (rank, tuple(targets), dropout > 0)
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    lora = None if method == "full" else (rank, targets, dropout > 0)
     linear, largest, rest = _weights(source)
     trainable = _trainable(source, lora)
-    peaks = [_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP)]
-    each = [(deep - shallow) / (DEEP - SHALLOW) for shallow, deep in zip(*peaks, strict=True)]
-    depth = config.get_text_config().num_hidden_layers - SHALLOW
-    activations, logits = (shallow + depth * more for shallow, more in zip(peaks[0], each, strict=True))
+    traces = [_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP)]
+    depth = config.get_text_config().num_hidden_layers
+    # A shallow base may have its peak in the backward pass and a deep one in the forward pass: extend each by itself.
+    activations, logits = max((_extended(*peaks, depth) for peaks in zip(*traces, strict=True)), key=sum)
     if method == "qlora":
         weights = linear * NF4_BITS / 8 + rest * (4 if upcast else 2)
         activations += 2 * 2 * largest  # a layer read back into 16 bits, while the one before it is still there
@@ -80,6 +85,12 @@ def estimate(
         weights = (linear + rest) * (4 if method == "full" else 2)
     adapter = 0 if method == "full" else 4 * trainable
     return Memory(weights, adapter, 4 * trainable, 8 * trainable, activations, logits)
+
+
+def _extended(shallow: Peak, deep: Peak, depth: int) -> tuple[float, float]:
+    """The peak at `depth` blocks, on the line through those at SHALLOW and at DEEP."""
+    share = (depth - SHALLOW) / (DEEP - SHALLOW)
+    return shallow[0] + share * (deep[0] - shallow[0]), shallow[1] + share * (deep[1] - shallow[1])
 
 
 def _check(config: PreTrainedConfig, method: str, rank: int, batch: int, length: int) -> None:
@@ -125,16 +136,18 @@ def _trainable(source: str, lora: Lora | None) -> int:
 
 
 def _adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: bool) -> PreTrainedModel:
-    _check_targets(model, targets)
-    config = LoraConfig(r=rank, target_modules=list(targets), lora_dropout=0.05 * dropout, task_type="CAUSAL_LM")
+    if targets != ALL_LINEAR:
+        _check_targets(model, targets)
+    modules = targets[0] if targets == ALL_LINEAR else list(targets)
+    config = LoraConfig(r=rank, target_modules=modules, lora_dropout=0.05 * dropout, task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
 
 @cache
 def _traced(
     source: str, blocks: int, lora: Lora | None, batch: int, length: int, checkpointing: bool
-) -> tuple[int, int]:
-    """(activations, logits) in bytes at the peak of one step of the base cut to so many blocks."""
+) -> tuple[Peak, Peak]:
+    """The peaks of the forward and of the backward pass of one step of the base, cut to so many blocks."""
     config = AutoConfig.from_pretrained(source)
     config.get_text_config().num_hidden_layers = blocks
     if getattr(config, "layer_types", None):
@@ -154,11 +167,13 @@ def _traced(
                 parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         model.train()
         tokens = torch.zeros(batch, length, dtype=torch.long)
-        with _Alive(config.get_text_config().vocab_size) as alive:
+        gradients = {p.shape for p in model.parameters() if p.requires_grad}
+        with _Alive(config.get_text_config().vocab_size, gradients) as alive:
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(input_ids=tokens, labels=tokens).loss
+            forward, alive.peak = alive.peak, (0, 0)
             loss.backward()
-    return alive.peak
+    return forward, alive.peak
 
 
 def _materialise(model: torch.nn.Module) -> None:
@@ -173,11 +188,15 @@ def _materialise(model: torch.nn.Module) -> None:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations have made and that are still alive, logits apart."""
+    """Counts the bytes of the tensors that operations have made and that are still alive, logits apart.
 
-    def __init__(self, vocabulary: int) -> None:
+    A 32-bit tensor of a trainable parameter's shape is its gradient, which is counted elsewhere.
+    """
+
+    def __init__(self, vocabulary: int, gradients: set[torch.Size]) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.gradients = gradients
         self.seen: set[int] = set()
         self.now = [0, 0]
         self.peak = (0, 0)
@@ -193,7 +212,7 @@ class _Alive(TorchDispatchMode):
     def _count(self, tensor: torch.Tensor, given: set[int]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self.seen or key in given:
+        if key in self.seen or key in given or (tensor.dtype == torch.float32 and tensor.shape in self.gradients):
             return
         kind = int(self.vocabulary in tensor.shape)
         self.seen.add(key)

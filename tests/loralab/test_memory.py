@@ -1,6 +1,7 @@
 from dataclasses import asdict
 
 import pytest
+from transformers import GPT2Config, Phi3Config
 
 from loralab.memory import METHODS, NF4_BITS, _traced, estimate
 from loralab.shapes import ATTENTION
@@ -33,12 +34,27 @@ def test_estimates_agree_with_an_independent_trace(setting, wanted):
     assert found == pytest.approx(wanted, rel=0.04)
 
 
-def test_depth_is_added_in_proportion():
-    source = str(CONFIGS / "smollm2-135m")
-    lora = (16, ATTENTION, True)
-    whole = sum(_traced(source, 30, lora, 2, 128, False))
-    memory = of("smollm2-135m", batch=2, length=128, checkpointing=False)
+@pytest.mark.parametrize(("method", "checkpointing"), [("lora", False), ("full", True)])
+def test_depth_is_added_in_proportion(method, checkpointing):
+    source, lora = str(CONFIGS / "smollm2-135m"), (16, ATTENTION, True) if method == "lora" else None
+    whole = max(sum(peak) for peak in _traced(source, 30, lora, 1, 256, checkpointing))
+    memory = of("smollm2-135m", method, length=256, checkpointing=checkpointing)
     assert memory.activations + memory.logits == pytest.approx(whole, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "targets"), [(GPT2Config(), ("c_attn", "c_proj", "c_fc")), (Phi3Config(), ("qkv_proj", "o_proj"))]
+)
+def test_other_kinds_of_layers_are_counted(tmp_path, config, targets):
+    config.save_pretrained(tmp_path)
+    named, every = (estimate(str(tmp_path), "qlora", targets=t, length=64) for t in (targets, "all-linear"))
+    assert every.adapter >= named.adapter > 0
+    assert every.weights < estimate(str(tmp_path), targets=targets, length=64).weights
+
+
+def test_all_linear_is_what_peft_means_by_it():
+    source = str(CONFIGS / "qwen2.5-0.5b")
+    assert estimate(source, targets="all-linear") == estimate(source)
 
 
 def test_parts_that_are_exact():
