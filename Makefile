@@ -8,10 +8,10 @@ REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade test lint format chapters badges exercises bands pairs heldout base clean
+.PHONY: help setup grade test real-shape lint format chapters badges exercises bands pairs heldout base clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -24,8 +24,12 @@ setup: $(READY)  ## make .venv with everything in it, at pinned versions
 grade: $(READY)  ## run the exercise solutions for real and grade the adapters they save
 	@$(BIN)/python -m grader grade --base $(BASE)
 
-test: $(READY) lint  ## lint, then run every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+# Two torch processes with many threads each stall one another; with one thread each they fill two cores.
+test: $(READY) lint  ## lint, then run every test, the chapters included
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+real-shape: $(READY)  ## run two chapters on random weights in SmolLM2-135M's true shape
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/chapters/test_real_shape.py -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 BOOTSTRAP = Path(__file__).parent / "bootstrap.py"
 REPOSITORY = re.compile(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)@([\w./-]+)\"")
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/{ref}/{path})"
+TQDM = re.compile(r"\d+%\|.*\||\d+(it|step|s)/(s|it)")
 BADGE_LINE = re.compile(r"^\[!\[Open in Colab\].*$", re.M)
 
 app = typer.Typer(help="Keep the notebooks in order.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -119,9 +120,9 @@ def _published(notebook: NotebookNode) -> NotebookNode:
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    """Whether an output is a progress bar: on stderr, Trainer's HTML table, or tqdm's widget."""
+    """Whether an output is a progress bar: tqdm's on stderr, Trainer's HTML table, or tqdm's widget."""
     if output.output_type == "stream":
-        return output.name == "stderr"
+        return output.name == "stderr" and TQDM.search(output.text) is not None
     data = output.get("data", {})
     return "<progress" in data.get("text/html", "") or "application/vnd.jupyter.widget-view+json" in data
 

@@ -1,0 +1,107 @@
+"""The chapters as they are committed, and executed anew from top to bottom."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from tools.notebooks import chapters, run
+
+PATHS = chapters()
+# What would name the machine that a chapter ran on: its folders, its users, where its packages lie.
+MACHINE = re.compile(r"(?<![\w./])/(home|root|tmp|usr|opt|mnt|Users|work|var)/|site-packages|ipykernel_\d|[A-Z]:\\\\")
+FIGURE = re.compile(r"image/png|base64,")
+
+each_chapter = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return {path: nbformat.read(path, as_version=4) for path in PATHS}
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [one for one in notebook.cells if one.cell_type == "code"]
+
+
+def prose(notebook: NotebookNode) -> str:
+    return "\n\n".join(one.source for one in notebook.cells if one.cell_type == "markdown")
+
+
+def shape(notebook: NotebookNode) -> dict[str, list[str]]:
+    """What each code cell shows, by kind: text, tables and figures, in their order."""
+
+    def kind(output: NotebookNode) -> str:
+        return output.output_type if "data" not in output else "+".join(sorted(output.data))
+
+    return {one.id: [kind(output) for output in one.outputs] for one in code(notebook)}
+
+
+def blemishes(notebook: NotebookNode) -> list[str]:
+    """What no reader should see: errors, warnings, and the machine on which the chapter ran."""
+    found = []
+    for one in code(notebook):
+        for output in one.outputs:
+            if output.output_type == "error" or output.get("name") == "stderr":
+                found.append(f"{one.id}: {output.get('evalue') or output.text}")
+            # A figure's bytes are letters at random; what a reader reads is not.
+            said = " ".join(str(v) for k, v in output.get("data", {}).items() if not FIGURE.search(f"{k}{v}"))
+            if leak := MACHINE.search(output.get("text", "") + said):
+                found.append(f"{one.id}: shows {leak.group()!r}")
+    return found
+
+
+def test_all_six_chapters_are_there():
+    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
+
+
+@each_chapter
+def test_ids_are_stable_names_and_parameters_are_papermills(path, committed):
+    notebook = committed[path]
+    ids = [one.id for one in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert [name for name in ids if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
+    assert ids[:3] == ["title", "bootstrap", "parameters"]
+    assert [one.id for one in notebook.cells if "parameters" in one.metadata.get("tags", [])] == ["parameters"]
+    assert re.findall(r"^(\w+) =", notebook.cells[2].source, re.M) == ["BASE", "SEED", "RUNS"]
+
+
+@each_chapter
+def test_it_is_committed_with_the_outputs_of_one_clean_run(path, committed):
+    notebook = committed[path]
+    counts = [one.execution_count for one in code(notebook)]
+    assert None not in counts and counts == sorted(set(counts))
+    assert blemishes(notebook) == []
+    assert "base: embedded" in "".join(o.get("text", "") for one in code(notebook) for o in one.outputs)
+
+
+@each_chapter
+def test_every_figure_is_described_in_the_cell_below_it(path, committed):
+    cells = committed[path].cells
+    figures = [i for i, one in enumerate(cells) if FIGURE.search(str(one.get("outputs", "")))]
+    assert figures
+    bare = [cells[i].id for i in figures if not re.match(r"\*(Plot|Picture|Drawing|Slider)\b.*\*", cells[i + 1].source)]
+    assert bare == []
+
+
+@each_chapter
+def test_it_asks_for_a_guess_answers_and_leads_on(path, committed):
+    text = prose(committed[path])
+    assert text.count("**Predict:**") >= 3
+    assert "> **Remember:**" in text
+    assert len(re.findall(r"<details><summary>\d\. ", text)) in (2, 3)
+    assert "The usual claim" in text
+    assert "## Recap" in text
+    assert text.count("<details>") == text.count("</details>")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@each_chapter
+def test_it_runs_from_top_to_bottom_and_shows_all_that_is_committed(path, committed, tmp_path):
+    notebook = run(path, tmp_path, "embedded")
+    assert blemishes(notebook) == []
+    assert shape(notebook) == shape(committed[path])
