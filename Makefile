@@ -8,7 +8,7 @@ REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade test real-shape lint format chapters badges exercises bands pairs heldout base clean
+.PHONY: help setup grade test real-shape lint format chapters badges claims exercises bands pairs heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ chapters: $(READY)  ## execute every chapter on the embedded base and keep the o
 
 badges: $(READY)  ## write Colab badges and bootstrap cells: make badges REPO=owner/name [REF=main]
 	$(BIN)/python tools/notebooks.py badges --repo $(REPO) --ref $(REF)
+
+claims: $(READY)  ## render the ledger of claims as docs/claims.md
+	$(BIN)/python tools/claims.py
 
 exercises: $(READY)  ## generate the student notebooks in exercises/ from solutions/
 	$(BIN)/python -m grader exercises

@@ -17,6 +17,7 @@ BOOTSTRAP = Path(__file__).parent / "bootstrap.py"
 REPOSITORY = re.compile(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)@([\w./-]+)\"")
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/{ref}/{path})"
 TQDM = re.compile(r"\d+%\|.*\||\d+(it|step|s)/(s|it)")
+BADGE_LINK = re.compile(r"colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w.-]+/(?=chapters/|exercises/)")
 BADGE_LINE = re.compile(r"^\[!\[Open in Colab\].*$", re.M)
 
 app = typer.Typer(help="Keep the notebooks in order.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -64,12 +65,15 @@ def badges(
     repo: Annotated[str, typer.Option(help="owner/name of the repository on GitHub.")],
     ref: Annotated[str, typer.Option(help="The tag or branch that notebooks install and open.")] = "main",
 ) -> None:
-    """Write the bootstrap cell and the Colab badge of every notebook."""
+    """Write the bootstrap cell and the Colab badge of every notebook, and the badges of the README."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise typer.BadParameter(f"{repo!r} is not owner/name")
     for path in learner_notebooks():
         nbformat.write(dressed(nbformat.read(path, as_version=4), path, repo, ref), path)
         typer.echo(path.relative_to(ROOT))
+    readme = ROOT / "README.md"
+    link = f"colab.research.google.com/github/{repo}/blob/{ref}/"
+    readme.write_text(BADGE_LINK.sub(link, readme.read_text("utf-8")), "utf-8")
 
 
 @app.command()

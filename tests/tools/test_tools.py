@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tools.notebooks import BOOTSTRAP, ROOT, cell, dressed, learner_notebooks, public_path, run
+from tools.notebooks import BOOTSTRAP, ROOT, badges, cell, dressed, learner_notebooks, public_path, run
 
 REPO = "owner/some.course"
 
@@ -45,11 +45,29 @@ def test_every_notebook_wears_its_own_badge_and_the_common_bootstrap(path):
         assert line in cell(stored, "bootstrap").source
 
 
+@pytest.mark.parametrize("path", learner_notebooks(), ids=lambda path: path.stem)
+def test_the_readme_opens_every_notebook(path):
+    assert f"blob/main/{public_path(path)})" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_badges_moves_every_link_to_another_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.notebooks.ROOT", tmp_path)
+    monkeypatch.setattr("tools.notebooks.BOOTSTRAP", BOOTSTRAP)
+    path = tmp_path / "chapters" / "01_x.ipynb"
+    path.parent.mkdir()
+    nbformat.write(notebook(), path)
+    link = "https://colab.research.google.com/github/{}/chapters/01_x.ipynb"
+    (tmp_path / "README.md").write_text(f"[open]({link.format('old/name/blob/main')})")
+    badges(repo="owner/course", ref="v2")
+    assert (tmp_path / "README.md").read_text() == f"[open]({link.format('owner/course/blob/v2')})"
+    assert link.format("owner/course/blob/v2") in nbformat.read(path, as_version=4).cells[0].source
+
+
 def test_an_executed_notebook_keeps_outputs_and_loses_noise(tmp_path):
     source = new_notebook(
         cells=[
             new_code_cell('BASE, RUNS = "auto", "runs"', id="parameters", metadata={"tags": ["parameters"]}),
-            new_code_cell("import sys; print(BASE); print('noise', file=sys.stderr)", id="say"),
+            new_code_cell("import sys; print(BASE); print('50%|#####     | 1/2', file=sys.stderr)", id="say"),
         ],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     )
