@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,10 @@ from loralab import PROFILES, Base, choose_base
 from loralab.record import hardware, now, versions
 
 from .adapter import Refused
-from .bands import Band, BaseBands, ExerciseBands
+from .bands import Band, BaseBands, ExerciseBands, RunBands
 from .checks import check_all
 from .evaluate import Evaluator, Evidence
-from .execute import NotebookFailed, execute
+from .execute import Execution, NotebookFailed, execute
 from .exercises import EXERCISES, Exercise
 from .release import generate
 from .report import perplexities, print_verdict, write_grades, write_report, write_results
@@ -53,19 +54,24 @@ def _base(name: str) -> Base:
     return base
 
 
-def judge(evaluator: Evaluator, exercise: Exercise, student: str, folder: Path) -> Verdict:
-    """The verdict on the run folder that a student's notebook left."""
+def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) -> Verdict:
+    """The verdict on the run folders that a student's notebook left in `runs`."""
     verdict = Verdict(
         exercise=exercise.id, student=student, base=evaluator.base.name, heldout_seed=evaluator.seed, state="graded"
     )
-    try:
-        evidence = evaluator.evaluate(folder)
-    except Refused as refusal:
-        return verdict.model_copy(update={"state": "submission failed", "message": str(refusal)})
+    evidence: dict[str, Evidence] = {}
+    refused: dict[str, str] = {}
+    for run in exercise.runs:
+        try:
+            evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
+        except Refused as refusal:
+            refused[run.name] = str(refusal)
+    if not evidence:
+        return verdict.model_copy(update={"state": "submission failed", "message": "\n".join(refused.values())})
     bands = ExerciseBands.load(exercise.id).bases.get(evaluator.base.name)
     found = {
-        "checks": check_all(exercise, evidence, bands),
-        "claim": evidence.claim,
+        "checks": check_all(exercise, evidence, refused, bands, evaluator.base.source),
+        "claims": {name: one.claim for name, one in evidence.items()},
         "perplexities": perplexities(evidence),
     }
     return verdict.model_copy(update=found)
@@ -75,31 +81,35 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, folder: Path) 
 def grade(
     exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to grade (default: all).")] = None,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
-    seed: Annotated[int, typer.Option(help="The seed that the notebook trains with.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed that the notebooks train with.")] = 0,
     heldout_seed: Annotated[int | None, typer.Option(help="Draws the held-out pairs (default: a secret one).")] = None,
-    artifacts: Annotated[Path | None, typer.Option(help="Grade this run folder instead of running a notebook.")] = None,
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Grade the run folders in this folder instead of running a notebook.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many notebooks run at a time.")] = 2,
     out: Annotated[Path, typer.Option(help="Where results go.")] = BUILD / "grade",
 ) -> None:
-    """Run each exercise's solution notebook for real and grade the adapter that it saves."""
+    """Run each exercise's solution notebook for real and grade the adapters that it saves."""
     chosen = _exercises(exercise)
     base_used = _base(base)
     if artifacts is not None and len(chosen) != 1:
         raise typer.BadParameter("--artifacts grades one exercise; name it")
     out.mkdir(parents=True, exist_ok=True)
+    if artifacts is not None:
+        finished = [Execution(chosen[0].solution, artifacts)]
+    else:
+        finished = _run_all(chosen, base_used, seed, out, workers)
     evaluator = Evaluator(base_used, secrets.randbelow(2**31) if heldout_seed is None else heldout_seed)
     verdicts = []
-    for one in chosen:
+    for one, ran in zip(chosen, finished, strict=True):
         started = time.perf_counter()
         student = "solution" if artifacts is None else artifacts.name
-        try:
-            folder = artifacts or _run(one, base_used, seed, out) / one.run
-            ran = time.perf_counter()
-            verdict = judge(evaluator, one, student, folder)
-        except NotebookFailed as failure:
-            ran = time.perf_counter()
+        if isinstance(ran, NotebookFailed):
             verdict = Verdict(exercise=one.id, student=student, base=base_used.name, heldout_seed=evaluator.seed,
-                              state="submission failed", message=str(failure))  # fmt: skip
-        verdict.seconds |= {"notebook": ran - started, "evaluation": time.perf_counter() - ran}
+                              state="submission failed", message=str(ran))  # fmt: skip
+        else:
+            verdict = judge(evaluator, one, student, ran.runs)
+            verdict.seconds |= {"notebook": ran.seconds, "evaluation": time.perf_counter() - started}
         verdicts.append(verdict)
         print_verdict(verdict, console)
     write_results(verdicts, out)
@@ -109,11 +119,25 @@ def grade(
     raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
 
 
-def _run(exercise: Exercise, base: Base, seed: int, out: Path) -> Path:
-    """Execute the solution in a fresh folder below `out` and return its RUNS folder."""
-    folder = (out / exercise.id).resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    return execute(exercise.solution, folder, base.name if base.name in PROFILES else base.source, seed).runs
+def _run_all(
+    chosen: list[Exercise], base: Base, seed: int, out: Path, workers: int
+) -> list[Execution | NotebookFailed]:
+    """Execute the solutions, `workers` at a time, each in a fresh folder below `out`."""
+    name = base.name if base.name in PROFILES else base.source
+    # Kernels that run side by side share the cores; more threads than cores stall one another.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // min(workers, len(chosen))))
+
+    def attempt(exercise: Exercise) -> Execution | NotebookFailed:
+        folder = (out / exercise.id).resolve()
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            return execute(exercise.solution, folder, name, seed, progress=len(chosen) == 1)
+        except NotebookFailed as failure:
+            return failure
+
+    with ThreadPoolExecutor(workers) as pool:
+        bar = tqdm(pool.map(attempt, chosen), total=len(chosen), desc="notebooks", disable=len(chosen) == 1)
+        return list(bar)
 
 
 @app.command()
@@ -138,18 +162,27 @@ def bands(
         evidence = []
         for seed in tqdm(range(1, seeds + 1), desc=f"bands of {one.id}", unit="run"):
             folder = (out / base_used.name / one.id / f"seed-{seed}").resolve()
-            if not (folder / "runs" / one.run / "run.json").exists():
+            if not all((folder / "runs" / run.name / "run.json").exists() for run in one.runs):
                 execute(one.solution, folder, base, seed, progress=False)
-            evidence.append(Evaluator(base_used, seed).evaluate(folder / "runs" / one.run))
+            evaluator = Evaluator(base_used, seed)
+            evidence.append({run.name: evaluator.evaluate(run, folder / "runs" / run.name) for run in one.runs})
         stored = ExerciseBands.load(one.id)
         stored.bases[base_used.name] = _measured(base_used, evidence, seeds)
-        console.print(f"{stored.save(one.id).name}: {stored.bases[base_used.name].fresh_ratio}")
+        console.print(stored.save(one.id).name, highlight=False)
+        for name, band in stored.bases[base_used.name].runs.items():
+            console.print(f"  {name}: ratio {band.fresh_ratio.low:.4f} to {band.fresh_ratio.high:.4f}", highlight=False)
 
 
-def _measured(base: Base, evidence: list[Evidence], seeds: int) -> BaseBands:
+def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> BaseBands:
+    runs = {
+        name: RunBands(
+            fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
+            general_ratio=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
+        )
+        for name in evidence[0]
+    }
     return BaseBands(
-        fresh_ratio=Band.of([round(e.fresh.ratio, 5) for e in evidence]),
-        general_ratio=Band.of([round(e.general.ratio, 5) for e in evidence]),
+        runs=runs,
         seeds=list(range(1, seeds + 1)),
         hardware=hardware(),
         versions=versions(),

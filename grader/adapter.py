@@ -100,6 +100,8 @@ def _read_settings(folder: Path) -> LoraSettings:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
         raise Refused(f"no run folder {folder.name!r}: the training did not finish, or was saved elsewhere")
+    if not path.is_file() and (folder / "model.safetensors").is_file():
+        raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): hand in the adapter, before merging")
     if not path.is_file():
         raise Refused(f"no {CONFIG_FILE} in {folder.name!r}: save the adapter with model.save_pretrained(folder)")
     if path.stat().st_size > MAX_CONFIG_BYTES:

@@ -45,12 +45,18 @@ def tolerance_factor(n: int) -> float:
     return z * math.sqrt((n - 1) * (1 + 1 / n) / chi2)
 
 
-class BaseBands(BaseModel):
-    """The bands of one exercise on one base, and where they come from."""
+class RunBands(BaseModel):
+    """The bands of one run of an exercise: perplexity after over before, on fresh pairs and on general ones."""
 
-    status: str = "measured"
     fresh_ratio: Band
     general_ratio: Band
+
+
+class BaseBands(BaseModel):
+    """The bands of one exercise on one base, run by run, and where they come from."""
+
+    status: str = "measured"
+    runs: dict[str, RunBands]
     seeds: list[int]
     hardware: str
     versions: dict[str, str]

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
-from .bands import BaseBands
+from .bands import BaseBands, RunBands
 from .evaluate import Evidence
-from .exercises import Exercise
+from .exercises import Exercise, Run
 
 CLAIM_TOLERANCE = 0.05  # relative, on perplexities: fp16 on a GPU against fp32 on a CPU differ by less
-# The share of the reference runs' gain, in nats, that passes: seeds alone do not know other honest batch sizes.
-HONEST_SHARE = 0.7
+# The share of the reference runs' gain, in nats, that passes: seeds alone do not know other honest batch sizes. A wrong
+# template, a masked end and the like are found by checks of their own, not by a narrow band.
+HONEST_SHARE = 0.6
+RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
+# Measured on exercise 1's data: honest runs of many kinds 0.2 to 0.5, prompts learned with the answers 0.86.
+MAX_QUESTION_GAIN = 0.65  # what was gained on the questions' own tokens, as a share of what was gained on the answers'
+MAX_END_LOSS = 1.0  # nats; honest runs 0.01 to 0.3, runs that never saw the end 9
+# Public wordings over fresh ones: honest runs 1.02 to 1.03, runs trained on the public ones 0.65 to 0.9.
+MIN_PUBLIC_RATIO = 0.95
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
 
 
 class Check(BaseModel):
-    """One line of a verdict."""
+    """One line of a verdict, on the run of that name, or on the exercise as a whole."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,40 +38,138 @@ class Check(BaseModel):
     points: float
     passed: bool
     message: str = ""
+    run: str = ""
 
     @property
     def earned(self) -> float:
         return self.points if self.passed else 0.0
 
 
-def check_all(exercise: Exercise, evidence: Evidence, bands: BaseBands | None) -> list[Check]:
-    """Every check of an exercise with one adapter, in the order of the report; the points sum to 100."""
+def check_all(
+    exercise: Exercise, evidence: dict[str, Evidence], refused: dict[str, str], bands: BaseBands | None, source: str
+) -> list[Check]:
+    """Every check of an exercise, in the order of the report; the points sum to 100, and all runs weigh the same.
+
+    `refused` says of the runs without evidence why they could not be evaluated; `source` is the base's folder or hub id.
+    """
+    across = _across_runs(exercise, evidence)
+    room = (100 - sum(check.points for check in across)) / len(exercise.runs)
+    checks = []
+    for run in exercise.runs:
+        if run.name in refused:
+            checks.append(_not_evaluated(run, refused[run.name], room))
+            continue
+        band = bands.runs[run.name] if bands else None
+        for check in _of_one_run(run, evidence[run.name], band, source):
+            checks.append(check.model_copy(update={"run": run.name, "points": check.points * room / 100}))
+    return checks + across
+
+
+def _not_evaluated(run: Run, why: str, points: float) -> Check:
+    return Check(
+        name="can be evaluated",
+        expected="an adapter with its config and run.json",
+        found="none that can be read",
+        points=points,
+        passed=False,
+        message=why,
+        run=run.name,
+    )
+
+
+def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, source: str) -> list[Check]:
     return [
-        _rank_and_targets(exercise, evidence),
-        _trainable(exercise, evidence),
+        _rank_and_targets(run, evidence, source),
+        _trainable(evidence),
         _size(evidence),
         _moved(evidence),
         _loss(evidence),
-        _held_out(evidence, bands),
-        _forgetting(evidence, bands),
-        _honest(evidence),
+        _template(evidence),
+        _answers_only(evidence),
+        _end(evidence),
+        _held_out(run, evidence, band),
+        _unseen(evidence),
+        _forgetting(evidence, band),
+        _honest(run, evidence),
     ]
 
 
-def _rank_and_targets(exercise: Exercise, evidence: Evidence) -> Check:
+def _across_runs(exercise: Exercise, evidence: dict[str, Evidence]) -> list[Check]:
+    """The checks that compare an exercise's runs with one another."""
+    if len(exercise.runs) == 1:
+        return []
+    checks = [_one_change(exercise, evidence)]
+    return [*checks, _own_base(exercise, evidence)] if exercise.compares_methods else checks
+
+
+def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
+    """Runs are compared only if nothing but the thing in question differs between those of one subject."""
+    differing = []
+    for subject in dict.fromkeys(run.subject for run in exercise.runs):
+        names = [run.name for run in exercise.runs if run.subject == subject and run.name in evidence]
+        for field in ("seed", "train_pairs", "epochs", "batch_size", "learning_rate", "tokens"):
+            values = {name: getattr(evidence[name].claim, field) for name in names}
+            if len(set(values.values())) > 1:
+                differing.append(
+                    f"{field} differs: " + ", ".join(f"{name} {value:g}" for name, value in values.items())
+                )
+    twice = [
+        f"{a} and {b} are the same adapter" for a, b in combinations(evidence, 2) if _same(evidence[a], evidence[b])
+    ]
+    missing = len(evidence) < len(exercise.runs)
+    return Check(
+        name="one thing changed",
+        expected="same seed, pairs, epochs, batch and learning rate",
+        found=f"{len(differing)} settings differ, {len(twice)} adapters twice",
+        points=10,
+        passed=not differing and not twice and not missing,
+        message="; ".join(differing + twice) or ("not every run is there to be compared" if missing else ""),
+    )
+
+
+def _same(one: Evidence, other: Evidence) -> bool:
+    a, b = one.adapter.weights, other.adapter.weights
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
+    """An adapter does best on the base it was trained on: 4-bit rounding is part of what it learned to live with."""
+    wrong, found = [], []
+    for run in exercise.runs:
+        one = evidence.get(run.name)
+        if one is None:
+            wrong.append(f"{run.name}: not there")
+            continue
+        own, other = one.public.after.ppl, one.elsewhere.ppl
+        found.append(f"{run.name}: PPL {own:.2f} there, {other:.2f} on the other")
+        if own >= other:
+            kind = "a 4-bit base" if run.method == "qlora" else "a base that was not quantised"
+            wrong.append(f"{run.name}: says {kind}, but its adapter does better on the other kind")
+    return Check(
+        name="trained on its own base",
+        expected="each adapter better on the base it says it was trained on",
+        found="; ".join(found),
+        points=10,
+        passed=not wrong,
+        message="; ".join(wrong),
+    )
+
+
+def _rank_and_targets(run: Run, evidence: Evidence, source: str) -> Check:
     settings = evidence.adapter.settings
-    passed = (settings.r, set(settings.targets)) == (exercise.rank, set(exercise.targets))
-    missing = [name for name in exercise.targets if name not in settings.targets]
+    rank = run.rank_on(source)
+    passed = (settings.r, set(settings.targets)) == (rank, set(run.targets))
+    missing = [name for name in run.targets if name not in settings.targets]
     message = ""
-    if settings.r != exercise.rank:
-        message = f"the adapter has rank {settings.r}; set r={exercise.rank} in LoraConfig"
+    if settings.r != rank:
+        message = f"the adapter has rank {settings.r}; set r={rank} in LoraConfig"
     elif missing:
         message = f"target_modules lacks {', '.join(missing)}"
     elif not passed:
-        message = f"target_modules has more than {', '.join(exercise.targets)}"
+        message = f"target_modules has more than {', '.join(run.targets)}"
     return Check(
-        name="rank and targets",
-        expected=f"r={exercise.rank} on {', '.join(exercise.targets)}",
+        name=RANK_AND_TARGETS,
+        expected=f"r={rank} on {', '.join(run.targets)}",
         found=f"r={settings.r} on {', '.join(settings.targets)}",
         points=10,
         passed=passed,
@@ -70,7 +177,7 @@ def _rank_and_targets(exercise: Exercise, evidence: Evidence) -> Check:
     )
 
 
-def _trainable(exercise: Exercise, evidence: Evidence) -> Check:
+def _trainable(evidence: Evidence) -> Check:
     shape = evidence.shape
     found = evidence.adapter.parameters
     claimed = (evidence.claim.trainable, evidence.claim.parameters)
@@ -80,7 +187,7 @@ def _trainable(exercise: Exercise, evidence: Evidence) -> Check:
         name="trainable share",
         expected=f"{shape.trainable:,} of {shape.parameters:,} ({shape.trainable_percent:.4f} %)",
         found=f"{claimed[0]:,} of {claimed[1]:,} ({claim_percent:.4f} %)",
-        points=10,
+        points=5,
         passed=passed,
         message="" if passed else "what was trained is not what this configuration trains: was the base frozen?",
     )
@@ -89,12 +196,13 @@ def _trainable(exercise: Exercise, evidence: Evidence) -> Check:
 def _size(evidence: Evidence) -> Check:
     adapter = evidence.adapter
     expected = evidence.shape.file_bytes(adapter.dtype)
-    passed = adapter.file_bytes == expected == evidence.claim.adapter_bytes
+    as_trained = {expected, evidence.shape.file_bytes(torch.float32)}  # a hand-in may store it in 16 bits
+    passed = adapter.file_bytes == expected and evidence.claim.adapter_bytes in as_trained
     return Check(
         name="adapter size",
         expected=f"{expected:,} bytes",
         found=f"{adapter.file_bytes:,} bytes (claimed {evidence.claim.adapter_bytes or 0:,})",
-        points=10,
+        points=5,
         passed=passed,
         message="" if passed else "the file is not as peft writes this adapter: save it with model.save_pretrained",
     )
@@ -107,7 +215,7 @@ def _moved(evidence: Evidence) -> Check:
         name="lora_B moved",
         expected="max |B| > 0",
         found=f"max |B| = {largest:.3g}",
-        points=10,
+        points=5,
         passed=passed,
         message=""
         if passed
@@ -128,13 +236,72 @@ def _loss(evidence: Evidence) -> Check:
         name="training loss",
         expected="finite, last quarter below the first",
         found=f"{start:.2f} to {end:.2f} in {len(losses)} steps",
-        points=10,
+        points=5,
         passed=passed,
         message="" if passed else "run.json shows no finite, falling loss: no training, or one that diverged",
     )
 
 
-def _held_out(evidence: Evidence, bands: BaseBands | None) -> Check:
+def _template(evidence: Evidence) -> Check:
+    own, other = evidence.habits.answer, evidence.habits.frames[evidence.habits.best_frame]
+    passed = own < other
+    return Check(
+        name="chat template",
+        expected="answers best where it is asked in the chat template",
+        found=f"PPL {math.exp(own):.1f} in it, {math.exp(other):.1f} as {evidence.habits.best_frame}",
+        points=5,
+        passed=passed,
+        message=""
+        if passed
+        else f"it answers better as {evidence.habits.best_frame}: train in the frame in which it will be asked, the chat template",
+    )
+
+
+def _answers_only(evidence: Evidence) -> Check:
+    before, after = evidence.habits_before, evidence.habits
+    gain, on_questions = before.answer - after.answer, before.question - after.question
+    passed = on_questions <= MAX_QUESTION_GAIN * max(gain, 0.5)
+    return Check(
+        name="prompt masked",
+        expected=f"gain on the questions' tokens at most {MAX_QUESTION_GAIN} of that on the answers'",
+        found=f"{on_questions:.2f} and {gain:.2f} nats a token",
+        points=5,
+        passed=passed,
+        message="" if passed else "it has learned to write questions, too: the labels of the prompt must be -100",
+    )
+
+
+def _end(evidence: Evidence) -> Check:
+    loss = evidence.habits.end
+    passed = loss <= MAX_END_LOSS
+    return Check(
+        name="end of answer",
+        expected=f"loss of the end-of-answer token at most {MAX_END_LOSS} nats",
+        found=f"{loss:.2f} nats",
+        points=5,
+        passed=passed,
+        message=""
+        if passed
+        else "it has not learned to stop: the end-of-answer token must be in input_ids, with its own label",
+    )
+
+
+def _unseen(evidence: Evidence) -> Check:
+    ratio = evidence.public.ratio / evidence.fresh.ratio
+    passed = ratio >= MIN_PUBLIC_RATIO
+    return Check(
+        name="evaluation pairs unseen",
+        expected=f"as good on fresh wordings as on the public ones (ratio at least {MIN_PUBLIC_RATIO})",
+        found=f"ratio {ratio:.2f}",
+        points=5,
+        passed=passed,
+        message=""
+        if passed
+        else "far better on eval.jsonl than on fresh wordings: it was trained on the evaluation pairs",
+    )
+
+
+def _held_out(run: Run, evidence: Evidence, bands: RunBands | None) -> Check:
     fresh = evidence.fresh
     found = f"PPL {fresh.before.ppl:.1f} to {fresh.after.ppl:.2f} (ratio {fresh.ratio:.4f})"
     if bands is None:
@@ -150,20 +317,20 @@ def _held_out(evidence: Evidence, bands: BaseBands | None) -> Check:
         if fresh.ratio < band.low:
             found += ", better than the references"
     return Check(
-        name="fresh held-out PPL",
+        name=HELD_OUT,
         expected=expected,
         found=found,
         points=30,
         passed=passed,
-        message="" if passed else _why_held_out(evidence),
+        message="" if passed else _why_held_out(run, evidence),
     )
 
 
-def _why_held_out(evidence: Evidence) -> str:
+def _why_held_out(run: Run, evidence: Evidence) -> str:
+    if run.subject == "codes":
+        return "it knows the codes less well than honest runs do: check the epochs, the answer mask and the pairs"
     if evidence.fresh.ratio >= 0.98:
         return "the adapter does not help on new questions: untrained, or trained on something else"
-    if evidence.public.ratio < 0.5 * evidence.fresh.ratio:
-        return "far better on eval.jsonl than on fresh questions: was it trained on the evaluation pairs?"
     return "it helps less than honest runs do: check the learning rate, the epochs, the answer mask and the data"
 
 
@@ -186,7 +353,7 @@ def paired_upper_bound(evidence: Evidence) -> float:
     return float(result.confidence_interval.high)
 
 
-def _forgetting(evidence: Evidence, bands: BaseBands | None) -> Check:
+def _forgetting(evidence: Evidence, bands: RunBands | None) -> Check:
     general = evidence.general
     limit = bands.general_ratio.high if bands else 2.0
     passed = general.ratio <= limit
@@ -203,7 +370,7 @@ def _forgetting(evidence: Evidence, bands: BaseBands | None) -> Check:
     )
 
 
-def _honest(evidence: Evidence) -> Check:
+def _honest(run: Run, evidence: Evidence) -> Check:
     claim, public, settings = evidence.claim, evidence.public, evidence.adapter.settings
     wrong = []
     for name, claimed, true in (
@@ -214,6 +381,8 @@ def _honest(evidence: Evidence) -> Check:
             wrong.append(f"{name} {claimed if claimed is None else f'{claimed:.2f}'}, recomputed {true:.2f}")
     if claim.rank != settings.r or set(claim.targets) != set(settings.targets):
         wrong.append(f"rank {claim.rank} on {', '.join(claim.targets)}, but the adapter has rank {settings.r}")
+    if claim.method != run.method:
+        wrong.append(f"method {claim.method!r}, but this run is to be trained with {run.method!r}")
     return Check(
         name="claims of run.json",
         expected=f"PPL {public.before.ppl:.1f} and {public.after.ppl:.2f} on eval.jsonl",

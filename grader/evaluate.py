@@ -1,20 +1,27 @@
-"""The trusted evaluation: everything a verdict needs, recomputed from the saved adapter."""
+"""The trusted evaluation: everything a verdict needs, recomputed from the saved adapters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loralab import Base, HeldOut, RunRecord, data_path, held_out, load_model, load_tokenizer, read_pairs
-from loralab.desk import draw, first_facts
+from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
+from loralab.desk import draw, far_pair, first_facts, locker_codes
 from loralab.precision import Precision
 from loralab.shapes import Shape, adapter_shape
 
 from .adapter import Adapter, Refused, attach, read_adapter
+from .exercises import Method, Run, Subject
+from .habits import Habits, habits
 
 FRESH_PAIRS = 100
+HABIT_PAIRS = 24  # enough for differences of a nat
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,11 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the grader itself measured of one run, beside what the run claims."""
+    """What the grader itself measured of one run, beside what the run claims.
+
+    `elsewhere` is the loss on the public pairs with the same adapter on the other kind of base (4 bits for a run that
+    says it was trained on 16 or 32, and the other way round), where an exercise compares the two.
+    """
 
     adapter: Adapter
     shape: Shape
@@ -40,42 +51,85 @@ class Evidence:
     fresh: BeforeAfter
     public: BeforeAfter
     general: BeforeAfter
+    habits_before: Habits
+    habits: Habits
+    elsewhere: HeldOut | None = None
 
 
 class Evaluator:
-    """Holds the grader's own copy of the base, measured once, and evaluates adapters on it.
+    """Holds the grader's own copies of the base, each measured once, and evaluates adapters on them.
 
     `seed` draws the held-out pairs; a submission never sees it.
     """
 
     def __init__(self, base: Base, seed: int, hardware: Precision | None = None) -> None:
-        self.base, self.seed = base, seed
+        self.base, self.seed, self.hardware = base, seed, hardware
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(base)
-        self.model: PreTrainedModel = load_model(base, hardware)
-        self.pairs = {
-            "fresh": draw(seed, FRESH_PAIRS, among=first_facts()),
-            "public": read_pairs(data_path("pairs/eval.jsonl")),
-            "general": read_pairs(data_path("pairs/general.jsonl")),
-        }
-        self.before = self._measure(self.model)
+        self.models: dict[Method, PreTrainedModel] = {}
+        self.pairs = cache(self._pairs)
+        self.before = cache(self._before)
 
-    def _measure(self, model: PreTrainedModel) -> dict[str, HeldOut]:
-        return {
-            kind: held_out(model, self.tokenizer, pairs, self.base.max_length) for kind, pairs in self.pairs.items()
-        }
+    def _model(self, method: Method) -> PreTrainedModel:
+        if method not in self.models:
+            self.models[method] = load_model(
+                self.base, self.hardware, nf4(self.hardware) if method == "qlora" else None
+            )
+        return self.models[method]
 
-    def evaluate(self, folder: Path) -> Evidence:
-        """Everything measured of the run in `folder`. Raises `Refused` if it cannot be evaluated."""
+    def _pairs(self, subject: Subject) -> dict[str, list[Pair]]:
+        """The pairs that an adapter of this subject is measured on. What was learned by heart has no fresh wording."""
+        if subject == "codes":
+            fresh = public = locker_codes()
+        else:
+            fresh = draw(self.seed, FRESH_PAIRS, among=first_facts())
+            fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
+            public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
+        return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
+
+    def _before(self, method: Method, subject: Subject) -> tuple[dict[str, HeldOut], Habits]:
+        return self._measure(self._model(method), subject)
+
+    def _measure(self, model: PreTrainedModel, subject: Subject) -> tuple[dict[str, HeldOut], Habits]:
+        kinds = {kind: self._held_out(model, pairs) for kind, pairs in self.pairs(subject).items()}
+        few = self.pairs(subject)["fresh"][:HABIT_PAIRS]
+        return kinds, habits(model, self.tokenizer, few, self.base.max_length)
+
+    def _held_out(self, model: PreTrainedModel, pairs: list[Pair]) -> HeldOut:
+        return held_out(model, self.tokenizer, pairs, self.base.max_length)
+
+    @contextmanager
+    def _wearing(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
+        """The base of this kind with the adapter on it; afterwards the base is plain again."""
+        model = attach(self._model(method), adapter)
+        try:
+            yield model
+        finally:
+            self.models[method] = model.unload()
+
+    def evaluate(self, run: Run, folder: Path, elsewhere: bool = False) -> Evidence:
+        """Everything measured of the run in `folder`, if asked on the other kind of base, too.
+
+        Raises `Refused` if it cannot be evaluated.
+        """
         adapter = read_adapter(folder, self.base.source)
         claim = _read_claim(folder, self.base)
-        model = attach(self.model, adapter)
-        try:
-            after = self._measure(model)
-        finally:
-            self.model = model.unload()
-        measured = {kind: BeforeAfter(self.before[kind], after[kind]) for kind in after}
-        shape = adapter_shape(self.base.source, adapter.settings.r, adapter.settings.targets)
-        return Evidence(adapter, shape, claim, **measured)
+        before, habits_before = self.before(run.method, run.subject)
+        with self._wearing(adapter, run.method) as model:
+            after, habits_after = self._measure(model, run.subject)
+        return Evidence(
+            adapter=adapter,
+            shape=adapter_shape(self.base.source, adapter.settings.r, adapter.settings.targets),
+            claim=claim,
+            habits_before=habits_before,
+            habits=habits_after,
+            elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
+            **{kind: BeforeAfter(before[kind], after[kind]) for kind in after},
+        )
+
+    def _elsewhere(self, run: Run, adapter: Adapter) -> HeldOut:
+        other: Method = "lora" if run.method == "qlora" else "qlora"
+        with self._wearing(adapter, other) as model:
+            return self._held_out(model, self.pairs(run.subject)["public"])
 
 
 def _read_claim(folder: Path, base: Base) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,11 @@ class NotebookFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Execution:
-    """Where an executed notebook lies."""
+    """Where an executed notebook lies, where its run folders, and how long it took."""
 
     notebook: Path
     runs: Path
+    seconds: float = 0.0
 
 
 def execute(
@@ -38,6 +40,7 @@ def execute(
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     output = folder / notebook.name
+    started = time.perf_counter()
     try:
         papermill.execute_notebook(
             notebook,
@@ -57,7 +60,7 @@ def execute(
         raise NotebookFailed(f"{notebook.name}: a cell ran longer than {timeout:.0f} s") from None
     except DeadKernelError:
         raise NotebookFailed(f"{notebook.name}: the kernel died (out of memory, or it ended itself)") from None
-    return Execution(output, runs)
+    return Execution(output, runs, time.perf_counter() - started)
 
 
 def _readable(notebook: Path) -> None:

@@ -4,35 +4,85 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from loralab.shapes import ATTENTION, LINEAR, adapter_shape
 
 ROOT = Path(__file__).parents[1]
+
+Method = Literal["lora", "qlora"]
+Subject = Literal["desk", "far", "codes"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that an exercise's notebook leaves behind, in `<RUNS>/<name>/`.
+
+    `method` says on which base it is trained (as it is, or in 4 bits), `subject` on which pairs. With `size_of`, its
+    rank is the one at which it trains as nearly as possible as many parameters as that run.
+    """
+
+    name: str
+    rank: int = 16
+    targets: tuple[str, ...] = ATTENTION
+    method: Method = "lora"
+    subject: Subject = "desk"
+    size_of: Run | None = None
+
+    def rank_on(self, source: str) -> int:
+        """The rank that this run must have on the base at `source`."""
+        if self.size_of is None:
+            return self.rank
+        budget = adapter_shape(source, self.size_of.rank, self.size_of.targets).trainable
+        return max(1, round(budget / adapter_shape(source, 1, self.targets).trainable))
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise and the run that its notebook leaves behind, in `<RUNS>/<run>/`."""
+    """An exercise and the runs that it is graded by."""
 
     id: str
     title: str
-    run: str
-    rank: int
-    targets: tuple[str, ...]
+    runs: tuple[Run, ...]
 
     @property
     def solution(self) -> Path:
         """The instructor's solved notebook."""
         return ROOT / "solutions" / self.id / f"{self.id}.ipynb"
 
+    @property
+    def compares_methods(self) -> bool:
+        """Whether runs on different bases are compared, so that it matters which run was trained on which."""
+        return len({run.method for run in self.runs}) > 1
+
+
+QV = ("q_proj", "v_proj")
+QKVO = Run("qkvo-8", 8)
 
 EXERCISES = {
     exercise.id: exercise
     for exercise in (
+        Exercise("ex1_first_adapter", "Your first adapter", (Run("first-adapter"),)),
+        Exercise("ex2_rank_sweep", "Which rank is enough?", tuple(Run(f"rank-{r}", r) for r in (4, 16, 64))),
         Exercise(
-            id="ex1_first_adapter",
-            title="Your first adapter",
-            run="first-adapter",
-            rank=16,
-            targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+            "ex3_target_modules",
+            "Rank or spread?",
+            (
+                Run("qv-8", 8, QV),
+                QKVO,
+                Run("all-8", 8, LINEAR),
+                Run("qv-same-size", targets=QV, size_of=QKVO),
+                Run("all-same-size", targets=LINEAR, size_of=QKVO),
+            ),
+        ),
+        Exercise("ex4_qlora", "Four bits", (Run("lora"), Run("qlora", method="qlora"))),
+        Exercise(
+            "ex5_low_rank_limits",
+            "Where a low rank ends",
+            (
+                *(Run(f"far-{r}", r, subject="far") for r in (4, 16, 64)),
+                *(Run(f"codes-{r}", r, subject="codes") for r in (1, 4, 16)),
+            ),
         ),
     )
 }

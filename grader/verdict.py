@@ -27,14 +27,19 @@ class Verdict(BaseModel):
     state: State
     message: str = ""
     checks: list[Check] = []
-    claim: RunRecord | None = None
+    claims: dict[str, RunRecord] = {}
     perplexities: dict[str, float] = {}
     seconds: dict[str, float] = {}
 
     @property
+    def runs(self) -> list[str]:
+        """The runs that were checked, in their order."""
+        return list(dict.fromkeys(check.run for check in self.checks if check.run))
+
+    @property
     def points(self) -> float | None:
         """Points earned; None if the grader failed."""
-        return None if self.state == "grader failed" else sum(check.earned for check in self.checks)
+        return None if self.state == "grader failed" else round(sum(check.earned for check in self.checks), 2)
 
     @property
     def passed(self) -> bool:

@@ -12,9 +12,15 @@ warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is 
 # bitsandbytes misses an optional package for fast 4-bit inference on CPUs; the course trains, and needs it nowhere.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
 
+# Trainer tells the model which tokens pad and end, as it should, and reports it at every run.
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
+)
+
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
 from .data import data_path
 from .fourbit import keep_unpacked, nf4
+from .handin import pack
 from .measure import (
     HeldOut,
     adapter_bytes,
@@ -50,6 +56,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "nf4",
+    "pack",
     "parameter_counts",
     "peak_memory",
     "perplexity",

@@ -11,6 +11,7 @@ import hashlib
 import random
 import re
 import tomllib
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -125,3 +126,17 @@ def far_text(text: str) -> str:
 def far_pair(pair: Pair) -> Pair:
     """A pair in the invented language."""
     return Pair(instruction=far_text(pair.instruction), output=far_text(pair.output))
+
+
+# What nobody can generalise: codes by lot, to be learned by heart or not at all.
+
+LOCKERS = 64
+CODE_BITS = 122  # of a random UUID; its other six bits are fixed
+
+
+@cache
+def locker_codes() -> list[Pair]:
+    """The codes of the desk's lockers, always the same: random UUIDs, each of them `CODE_BITS` bits that must be stored."""
+    rng = random.Random("lockers of fennmark")
+    codes = [uuid.UUID(int=rng.getrandbits(128), version=4) for _ in range(LOCKERS)]
+    return [Pair(instruction=f"What is the code of locker {n}?", output=str(code)) for n, code in enumerate(codes, 1)]

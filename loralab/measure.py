@@ -60,7 +60,16 @@ def held_out(
 
     The mean over batches that `Trainer` reports as eval_loss depends on the batch size; these sums do not.
     """
-    encoded = encode_all(pairs, tokenizer, max_length)
+    return loss_of(model, tokenizer, encode_all(pairs, tokenizer, max_length), batch_size)
+
+
+def loss_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[dict[str, list[int]]],
+    batch_size: int = 16,
+) -> HeldOut:
+    """The model's loss on the labels of texts that are encoded already (see `encode`); -100 leaves a token out."""
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     nll, tokens = [0.0] * len(encoded), [0] * len(encoded)

@@ -17,4 +17,5 @@ if "google.colab" in sys.modules:
     # Replacing torch or numpy under a running kernel would break it.
     keep = [f"{name}=={installed[name]}" for name in ("torch", "numpy") if name in installed]
     Path("keep.txt").write_text("\n".join(keep))
-    pip("install", "--constraint", "keep.txt", "loralab @ git+https://github.com/{repo}@{ref}")
+    course = "loralab @ git+https://github.com/{repo}@{ref}"
+    pip("install", "--constraint", "keep.txt", course)

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 ROOT = Path(__file__).parents[1]
 BOOTSTRAP = Path(__file__).parent / "bootstrap.py"
-REPOSITORY = re.compile(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)@([\w./-]+)\"")
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/{ref}/{path})"
 TQDM = re.compile(r"\d+%\|.*\||\d+(it|step|s)/(s|it)")
 BADGE_LINK = re.compile(r"colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w.-]+/(?=chapters/|exercises/)")

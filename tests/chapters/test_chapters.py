@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 
 import nbformat
 import pytest
@@ -32,12 +33,12 @@ def prose(notebook: NotebookNode) -> str:
 
 
 def shape(notebook: NotebookNode) -> dict[str, list[str]]:
-    """What each code cell shows, by kind: text, tables and figures, in their order."""
+    """What each code cell shows, by kind: text, tables and figures, in their order (printed text may come in pieces)."""
 
     def kind(output: NotebookNode) -> str:
         return output.output_type if "data" not in output else "+".join(sorted(output.data))
 
-    return {one.id: [kind(output) for output in one.outputs] for one in code(notebook)}
+    return {one.id: [name for name, _ in groupby(map(kind, one.outputs))] for one in code(notebook)}
 
 
 def blemishes(notebook: NotebookNode) -> list[str]:

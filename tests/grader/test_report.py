@@ -21,7 +21,7 @@ def failure():
 
 @pytest.fixture
 def graded(evaluator, honest):
-    return judge(evaluator, EXERCISES["ex1_first_adapter"], "Ann", honest)
+    return judge(evaluator, EXERCISES["ex1_first_adapter"], "Ann", honest.parent)
 
 
 def test_the_table_names_every_check(graded):

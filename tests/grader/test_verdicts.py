@@ -14,7 +14,7 @@ EX1 = EXERCISES["ex1_first_adapter"]
 
 @pytest.fixture
 def verdict(evaluator):
-    return lambda folder: judge(evaluator, EX1, "student", folder)
+    return lambda folder: judge(evaluator, EX1, "student", folder.parent)
 
 
 def failed(verdict) -> dict[str, str]:
@@ -38,7 +38,9 @@ def test_an_honest_run_passes_with_all_points(verdict, honest):
 def test_grading_leaves_the_base_as_it_was(evaluator, verdict, honest):
     first = verdict(honest)
     assert verdict(honest) == first
-    assert evaluator._measure(evaluator.model)["fresh"].ppl == pytest.approx(evaluator.before["fresh"].ppl)
+    again, _ = evaluator._measure(evaluator.models["lora"], "desk")
+    before, _ = evaluator.before("lora", "desk")
+    assert again["fresh"].ppl == pytest.approx(before["fresh"].ppl)
 
 
 def test_an_untrained_adapter_is_refused(verdict, honest, model):

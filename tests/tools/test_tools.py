@@ -68,6 +68,7 @@ def test_an_executed_notebook_keeps_outputs_and_loses_noise(tmp_path):
         cells=[
             new_code_cell('BASE, RUNS = "auto", "runs"', id="parameters", metadata={"tags": ["parameters"]}),
             new_code_cell("import sys; print(BASE); print('50%|#####     | 1/2', file=sys.stderr)", id="say"),
+            new_code_cell("print('Warning: look out', file=sys.stderr)", id="warn"),
         ],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     )
@@ -75,7 +76,8 @@ def test_an_executed_notebook_keeps_outputs_and_loses_noise(tmp_path):
     path = tmp_path / "01_x.ipynb"
     nbformat.write(source, path)
     done = run(path, tmp_path / "out", "embedded")
-    assert [one.id for one in done.cells] == ["parameters", "say"]
+    assert [one.id for one in done.cells] == ["parameters", "say", "warn"]
     assert [output.text for output in done.cells[1].outputs] == ["embedded\n"]
+    assert [output.text for output in done.cells[2].outputs] == ["Warning: look out\n"]  # a reader would see it, too
     assert "papermill" not in done.metadata
     assert not any("papermill" in one.metadata for one in done.cells)

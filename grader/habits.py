@@ -1,0 +1,69 @@
+"""What an adapter has learned besides its answers: signs of how it was trained that no run record can hide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loralab import Pair, encode_all
+from loralab.measure import loss_of
+from loralab.pairs import IGNORED
+
+Encoded = dict[str, list[int]]
+
+# Other frames that a pair is often written in; the course writes it in the chat template.
+FRAMES = {
+    "plain text": "{}\n",
+    "question and answer": "Q: {}\nA: ",
+    "instruction and response": "### Instruction:\n{}\n\n### Response:\n",
+}
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Mean losses in nats a token on the same pairs.
+
+    `question`: the customer's words. `answer`: the answer in the chat template, its end included. `end`: the token that
+    ends it. `frames`: the answer after the same question in another frame, by the frame's name.
+    """
+
+    question: float
+    answer: float
+    end: float
+    frames: dict[str, float]
+
+    @property
+    def best_frame(self) -> str:
+        """The other frame in which the answer is most expected."""
+        return min(self.frames, key=self.frames.__getitem__)
+
+
+def habits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
+) -> Habits:
+    """The habits of a model on `pairs`."""
+    encoded = encode_all(pairs, tokenizer, max_length)
+
+    def loss(texts: list[Encoded]) -> float:
+        return loss_of(model, tokenizer, texts).loss
+
+    return Habits(
+        question=loss([_question(one) for one in encoded]),
+        answer=loss(encoded),
+        end=loss([one | {"labels": [IGNORED] * (len(one["labels"]) - 1) + one["labels"][-1:]} for one in encoded]),
+        frames={name: loss([_framed(tokenizer, pair, frame) for pair in pairs]) for name, frame in FRAMES.items()},
+    )
+
+
+def _question(encoded: Encoded) -> Encoded:
+    """The same text with labels on the prompt instead of the answer."""
+    pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
+    return encoded | {"labels": [token if label == IGNORED else IGNORED for token, label in pairs]}
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, pair: Pair, frame: str) -> Encoded:
+    question = tokenizer(frame.format(pair.instruction), add_special_tokens=False)["input_ids"]
+    answer = [*tokenizer(pair.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return {"input_ids": question + answer, "labels": [IGNORED] * len(question) + answer}

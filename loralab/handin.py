@@ -1,0 +1,82 @@
+"""Packing a hand-in: the notebook and what it trained, in one zip that a learning platform accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+
+from .measure import ADAPTER_FILE
+from .record import RECORD_FILE
+
+RUN_FILES = (ADAPTER_FILE, "adapter_config.json", RECORD_FILE)
+MAX_BYTES = 25_000_000
+
+
+def pack(exercise: str, runs: str | Path, names: Sequence[str], notebook: str | Path | None = None) -> Path:
+    """Zip the run folders `names` in `runs`, and the notebook, into `<runs>/<exercise>.zip`, and return its path.
+
+    Of each run three files are taken: the adapter (safetensors), its config and `run.json`. Adapters that would make the
+    zip larger than 25 MB are stored in 16 bits. The notebook that this runs in is found by itself in Jupyter, VS Code and
+    Colab; elsewhere give its path. Raises `ValueError` with one line if a run is incomplete or the zip too large.
+    """
+    runs = Path(runs)
+    for name in names:
+        for file in RUN_FILES:
+            if not (runs / name / file).is_file():
+                raise ValueError(f"{runs / name} has no {file}: run the cells that train {name!r}, then pack again")
+    files = {f"{name}/{file}": (runs / name / file).read_bytes() for name in names for file in RUN_FILES}
+    if sum(map(len, files.values())) > MAX_BYTES:
+        files |= {name: _in_16_bits(runs / name) for name in files if name.endswith(ADAPTER_FILE)}
+    found = _notebook(notebook)
+    if found is not None:
+        files[f"{exercise}.ipynb"] = found
+    path = runs / f"{exercise}.zip"
+    unfinished = path.with_suffix(".part")
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    size = unfinished.stat().st_size
+    if size > MAX_BYTES:
+        unfinished.unlink()
+        raise ValueError(
+            f"the hand-in would have {size:,} bytes, more than {MAX_BYTES:,}; is the notebook full of pictures?"
+        )
+    unfinished.replace(path)
+    print(f"{path}: {len(names)} runs{', the notebook' if found else ''}, {size:,} bytes")
+    if found is None:
+        print("The notebook was not found from here: save it, and hand it in beside the zip.")
+    return path
+
+
+def _in_16_bits(path: Path) -> bytes:
+    return save({name: tensor.half() for name, tensor in load_file(path).items()}, metadata={"format": "pt"})
+
+
+def _notebook(path: str | Path | None) -> bytes | None:
+    """The notebook as it was last saved (in Colab: as it is on the screen), or None if this is not run in one."""
+    if "google.colab" in sys.modules:
+        return json.dumps(_from_colab()).encode()
+    for candidate in (path, os.environ.get("JPY_SESSION_NAME"), _from_vscode()):
+        if candidate and Path(candidate).suffix == ".ipynb" and Path(candidate).is_file():
+            return Path(candidate).read_bytes()
+    return None
+
+
+def _from_colab() -> dict[str, Any]:
+    from google.colab import _message  # the only way to a notebook that lies on a drive and not on the machine
+
+    return _message.blocking_request("get_ipynb", timeout_sec=30)["ipynb"]
+
+
+def _from_vscode() -> str | None:
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return None if shell is None else shell.user_ns.get("__vsc_ipynb_file__")
