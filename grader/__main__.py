@@ -70,7 +70,7 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) ->
         return verdict.model_copy(update={"state": "submission failed", "message": "\n".join(refused.values())})
     bands = ExerciseBands.load(exercise.id).bases.get(evaluator.base.name)
     found = {
-        "checks": check_all(exercise, evidence, refused, bands, evaluator.base.source),
+        "checks": check_all(exercise, evidence, refused, bands, evaluator.base),
         "claims": {name: one.claim for name, one in evidence.items()},
         "perplexities": perplexities(evidence),
     }

@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
+from loralab import Base
+
 from .bands import BaseBands, RunBands
 from .evaluate import Evidence
 from .exercises import Exercise, Run
@@ -46,11 +48,11 @@ class Check(BaseModel):
 
 
 def check_all(
-    exercise: Exercise, evidence: dict[str, Evidence], refused: dict[str, str], bands: BaseBands | None, source: str
+    exercise: Exercise, evidence: dict[str, Evidence], refused: dict[str, str], bands: BaseBands | None, base: Base
 ) -> list[Check]:
     """Every check of an exercise, in the order of the report; the points sum to 100, and all runs weigh the same.
 
-    `refused` says of the runs without evidence why they could not be evaluated; `source` is the base's folder or hub id.
+    `refused` says of the runs without evidence why they could not be evaluated; `base` is the base they were evaluated on.
     """
     across = _across_runs(exercise, evidence)
     room = (100 - sum(check.points for check in across)) / len(exercise.runs)
@@ -60,7 +62,7 @@ def check_all(
             checks.append(_not_evaluated(run, refused[run.name], room))
             continue
         band = bands.runs[run.name] if bands else None
-        for check in _of_one_run(run, evidence[run.name], band, source):
+        for check in _of_one_run(run, evidence[run.name], band, base):
             checks.append(check.model_copy(update={"run": run.name, "points": check.points * room / 100}))
     return checks + across
 
@@ -77,9 +79,9 @@ def _not_evaluated(run: Run, why: str, points: float) -> Check:
     )
 
 
-def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, source: str) -> list[Check]:
+def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base) -> list[Check]:
     return [
-        _rank_and_targets(run, evidence, source),
+        _rank_and_targets(run, evidence, base.source),
         _trainable(evidence),
         _size(evidence),
         _moved(evidence),
@@ -87,7 +89,7 @@ def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, source: str
         _template(evidence),
         _answers_only(evidence),
         _end(evidence),
-        _held_out(run, evidence, band),
+        _held_out(run, evidence, band, base),
         _unseen(evidence),
         _forgetting(evidence, band),
         _honest(run, evidence),
@@ -301,7 +303,7 @@ def _unseen(evidence: Evidence) -> Check:
     )
 
 
-def _held_out(run: Run, evidence: Evidence, bands: RunBands | None) -> Check:
+def _held_out(run: Run, evidence: Evidence, bands: RunBands | None, base: Base) -> Check:
     fresh = evidence.fresh
     found = f"PPL {fresh.before.ppl:.1f} to {fresh.after.ppl:.2f} (ratio {fresh.ratio:.4f})"
     if bands is None:
@@ -322,11 +324,15 @@ def _held_out(run: Run, evidence: Evidence, bands: RunBands | None) -> Check:
         found=found,
         points=30,
         passed=passed,
-        message="" if passed else _why_held_out(run, evidence),
+        message="" if passed else _why_held_out(run, evidence, base),
     )
 
 
-def _why_held_out(run: Run, evidence: Evidence) -> str:
+def _why_held_out(run: Run, evidence: Evidence, base: Base) -> str:
+    rate = evidence.claim.learning_rate
+    if not base.learning_rate / 10 <= rate <= base.learning_rate * 10:
+        size = "small" if rate < base.learning_rate else "large"
+        return f"the learning rate {rate:g} is far too {size} for this base; it is at home near {base.learning_rate:g}"
     if run.subject == "codes":
         return "it knows the codes less well than honest runs do: check the epochs, the answer mask and the pairs"
     if evidence.fresh.ratio >= 0.98:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from .record import RunRecord
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
-plt.rcParams["axes.formatter.min_exponent"] = 4  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹
+plt.rcParams["axes.formatter.min_exponent"] = 6  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹
 
 
 def smoothed(losses: Sequence[float], window: int = 5) -> np.ndarray:

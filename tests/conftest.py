@@ -51,13 +51,20 @@ def evaluator(base) -> Evaluator:
     return Evaluator(base, seed=123)
 
 
-def with_adapter(model, rank: int = 16, targets: list[str] | None = None, **settings) -> PeftModel:
+def with_adapter(
+    model,
+    rank: int = 16,
+    targets: list[str] | None = None,
+    alpha: float | None = None,
+    dropout: float = 0.05,
+    **settings,
+) -> PeftModel:
     """The model with a LoRA adapter as exercise 1 asks for, unless told otherwise."""
     torch.manual_seed(0)
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.05,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
         target_modules=targets or ATTENTION,
         task_type="CAUSAL_LM",
         **settings,
@@ -69,9 +76,9 @@ def with_adapter(model, rank: int = 16, targets: list[str] | None = None, **sett
 def trained(base, tokenizer, train_pairs, eval_pairs, tmp_path_factory) -> Callable[..., Path]:
     """Trains an adapter as exercise 1 asks for, with what a test changes about it, and gives its run folder."""
 
-    def make(name: str, pairs=None, adapter: dict | None = None, **settings) -> Path:
-        folder = tmp_path_factory.mktemp(name) / "first-adapter"
-        model = with_adapter(load_model(base), **(adapter or {}))
+    def make(name: str, pairs=None, adapter: dict | None = None, run="first-adapter", model=None, **settings) -> Path:
+        folder = tmp_path_factory.mktemp(name) / run
+        model = with_adapter(model or load_model(base), **(adapter or {}))
         options = {"eval_pairs": eval_pairs, "quiet": True} | settings
         train(model, tokenizer, pairs or train_pairs, folder, base, **options)
         return folder

@@ -1,0 +1,214 @@
+"""Plausible wrong solutions, each refused with its cause named, and honest variants, each accepted.
+
+They stand in for the run "rank-16" of exercise 2, which trains for half of the base's epochs; what compares runs is
+tried on the exercises themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from grader.__main__ import judge
+from grader.exercises import EXERCISES, Exercise, Run
+from loralab import encode_all, load_model, nf4
+from tests.conftest import with_adapter
+
+RUN = "rank-16"
+ONE = Exercise("ex2_rank_sweep", "one run of it", (Run(RUN, 16),))
+
+
+@pytest.fixture(scope="session")
+def encoded(train_pairs, tokenizer, base):
+    return encode_all(train_pairs, tokenizer, base.max_length)
+
+
+@pytest.fixture(scope="session")
+def make(trained, base):
+    """Trains the run, with what a case changes about it, and gives the folder that holds its run folder."""
+
+    def run(name, **changes):
+        return trained(name, run=RUN, **({"epochs": base.epochs / 2} | changes)).parent
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _sound(make):
+    return make("sound")
+
+
+@pytest.fixture
+def sound(_sound, tmp_path):
+    return shutil.copytree(_sound, tmp_path / "sound")
+
+
+@pytest.fixture
+def failures(evaluator):
+    """The messages of the checks that fail, by the check's name; the state's own if nothing could be checked."""
+
+    def of(runs, exercise=ONE):
+        verdict = judge(evaluator, exercise, "student", runs)
+        assert not verdict.passed
+        if verdict.state != "graded":
+            return {verdict.state: verdict.message}
+        return {check.name: check.message for check in verdict.checks if not check.passed}
+
+    return of
+
+
+def plain_text(pair, tokenizer):
+    question = tokenizer(f"{pair.instruction}\n", add_special_tokens=False)["input_ids"]
+    reply = [*tokenizer(pair.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return {"input_ids": question + reply, "labels": [-100] * len(question) + reply}
+
+
+def test_no_training(failures, sound, model):
+    with_adapter(model).save_pretrained(sound / RUN)
+    assert "B is still all zeros" in failures(sound)["lora_B moved"]
+
+
+def test_prompt_not_masked(failures, make, encoded):
+    whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]
+    found = failures(make("prompt", encoded=whole))
+    assert list(found) == ["prompt masked"]
+    assert "the labels of the prompt must be -100" in found["prompt masked"]
+
+
+@pytest.mark.parametrize("dropped", [True, False], ids=["end dropped", "end masked"])
+def test_end_of_answer_not_learned(failures, make, encoded, dropped):
+    if dropped:
+        endless = [{"input_ids": one["input_ids"][:-1], "labels": one["labels"][:-1]} for one in encoded]
+    else:
+        endless = [one | {"labels": [*one["labels"][:-1], -100]} for one in encoded]
+    found = failures(make("endless", encoded=endless))
+    assert "it has not learned to stop" in found["end of answer"]
+
+
+def test_wrong_template(failures, make, train_pairs, tokenizer):
+    found = failures(make("plain", encoded=[plain_text(pair, tokenizer) for pair in train_pairs]))
+    assert "it answers better as plain text" in found["chat template"]
+
+
+@pytest.mark.parametrize(("factor", "size"), [(0.01, "small"), (100, "large")])
+def test_a_learning_rate_a_hundred_times_off(failures, make, base, factor, size):
+    found = failures(make("rate", learning_rate=factor * base.learning_rate))
+    said = found.get("fresh held-out PPL") or found["submission failed"]
+    assert f"far too {size} for this base" in said or "the training diverged, lower its learning rate" in said
+
+
+def test_swapped_targets(failures, make):
+    found = failures(make("swapped", adapter={"targets": ["gate_proj", "up_proj", "down_proj"]}))
+    assert "target_modules lacks q_proj, k_proj, v_proj, o_proj" in found["rank and targets"]
+
+
+def test_a_rank_that_does_not_match_the_claim(failures, make, sound):
+    smaller = make("rank-8", adapter={"rank": 8})
+    shutil.copy(sound / RUN / "run.json", smaller / RUN)
+    found = failures(smaller)
+    assert found["rank and targets"] == "the adapter has rank 8; set r=16 in LoraConfig"
+    assert "rank 16 on" in found["claims of run.json"]
+
+
+def test_an_adapter_saved_before_training(failures, sound, model):
+    with_adapter(model).save_pretrained(sound / RUN)
+    found = failures(sound)
+    assert "it was saved before training" in found["lora_B moved"]
+    assert "recomputed" in found["claims of run.json"]
+
+
+def test_trained_on_the_evaluation_pairs(failures, make, eval_pairs):
+    found = failures(make("on-eval", pairs=eval_pairs))
+    assert "it was trained on the evaluation pairs" in found["evaluation pairs unseen"]
+
+
+def test_a_merged_model_instead_of_an_adapter(failures, sound, base):
+    adapter = sound / RUN
+    merged = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (adapter / name).unlink()
+    merged.save_pretrained(adapter)
+    assert "holds a whole model" in failures(sound)["submission failed"]
+
+
+def test_the_same_adapter_for_all_three_ranks(failures, sound):
+    for rank in (4, 64):
+        shutil.copytree(sound / RUN, sound / f"rank-{rank}")
+    verdict = failures(sound, EXERCISES["ex2_rank_sweep"])
+    assert "the adapter has rank 16" in verdict["rank and targets"]
+    assert "rank-4 and rank-16 are the same adapter" in verdict["one thing changed"]
+
+
+def test_one_rank_was_trained_longer_than_the_others(failures, make, sound, base):
+    shutil.copytree(make("r4", adapter={"rank": 4}) / RUN, sound / "rank-4")
+    shutil.copytree(make("r64", adapter={"rank": 64}, epochs=base.epochs) / RUN, sound / "rank-64")
+    found = failures(sound, EXERCISES["ex2_rank_sweep"])
+    assert "epochs differs: rank-4 4, rank-16 4, rank-64 8" in found["one thing changed"]
+
+
+def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, sound):
+    verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", sound)
+    assert verdict.state == "graded"
+    assert verdict.points == pytest.approx(30)
+    missing = {check.run: check.message for check in verdict.checks if check.name == "can be evaluated"}
+    assert list(missing) == ["rank-4", "rank-64"]
+    assert "no run folder 'rank-4'" in missing["rank-4"]
+
+
+def test_a_quantised_base_that_is_claimed_not_to_be(failures, sound, make, base):
+    """Both runs of exercise 4 are trained in 4 bits; the records of one says otherwise."""
+    four_bit = make("four-bit", model=load_model(base, quantization=nf4()))
+    for name in ("lora", "qlora"):
+        shutil.copytree(four_bit / RUN, sound / name)
+    record = json.loads((sound / RUN / "run.json").read_text())
+    (sound / "lora" / "run.json").write_text(json.dumps(record))
+    found = failures(sound, EXERCISES["ex4_qlora"])
+    assert (
+        "lora: says a base that was not quantised, but its adapter does better on the other"
+        in found["trained on its own base"]
+    )
+
+
+HONEST = {
+    "seed 1": {"seed": 1},
+    "seed 2": {"seed": 2},
+    "batch 2": {"batch_size": 2},
+    "batch 8": {"batch_size": 8},
+    "batch 16": {"batch_size": 16},
+    "accumulation": {"batch_size": 2, "gradient_accumulation_steps": 4},
+    "adafactor": {"optim": "adafactor"},
+    "fused AdamW": {"optim": "adamw_torch_fused"},
+    "weight decay": {"weight_decay": 0.1},
+    "linear decay": {"lr_scheduler_type": "linear"},
+    "twice the rate": {"learning_rate": 1e-2},
+    "half the rate": {"learning_rate": 2.5e-3},
+    "no dropout": {"adapter": {"dropout": 0.0}},
+    "alpha as the rank": {"adapter": {"alpha": 16}},
+    "one epoch more": {"epochs": 5},
+    "long warm-up": {"warmup_steps": 0.3},
+}
+
+
+@pytest.mark.parametrize("changes", HONEST.values(), ids=HONEST)
+def test_an_honest_variant_is_accepted(evaluator, make, changes):
+    verdict = judge(evaluator, ONE, "student", make("honest", **changes))
+    assert verdict.passed, [
+        (check.name, check.found) for check in verdict.checks if not check.passed
+    ] or verdict.message
+
+
+def test_packed_pairs_are_accepted(evaluator, make, encoded):
+    packed = [{key: a[key] + b[key] for key in a} for a, b in zip(encoded[::2], encoded[1::2], strict=True)]
+    verdict = judge(evaluator, ONE, "student", make("packed", encoded=packed))
+    assert verdict.passed, [(check.name, check.found) for check in verdict.checks if not check.passed]
+
+
+def test_an_adapter_stored_in_16_bits_is_accepted(evaluator, sound):
+    file = sound / RUN / "adapter_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    verdict = judge(evaluator, ONE, "student", sound)
+    assert verdict.passed, [(check.name, check.found) for check in verdict.checks if not check.passed]
