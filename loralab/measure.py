@@ -79,9 +79,11 @@ def loss_of(
             batch = collate([encoded[i] for i in rows]).to(model.device)
             labels = batch.pop("labels")[:, 1:]  # [batch, T-1]: the token after each position
             logits = model(**batch).logits[:, :-1]  # [batch, T-1, vocabulary]
-            losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-            for i, row, row_labels in zip(rows, losses, labels, strict=True):
-                nll[i], tokens[i] = row.sum().item(), int((row_labels != IGNORED).sum())
+            counted = labels != IGNORED
+            losses = torch.zeros(labels.shape, device=labels.device)
+            losses[counted] = cross_entropy(logits[counted].float(), labels[counted], reduction="none")
+            for i, row, row_counted in zip(rows, losses, counted, strict=True):
+                nll[i], tokens[i] = row.sum().item(), int(row_counted.sum())
     return HeldOut(tuple(nll), tuple(tokens))
 
 

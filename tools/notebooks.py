@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -90,11 +91,12 @@ def execute(
 
 
 def run(path: Path, folder: Path, base: str, **parameters: object) -> NotebookNode:
-    """Execute a chapter with BASE and RUNS set, in `folder`, and return it with its outputs and its own parameters.
+    """Execute a chapter with BASE set, in `folder`, which is emptied, and return it with its outputs and own parameters.
 
     Raises `papermill.PapermillExecutionError` if a cell fails.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left would show in this one's outputs
+    folder.mkdir(parents=True)
     done = papermill.execute_notebook(
         path,
         folder / path.name,
