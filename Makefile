@@ -8,7 +8,7 @@ REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade test real-shape lint format chapters badges claims exercises bands pairs heldout base clean
+.PHONY: help setup grade test proof lint format chapters badges claims exercises bands pairs heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,9 @@ grade: $(READY)  ## run the exercise solutions for real and grade the adapters t
 test: $(READY) lint  ## lint, then run every test, the chapters included
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-real-shape: $(READY)  ## run two chapters on random weights in SmolLM2-135M's true shape
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/chapters/test_real_shape.py -m slow
+proof: $(READY)  ## run the tests that take minutes each: true model shapes, every honest variant, the chapters as in Colab
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	$(BIN)/python -m tools.colab
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

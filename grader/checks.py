@@ -21,6 +21,7 @@ CLAIM_TOLERANCE = 0.05  # relative, on perplexities: fp16 on a GPU against fp32 
 # template, a masked end and the like are found by checks of their own, not by a narrow band.
 HONEST_SHARE = 0.6
 RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
+FORGETTING_ROOM = 1.5  # the same for what is forgotten: how many times the references' worst loss, in nats, passes
 # Measured on exercise 1's data: honest runs of many kinds 0.2 to 0.5, prompts learned with the answers 0.86.
 MAX_QUESTION_GAIN = 0.65  # what was gained on the questions' own tokens, as a share of what was gained on the answers'
 MAX_END_LOSS = 1.0  # nats; honest runs 0.01 to 0.3, runs that never saw the end 9
@@ -361,7 +362,7 @@ def paired_upper_bound(evidence: Evidence) -> float:
 
 def _forgetting(evidence: Evidence, bands: RunBands | None) -> Check:
     general = evidence.general
-    limit = bands.general_ratio.high if bands else 2.0
+    limit = bands.general_ratio.high**FORGETTING_ROOM if bands else 2.0
     passed = general.ratio <= limit
     return Check(
         name="forgetting",

@@ -1,6 +1,6 @@
 """The same cells on a base of true size: random weights in SmolLM2-135M's config, behind a local hub folder.
 
-Minutes a chapter, so it is not part of `make test`: `make real-shape` runs it.
+Minutes a chapter, so it is not part of `make test`: `make proof` runs it.
 """
 
 from __future__ import annotations

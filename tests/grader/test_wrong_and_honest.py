@@ -193,7 +193,13 @@ HONEST = {
 }
 
 
-@pytest.mark.parametrize("changes", HONEST.values(), ids=HONEST)
+ALWAYS = {"seed 1", "batch 16", "accumulation", "adafactor"}  # the others are run by `make proof`
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(c, id=name, marks=[] if name in ALWAYS else pytest.mark.slow) for name, c in HONEST.items()],
+)
 def test_an_honest_variant_is_accepted(evaluator, make, changes):
     verdict = judge(evaluator, ONE, "student", make("honest", **changes))
     assert verdict.passed, [
