@@ -54,7 +54,7 @@ def test_an_untrained_adapter_is_refused(verdict, honest, model):
 def test_a_learning_rate_of_zero_is_refused(verdict, trained):
     messages = failed(verdict(trained("lr-zero", learning_rate=0.0)))
     assert "trained with a learning rate of zero" in messages["lora_B moved"]
-    assert "the adapter does not help on new questions" in messages["fresh held-out PPL"]
+    assert "the learning rate 0 is far too small for this base" in messages["fresh held-out PPL"]
 
 
 def test_a_learning_rate_a_hundred_times_too_small_is_refused(verdict, trained, base):

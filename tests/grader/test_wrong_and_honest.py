@@ -143,11 +143,10 @@ def test_the_same_adapter_for_all_three_ranks(failures, sound):
     assert "rank-4 and rank-16 are the same adapter" in verdict["one thing changed"]
 
 
-def test_one_rank_was_trained_longer_than_the_others(failures, make, sound, base):
-    shutil.copytree(make("r4", adapter={"rank": 4}) / RUN, sound / "rank-4")
-    shutil.copytree(make("r64", adapter={"rank": 64}, epochs=base.epochs) / RUN, sound / "rank-64")
+def test_one_rank_was_trained_for_fewer_epochs_than_another(failures, make, sound):
+    shutil.copytree(make("r4", adapter={"rank": 4}, epochs=1) / RUN, sound / "rank-4")
     found = failures(sound, EXERCISES["ex2_rank_sweep"])
-    assert "epochs differs: rank-4 4, rank-16 4, rank-64 8" in found["one thing changed"]
+    assert "epochs differs: rank-4 1, rank-16 4" in found["one thing changed"]
 
 
 def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, sound):
