@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tqdm.auto import tqdm
 from traitlets.config import Config
 
 # The kernel is spoken to through files that only this user can read, not through open ports.
@@ -61,6 +65,29 @@ def execute(
     except DeadKernelError:
         raise NotebookFailed(f"{notebook.name}: the kernel died (out of memory, or it ended itself)") from None
     return Execution(output, runs, time.perf_counter() - started)
+
+
+def execute_all(
+    tasks: Sequence[tuple[Path, Path]], base: str, seed: int, workers: int
+) -> list[Execution | NotebookFailed]:
+    """Run each notebook in its folder, `workers` at a time; in their order, how each ended.
+
+    Each worker is a process of its own: papermill changes the working directory of the whole process, and
+    the kernels' files are found from there.
+    """
+    single = len(tasks) == 1
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_attempt, *task, base, seed, progress=single) for task in tasks]
+        for _ in tqdm(as_completed(futures), total=len(tasks), desc="notebooks", disable=single):
+            pass
+    return [future.result() for future in futures]
+
+
+def _attempt(notebook: Path, folder: Path, base: str, seed: int, progress: bool) -> Execution | NotebookFailed:
+    try:
+        return execute(notebook, folder, base, seed, progress=progress)
+    except NotebookFailed as failure:
+        return failure
 
 
 def _readable(notebook: Path) -> None:

@@ -76,5 +76,13 @@ EXERCISES = {
             ),
         ),
         Exercise("ex4_qlora", "Four bits", (Run("lora"), Run("qlora", method="qlora"))),
+        Exercise(
+            "ex5_low_rank_limits",
+            "Where a low rank ends",
+            (
+                *(Run(f"far-{r}", r, LINEAR, subject="far") for r in (4, 16, 64)),
+                *(Run(f"codes-{r}", r, LINEAR, subject="codes") for r in (1, 4, 16)),
+            ),
+        ),
     )
 }

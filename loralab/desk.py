@@ -130,7 +130,7 @@ def far_pair(pair: Pair) -> Pair:
 
 # What nobody can generalise: codes by lot, to be learned by heart or not at all.
 
-LOCKERS = 64
+LOCKERS = 16
 CODE_BITS = 122  # of a random UUID; its other six bits are fixed
 
 

@@ -46,7 +46,7 @@ def test_the_stored_bands_follow_from_their_values(exercise):
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_the_bands_were_measured_on_the_base_in_this_repository(exercise, base):
-    from grader.__main__ import _weights_hash
+    from grader.cli import _weights_hash
 
     stored = ExerciseBands.load(exercise).bases["embedded"]
     assert stored.base_sha256 == _weights_hash(base), "the base changed: run `make bands`"

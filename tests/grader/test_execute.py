@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from grader.execute import NotebookFailed, execute
+from grader.execute import Execution, NotebookFailed, execute, execute_all
 
 
 def notebook(tmp_path, *cells):
@@ -41,3 +41,14 @@ def test_a_file_that_is_no_notebook_is_a_failure(tmp_path, content):
     path.write_text(content)
     with pytest.raises(NotebookFailed, match=r"homework.ipynb: cannot be read as a notebook"):
         execute(path, tmp_path / "out", "embedded", 0, progress=False)
+
+
+def test_notebooks_that_run_side_by_side_keep_to_their_own_folders(tmp_path):
+    good = notebook(tmp_path, "import pathlib; pathlib.Path('here').write_text(RUNS)")
+    bad = tmp_path / "bad.ipynb"
+    bad.write_text("[]")
+    tasks = [(good, tmp_path / name) for name in "abcd"] + [(bad, tmp_path / "e")]
+    *ran, failed = execute_all(tasks, "embedded", 0, workers=4)
+    assert all(isinstance(one, Execution) for one in ran)
+    assert [(tmp_path / name / "here").read_text() for name in "abcd"] == [str(one.runs) for one in ran]
+    assert "bad.ipynb: cannot be read" in str(failed)

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from grader.__main__ import judge
+from grader.cli import judge
 from grader.exercises import EXERCISES
 from grader.report import print_verdict, write_grades, write_report, write_results
 from grader.verdict import Verdict

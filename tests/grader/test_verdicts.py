@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grader.__main__ import judge
+from grader.cli import judge
 from grader.exercises import EXERCISES
 from loralab import data_path, read_pairs
 from tests.conftest import with_adapter

@@ -13,7 +13,7 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from grader.__main__ import judge
+from grader.cli import judge
 from grader.exercises import EXERCISES, Exercise, Run
 from loralab import encode_all, load_model, nf4
 from tests.conftest import with_adapter
