@@ -22,9 +22,11 @@ CLAIM_TOLERANCE = 0.05  # relative, on perplexities: fp16 on a GPU against fp32 
 HONEST_SHARE = 0.6
 RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
 FORGETTING_ROOM = 1.5  # the same for what is forgotten: how many times the references' worst loss, in nats, passes
-# Measured on exercise 1's data: honest runs of many kinds 0.2 to 0.5, prompts learned with the answers 0.86.
-MAX_QUESTION_GAIN = 0.65  # what was gained on the questions' own tokens, as a share of what was gained on the answers'
-MAX_END_LOSS = 1.0  # nats; honest runs 0.01 to 0.3, runs that never saw the end 9
+# What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs against runs
+# that learned the prompts, too, measured: on the desk 0.2 to 0.5 and 0.86, on the codes below 0 and 0.8. The far domain's
+# questions are in the language that its answers teach: 0.6 to 0.75 and 0.95 to 1.0.
+MAX_QUESTION_GAIN = {"desk": 0.65, "far": 0.85, "codes": 0.65}
+MAX_END_LOSS = 2.0  # nats; honest runs 0.01 to 0.8, runs that never saw the end 9
 # Public wordings over fresh ones: honest runs 1.02 to 1.03, runs trained on the public ones 0.65 to 0.9.
 MIN_PUBLIC_RATIO = 0.95
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
@@ -88,7 +90,7 @@ def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base)
         _moved(evidence),
         _loss(evidence),
         _template(evidence),
-        _answers_only(evidence),
+        _answers_only(run, evidence),
         _end(evidence),
         _held_out(run, evidence, band, base),
         _unseen(evidence),
@@ -260,13 +262,14 @@ def _template(evidence: Evidence) -> Check:
     )
 
 
-def _answers_only(evidence: Evidence) -> Check:
+def _answers_only(run: Run, evidence: Evidence) -> Check:
+    limit = MAX_QUESTION_GAIN[run.subject]
     before, after = evidence.habits_before, evidence.habits
     gain, on_questions = before.answer - after.answer, before.question - after.question
-    passed = on_questions <= MAX_QUESTION_GAIN * max(gain, 0.5)
+    passed = on_questions <= limit * max(gain, 0.5)
     return Check(
         name="prompt masked",
-        expected=f"gain on the questions' tokens at most {MAX_QUESTION_GAIN} of that on the answers'",
+        expected=f"gain on the questions' tokens at most {limit} of that on the answers'",
         found=f"{on_questions:.2f} and {gain:.2f} nats a token",
         points=5,
         passed=passed,

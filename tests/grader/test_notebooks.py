@@ -34,10 +34,10 @@ def test_the_student_version_holds_no_solution(exercise):
     solution = nbformat.read(exercise.solution, as_version=4)
     student = nbformat.read(ROOT / "exercises" / exercise.id / exercise.solution.name, as_version=4)
     for solved, empty in zip(solution.cells, student.cells, strict=True):
-        nbgrader = solved.metadata.get("nbgrader", {})
-        if nbgrader.get("solution") and not nbgrader.get("grade"):
+        if solved.metadata.get("nbgrader", {}).get("solution"):
+            stub = "raise NotImplementedError" if solved.cell_type == "code" else "Write your answer here"
             assert "BEGIN SOLUTION" in solved.source
-            assert "raise NotImplementedError" in empty.source
+            assert stub in empty.source
             assert "SOLUTION" not in empty.source
         else:
             assert solved.source == empty.source
@@ -47,6 +47,6 @@ def test_the_student_version_holds_no_solution(exercise):
 def test_every_task_has_a_self_check_right_below_it(exercise):
     cells = nbformat.read(exercise.solution, as_version=4).cells
     for task, check in itertools.pairwise(cells):
-        if task.metadata.get("nbgrader", {}).get("solution"):
+        if task.cell_type == "code" and task.metadata.get("nbgrader", {}).get("solution"):
             assert check.metadata["nbgrader"]["points"] > 0
             assert "SelfCheck" in check.source
