@@ -1,4 +1,5 @@
 # Every habit of the project is a target; `make` alone lists them.
+SWEEP  ?=
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
@@ -8,7 +9,7 @@ REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade test proof lint format chapters badges claims exercises bands pairs heldout base clean
+.PHONY: help setup grade test proof lint format chapters badges claims exercises bands sweep pairs heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ exercises: $(READY)  ## generate the student notebooks in exercises/ from soluti
 
 bands: $(READY)  ## measure the exercises' bands over ten seeds (BASE=embedded)
 	$(BIN)/python -m grader bands --base $(BASE)
+
+sweep: $(READY)  ## sweep ranks and target modules over three seeds and draw the plots (SWEEP="--ranks 8 --methods lora,dora")
+	$(BIN)/loralab sweep --base $(BASE) $(SWEEP)
 
 pairs: $(READY)  ## write data/pairs/ from the fact tables in data/desk/
 	$(BIN)/python data/recipes/pairs.py

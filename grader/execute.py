@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -15,6 +13,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 from traitlets.config import Config
+
+from loralab.pool import Died, run_all
 
 # The kernel is spoken to through files that only this user can read, not through open ports.
 QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
@@ -72,22 +72,27 @@ def execute_all(
 ) -> list[Execution | NotebookFailed]:
     """Run each notebook in its folder, `workers` at a time; in their order, how each ended.
 
-    Each worker is a process of its own: papermill changes the working directory of the whole process, and
+    Each has a process of its own: papermill changes the working directory of the whole process, and
     the kernels' files are found from there.
     """
     single = len(tasks) == 1
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_attempt, *task, base, seed, progress=single) for task in tasks]
-        for _ in tqdm(as_completed(futures), total=len(tasks), desc="notebooks", disable=single):
-            pass
-    return [future.result() for future in futures]
+    jobs = [(*task, base, seed, single) for task in tasks]
+    ended = tqdm(run_all(_attempt, jobs, workers), total=len(jobs), desc="notebooks", disable=single)
+    outcomes = dict(ended)
+    return [_told(job, outcomes[job]) for job in jobs]
 
 
-def _attempt(notebook: Path, folder: Path, base: str, seed: int, progress: bool) -> Execution | NotebookFailed:
-    try:
-        return execute(notebook, folder, base, seed, progress=progress)
-    except NotebookFailed as failure:
-        return failure
+def _attempt(job: tuple[Path, Path, str, int, bool]) -> Execution:
+    notebook, folder, base, seed, progress = job
+    return execute(notebook, folder, base, seed, progress=progress)
+
+
+def _told(job: tuple[Path, Path, str, int, bool], outcome: Execution | Exception) -> Execution | NotebookFailed:
+    if isinstance(outcome, Died):
+        return NotebookFailed(f"{job[0].name}: {outcome}")
+    if isinstance(outcome, Exception) and not isinstance(outcome, NotebookFailed):
+        raise outcome
+    return outcome
 
 
 def _readable(notebook: Path) -> None:

@@ -76,3 +76,65 @@ def gate(
     show(points, title=run.name)
     if not all(point.passed for point in points):
         raise typer.Exit(1)
+
+
+@app.command()
+def sweep(
+    ranks: Annotated[str, typer.Option(help="Ranks, with commas.")] = "1,4,16,64",
+    targets: Annotated[str, typer.Option(help="Of q, v, qv, qkvo, mlp, all.")] = "qv,qkvo,all",
+    methods: Annotated[str, typer.Option(help="Of lora, rslora, dora, pissa, qlora.")] = "lora",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = 3,
+    base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
+    epochs: Annotated[float | None, typer.Option(help="Default: a quarter of the base's own.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the base's own.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the processors.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where runs and figures go; finished runs are not repeated.")] = Path(
+        "runs/sweep"
+    ),
+) -> None:
+    """Train every combination of ranks, targets, methods and seeds, and draw what came out."""
+    from tqdm.auto import tqdm
+
+    from .bases import choose_base
+    from .sweep import check_memory, plan, sweep, table
+    from .sweep_report import write_report
+
+    try:
+        numbers = [_whole(rank) for rank in _words(ranks)]
+        chosen = choose_base(base)
+        jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, learning_rate)
+        finished = sum(job.record() is not None for job in jobs)
+        check_memory(jobs)
+    except ValueError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{len(jobs)} runs on {chosen.name}" + (f", {finished} of them finished before" if finished else ""))
+    out.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(jobs), initial=finished, unit="run") as bar:
+        try:
+            for job, outcome in sweep(jobs, workers):
+                bar.update()
+                if isinstance(outcome, Exception):
+                    bar.write(f"{job.name} failed: {outcome}")
+                else:
+                    bar.set_postfix_str(f"{job.name}: PPL {outcome.ppl_after:.2f}")
+        except KeyboardInterrupt:
+            typer.echo("\nstopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+        finally:
+            runs = table(jobs)
+            written = write_report(runs, out)
+    typer.echo(f"{', '.join(path.name for path in written)} are in {out}")
+    if (runs["state"] == "failed").any():
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a rank: give whole numbers with commas, such as 1,4,16") from None

@@ -99,7 +99,14 @@ def train(
 def _method(model: PreTrainedModel | PeftModel) -> str:
     if not isinstance(model, PeftModel):
         return "full"
-    return "qlora" if getattr(model, "is_loaded_in_4bit", False) else "lora"
+    if getattr(model, "is_loaded_in_4bit", False):
+        return "qlora"
+    config = model.peft_config["default"]
+    if config.use_dora:
+        return "dora"
+    if str(config.init_lora_weights).startswith("pissa"):
+        return "pissa"
+    return "rslora" if config.use_rslora else "lora"
 
 
 def training_arguments(

@@ -1,0 +1,263 @@
+"""A sweep: the same training over ranks, target modules, methods and seeds, resumed where it was stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers.utils.logging import disable_progress_bar
+
+from .bases import Base, load_model, load_tokenizer
+from .data import data_path
+from .fourbit import nf4
+from .memory import estimate
+from .pairs import read_pairs
+from .pool import run_all
+from .record import RECORD_FILE, RunRecord, now
+from .shapes import ATTENTION, LINEAR, adapter_shape
+from .training import train
+
+FAILURE_FILE = "failure.json"
+TARGETS = {
+    "q": ("q_proj",),
+    "v": ("v_proj",),
+    "qv": ("q_proj", "v_proj"),
+    "qkvo": ATTENTION,
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    "all": LINEAR,
+}
+# What each method changes about plain LoRA with alpha = 2r: arguments of peft.LoraConfig. Add your own.
+METHODS: dict[str, dict[str, object]] = {
+    "lora": {},
+    # It divides by the root of r and wants the same alpha for every rank: 8 / sqrt(16) is LoRA's 2r / r.
+    "rslora": {"use_rslora": True, "lora_alpha": 8},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "qlora": {},  # plain LoRA; its base is held in 4 bits
+}
+TRAIN_PAIRS = 100
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a sweep, in the run folder `<out>/<name>/`.
+
+    `method` and `targets` are names in `METHODS` and `TARGETS`; what stood there when the sweep was planned goes along
+    as `settings` (arguments of peft.LoraConfig) and `modules`.
+    """
+
+    base: Base
+    method: str
+    settings: Mapping[str, object]
+    targets: str
+    modules: tuple[str, ...]
+    rank: int
+    seed: int
+    epochs: float
+    learning_rate: float
+    out: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.targets}-r{self.rank}-s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name
+
+    def record(self) -> RunRecord | None:
+        """The record of this job if it has finished. Raises `ValueError` if its folder holds another training."""
+        if not (self.folder / RECORD_FILE).exists():
+            return None
+        record = RunRecord.load(self.folder)
+        for field in ("epochs", "learning_rate"):
+            there, wanted = getattr(record, field), getattr(self, field)
+            if not math.isclose(there, wanted):
+                raise ValueError(
+                    f"{self.folder} holds a run with {field} {there:g}, not {wanted:g}: give another --out"
+                )
+        if record.base != self.base.name:
+            raise ValueError(f"{self.folder} holds a run on {record.base}, not {self.base.name}: give another --out")
+        return record
+
+
+def plan(
+    base: Base,
+    ranks: Sequence[int],
+    targets: Sequence[str],
+    methods: Sequence[str],
+    seeds: int,
+    out: Path,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+) -> list[Job]:
+    """Every job of a sweep, seed by seed, so that an interrupted sweep has seen each setting.
+
+    `epochs` defaults to a quarter of the base's own. Raises `ValueError`, in one line, for what cannot be trained.
+    """
+    for name, values, known in (("method", methods, METHODS), ("target", targets, TARGETS)):
+        for value in values:
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: there are {', '.join(known)}")
+    if not (ranks and targets and methods) or seeds < 1:
+        raise ValueError("a sweep needs at least one rank, one target, one method and one seed")
+    for rank in ranks:
+        if rank < 1:
+            raise ValueError(f"rank {rank} is impossible: a rank is at least 1")
+    if "pissa" in methods:
+        _check_pissa(base, max(ranks), targets)
+    epochs = base.epochs / 4 if epochs is None else epochs
+    rate = base.learning_rate if learning_rate is None else learning_rate
+    if epochs <= 0 or rate <= 0:
+        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0")
+    grid = itertools.product(range(seeds), dict.fromkeys(methods), dict.fromkeys(targets), sorted(set(ranks)))
+    return [
+        Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out))
+        for seed, method, group, rank in grid
+    ]
+
+
+def _check_pissa(base: Base, rank: int, targets: Sequence[str]) -> None:
+    """PiSSA starts from the largest singular values of the weights, and a matrix has only so many."""
+    for group in targets:
+        for name, shape in adapter_shape(base.source, 1, TARGETS[group]).tensors.items():
+            if rank > max(shape):  # A of rank 1 is as long as the layer is wide, and B as it is high
+                layer = name.split(".")[-3]
+                raise ValueError(
+                    f"rank {rank} is impossible for pissa: {layer} of {base.name} has {max(shape)} singular values"
+                )
+
+
+def check_memory(jobs: Sequence[Job], available: float | None = None) -> None:
+    """Raise `ValueError`, in one line, if the largest job of a method will not fit into `available` bytes.
+
+    By default that is the GPU's memory or, without one, what this machine has free, where weights and activations take
+    32 bits rather than 16.
+    """
+    on_gpu = torch.cuda.is_available()
+    if available is None:
+        available = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().available
+    for method in dict.fromkeys(job.method for job in jobs):
+        largest = max((job for job in jobs if job.method == method), key=lambda job: _trainable(job))
+        needed = estimate(
+            largest.base.source,
+            "qlora" if method == "qlora" else "lora",
+            largest.rank,
+            largest.modules,
+            batch=4,
+            length=largest.base.max_length,
+            dropout=0,
+            checkpointing=False,
+        ).total * (1 if on_gpu else 2)
+        if needed > available:
+            raise ValueError(
+                f"{largest.name} does not fit: it needs about {needed / 2**30:.1f} GiB, and there are "
+                f"{available / 2**30:.1f}; take a smaller base{'' if method == 'qlora' else ', or --methods qlora'}"
+            )
+
+
+def _trainable(job: Job) -> int:
+    return adapter_shape(job.base.source, job.rank, job.modules).trainable
+
+
+def train_job(job: Job) -> RunRecord:
+    """Train one job into its folder; a failure leaves `failure.json` there and is raised again."""
+    shutil.rmtree(job.folder, ignore_errors=True)  # whatever an interrupt left half-done
+    try:
+        return _train(job)
+    except Exception as error:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        record_failure(job, error)
+        raise
+
+
+def _train(job: Job) -> RunRecord:
+    disable_progress_bar()  # the sweep has one
+    tokenizer = load_tokenizer(job.base)
+    model = load_model(job.base, quantization=nf4() if job.method == "qlora" else None)
+    torch.manual_seed(job.seed)
+    usual = {"r": job.rank, "lora_alpha": 2 * job.rank, "target_modules": list(job.modules), "task_type": "CAUSAL_LM"}
+    config = LoraConfig(**usual | dict(job.settings))
+    return train(
+        get_peft_model(model, config),
+        tokenizer,
+        read_pairs(data_path("pairs/train.jsonl"))[:TRAIN_PAIRS],
+        job.folder,
+        job.base,
+        eval_pairs=read_pairs(data_path("pairs/eval.jsonl")),
+        epochs=job.epochs,
+        learning_rate=job.learning_rate,
+        seed=job.seed,
+        quiet=True,
+    )
+
+
+def record_failure(job: Job, error: Exception) -> None:
+    """Write `failure.json` into the job's folder: what failed, why, and where in the code."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    trace = "".join(traceback.format_exception(error))
+    told = {"name": job.name, "error": _line(error), "traceback": trace, "created": now()}
+    (job.folder / FAILURE_FILE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def sweep(
+    jobs: Sequence[Job], workers: int = 1, function: Callable[[Job], RunRecord] = train_job
+) -> Iterator[tuple[Job, RunRecord | Exception]]:
+    """Train the jobs that have not finished yet; as each ends, the job and its record or why it failed."""
+    unfinished = [job for job in jobs if job.record() is None]
+    for job, outcome in run_all(function, unfinished, workers):
+        if isinstance(outcome, Exception) and not (job.folder / FAILURE_FILE).exists():
+            record_failure(job, outcome)  # its process could not do it any more
+        yield job, outcome
+
+
+def table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row a job: its settings, `state` (finished, failed or to do), and what it measured.
+
+    `loss` is the mean of the last quarter of the steps; `bytes` the size of the adapter's file.
+    """
+    return pd.DataFrame([_row(job) for job in jobs])
+
+
+def _row(job: Job) -> dict[str, object]:
+    row = {
+        "run": job.name,
+        "base": job.base.name,
+        "method": job.method,
+        "targets": job.targets,
+        "rank": job.rank,
+        "seed": job.seed,
+        "epochs": job.epochs,
+        "learning_rate": job.learning_rate,
+    }
+    if record := job.record():
+        last = record.losses[-max(1, len(record.losses) // 4) :]
+        return row | {
+            "state": "finished",
+            "trainable": record.trainable,
+            "bytes": record.adapter_bytes,
+            "ppl_before": record.ppl_before,
+            "ppl": record.ppl_after,
+            "loss": sum(last) / len(last),
+            "seconds": record.seconds,
+            "tokens_per_second": record.tokens / record.seconds,
+            "peak_memory": record.peak_memory,
+        }
+    failure = job.folder / FAILURE_FILE
+    if failure.exists():
+        return row | {"state": "failed", "error": json.loads(failure.read_text("utf-8"))["error"]}
+    return row | {"state": "to do"}

@@ -1,0 +1,41 @@
+"""Jobs in processes of their own."""
+
+import os
+import time
+
+import pytest
+
+from loralab.pool import Died, run_all
+
+
+def work(job):
+    if job == "raise":
+        raise ValueError("no good")
+    if job == "die":
+        os._exit(3)
+    if job == "sleep":
+        time.sleep(60)
+    return f"{job} done", os.getpid()
+
+
+def test_each_job_ends_in_its_own_way_and_the_others_go_on():
+    outcomes = dict(run_all(work, ["a", "die", "raise", "b"], workers=2))
+    assert outcomes["a"][0] == "a done"
+    assert outcomes["b"][0] == "b done"
+    assert str(outcomes["raise"]) == "no good"
+    assert isinstance(outcomes["die"], Died)
+    assert "exit status 3" in str(outcomes["die"])
+
+
+def test_every_job_has_a_process_of_its_own():
+    pids = {pid for _, (_, pid) in run_all(work, "abc")}
+    assert len(pids) == 3
+    assert os.getpid() not in pids
+
+
+def test_a_caller_that_stops_leaves_nothing_running():
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in run_all(work, ["a", "sleep"], workers=2):
+            raise KeyboardInterrupt
+    assert time.monotonic() - started < 30
