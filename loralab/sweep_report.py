@@ -66,14 +66,19 @@ def plot_against_rank(table: pd.DataFrame, column: str, label: str, unit: float 
 
 
 def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
-    """The lines of a plot: a colour for each choice of targets, a marker and a dash for each method."""
+    """The lines of a plot: a colour for each choice of targets (or method, if all have the same targets), a marker and
+    a dash for each method."""
     targets, methods = (list(dict.fromkeys(table[column])) for column in ("targets", "method"))
     for (method, group), rows in table.groupby(["method", "targets"], sort=False):
         which = methods.index(method)
         yield (
             f"{group}, {method}",
             rows,
-            {"color": COLOURS[targets.index(group)], "marker": MARKERS[which], "linestyle": LINES[which]},
+            {
+                "color": COLOURS[targets.index(group) if len(targets) > 1 else which % len(COLOURS)],
+                "marker": MARKERS[which % len(MARKERS)],
+                "linestyle": LINES[which % len(LINES)],
+            },
         )
 
 
@@ -84,8 +89,8 @@ def plot_quality(runs: pd.DataFrame) -> Figure:
     axes.set_yscale("log")
     axes.axhline(before, color=COLOURS[6], linestyle=":", label=f"the base untrained: {before:.0f}")
     seeds = int(summary(runs)["seeds"].max())
-    spread = f"; bars: one standard deviation over {seeds} seeds" if seeds > 1 else "; one seed"
-    axes.set_title(f"What rank buys on {runs['base'].iloc[0]}{spread}")
+    spread = f"{seeds} seeds, ± one deviation" if seeds > 1 else "one seed"
+    axes.set_title(f"{runs['base'].iloc[0]}: what rank buys ({spread})")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return axes.figure
 

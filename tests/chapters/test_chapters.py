@@ -55,8 +55,8 @@ def blemishes(notebook: NotebookNode) -> list[str]:
     return found
 
 
-def test_all_six_chapters_are_there():
-    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
+def test_all_seven_chapters_are_there():
+    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @each_chapter
