@@ -5,6 +5,7 @@ import itertools
 import nbformat
 import pytest
 
+from grader.execute import NotebookFailed, execute
 from grader.exercises import EXERCISES, ROOT
 from grader.release import generate
 
@@ -50,3 +51,11 @@ def test_every_task_has_a_self_check_right_below_it(exercise):
         if task.cell_type == "code" and task.metadata.get("nbgrader", {}).get("solution"):
             assert check.metadata["nbgrader"]["points"] > 0
             assert "SelfCheck" in check.source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
+def test_a_student_who_runs_it_unsolved_is_told_where_to_begin(exercise, tmp_path):
+    unsolved = ROOT / "exercises" / exercise.id / exercise.solution.name
+    with pytest.raises(NotebookFailed, match="Task 1 is still empty"):
+        execute(unsolved, tmp_path, "embedded", 0, progress=False)
