@@ -77,7 +77,8 @@ def execute_all(
     """
     single = len(tasks) == 1
     jobs = [(*task, base, seed, single) for task in tasks]
-    ended = tqdm(run_all(_attempt, jobs, workers), total=len(jobs), desc="notebooks", disable=single)
+    longest_first = jobs[::-1]  # later exercises train more, and a long one begun last would run alone
+    ended = tqdm(run_all(_attempt, longest_first, workers), total=len(jobs), desc="notebooks", disable=single)
     outcomes = dict(ended)
     return [_told(job, outcomes[job]) for job in jobs]
 
