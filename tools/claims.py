@@ -29,9 +29,7 @@ LEDGER, PAGE, CONFIGS = ROOT / "chapters" / "claims.toml", ROOT / "docs" / "clai
 
 Verdict = Literal["holds", "partly", "wrong", "unsupported", "breaks"]
 Basis = Literal["computed", "measured", "cited"]
-Chapter = Literal[
-    "01_concept", "02_peft_sft", "03_qlora", "04_hyperparameters", "05_merge_or_keep", "06_pitfalls", "07_lab"
-]
+Chapter = Literal["01_concept", "02_peft_sft", "03_qlora", "04_hyperparameters", "05_merge_or_keep", "06_pitfalls"]
 Text = Annotated[str, Field(min_length=8)]
 Number = bool | int | float
 
