@@ -1,0 +1,221 @@
+"""The ledger: nothing that was reached is lost, and nothing is graded twice."""
+
+import math
+import multiprocessing
+import os
+import signal
+import sqlite3
+import stat
+import time
+from dataclasses import replace
+
+import pytest
+
+from grader import ledger as module
+from grader.checks import Check
+from grader.ledger import Key, Ledger, LedgerError, grader_version
+from grader.verdict import Verdict
+from loralab import RunRecord
+
+KEY = Key("ann", "ex1_first_adapter", "d1", "embedded", "sandbox", "v1", 7)
+
+
+def verdict(key=KEY, state="graded", points=100.0, **more):
+    checks = [Check(name="all", expected="", found="", points=points, passed=True)] if state == "graded" else []
+    who = {"exercise": key.exercise, "student": key.student, "base": key.base, "heldout_seed": key.heldout_seed}
+    return Verdict(**who, state=state, checks=checks, **more)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "grades" / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path):
+    with Ledger(path) as opened:
+        yield opened
+
+
+def test_a_verdict_is_found_again_after_the_ledger_was_closed(path):
+    with Ledger(path) as ledger:
+        ledger.record(KEY, verdict())
+    with Ledger(path) as ledger:
+        assert ledger.find(KEY) == verdict()
+        assert ledger.latest() == [verdict()]
+
+
+@pytest.mark.parametrize("field", KEY.__dataclass_fields__)
+def test_whatever_a_verdict_depends_on_has_changed_it_is_not_found(ledger, field):
+    ledger.record(KEY, verdict())
+    value = getattr(KEY, field)
+    assert ledger.find(replace(KEY, **{field: value + 1 if isinstance(value, int) else value + "x"})) is None
+
+
+def test_a_failure_of_the_grader_is_reported_and_never_found(ledger):
+    ledger.record(KEY, verdict(state="grader failed", message="out of memory"))
+    assert ledger.find(KEY) is None
+    assert [one.points for one in ledger.latest()] == [None]
+    ledger.record(KEY, verdict())
+    assert (ledger.find(KEY), ledger.latest()) == (verdict(), [verdict()])
+
+
+def test_a_hand_in_that_is_taken_back_makes_its_old_verdict_the_latest(ledger):
+    first, second = KEY, replace(KEY, digest="d2")
+    ledger.record(first, verdict(points=60))
+    ledger.record(second, verdict(points=40))
+    assert [one.points for one in ledger.latest()] == [40]
+    ledger.find(first)
+    assert [one.points for one in ledger.latest()] == [60]
+
+
+def test_what_a_diverged_run_claims_is_kept(ledger):
+    claim = RunRecord(name="r", base="embedded", trainable=1, parameters=2, train_pairs=1, tokens=1, epochs=1, batch_size=1,
+                      learning_rate=1, seed=0, losses=[math.nan, math.inf, -math.inf, 0.1], seconds=1, peak_memory=1,
+                      ppl_after=math.nan, dtype="float32")  # fmt: skip
+    given = verdict(claims={"r": claim}, perplexities={"fresh": math.inf, "public": math.nan})
+    ledger.record(KEY, given)
+    assert repr(ledger.find(KEY)) == repr(given)
+
+
+@pytest.mark.parametrize("name", ["=cmd()|x", "<b>", "'; DROP TABLE verdict; --", "n\udc80\udcff", "名" * 500])
+def test_any_folder_name_can_be_a_student(ledger, name):
+    key = replace(KEY, student=name)
+    ledger.record(KEY, verdict())
+    ledger.record(key, verdict(key, points=1))
+    assert ledger.find(key) == verdict(key, points=1)
+    assert {one.student for one in ledger.latest()} == {"ann", name}
+
+
+def test_a_name_that_is_no_text_is_not_mistaken_for_its_spelling(ledger):
+    key = replace(KEY, student="n\udc80")
+    ledger.record(key, verdict(key))
+    assert ledger.find(replace(KEY, student="n\\udc80")) is None
+
+
+def test_the_secret_seed_is_drawn_once_and_kept(path, tmp_path):
+    with Ledger(path) as ledger:
+        seed = ledger.heldout_seed
+    with Ledger(path) as ledger:
+        assert ledger.heldout_seed == seed
+    with Ledger(tmp_path / "other.db") as other:
+        assert other.heldout_seed != seed
+
+
+def test_a_given_seed_is_kept_in_place_of_the_drawn_one(path):
+    for given, kept in ((None, None), (5, 5), (None, 5), (0, 0), (None, 0)):
+        with Ledger(path, given) as ledger:
+            assert kept is None or ledger.heldout_seed == kept
+
+
+def test_only_its_owner_can_read_it(path):
+    previous = os.umask(0)
+    try:
+        with Ledger(path) as ledger:
+            ledger.record(KEY, verdict())
+            assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+    finally:
+        os.umask(previous)
+
+
+def test_a_second_run_is_told_and_harms_nothing(ledger, path):
+    ledger.record(KEY, verdict())
+    with pytest.raises(LedgerError, match="another grading run has this ledger; wait until it has ended"):
+        Ledger(path)
+    key = replace(KEY, student="bob")
+    ledger.record(key, verdict(key))
+    assert len(ledger.latest()) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"no database at all, but long enough to be looked at" * 100, b"SQLite format 3\0" * 300]
+)
+def test_a_file_that_is_no_ledger_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "ledger.db"
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match=r"ledger.db: is damaged or not a ledger .*: put back a copy") as refused:
+        Ledger(path)
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == content
+
+
+def test_a_truncated_ledger_is_refused(path):
+    with Ledger(path) as ledger:
+        for number in range(50):
+            ledger.record(replace(KEY, digest=str(number)), verdict(message="x" * 1000))
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(LedgerError, match="is damaged"):
+        Ledger(path)
+
+
+def test_another_programs_database_is_refused(tmp_path):
+    path = tmp_path / "gradebook.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE verdict (id)")
+    with pytest.raises(LedgerError, match="the database of another program"):
+        Ledger(path)
+
+
+def test_a_ledger_of_another_version_is_refused(path, monkeypatch):
+    Ledger(path).close()
+    monkeypatch.setattr(module, "SCHEMA", 2)
+    with pytest.raises(
+        LedgerError, match="a ledger of version 1, and this grader writes version 2: move the file away"
+    ):
+        Ledger(path)
+
+
+def test_a_folder_in_its_place_is_one_clear_line(tmp_path):
+    with pytest.raises(LedgerError, match="cannot be used: Is a directory"):
+        Ledger(tmp_path)
+
+
+def _write_on(path, begin, acknowledged):
+    with Ledger(path) as ledger:
+        for number in range(begin, 10**9):
+            key = replace(KEY, student=str(number))
+            ledger.record(key, verdict(key, message="x" * 5000))
+            acknowledged.send(number)
+
+
+def test_a_run_that_is_killed_leaves_all_it_had_recorded(path):
+    fork = multiprocessing.get_context("fork")
+    done = -1
+    for pause in (0.0, 0.01, 0.03, 0.05, 0.1):
+        receiver, sender = fork.Pipe(duplex=False)
+        writer = fork.Process(target=_write_on, args=(path, done + 1, sender))
+        writer.start()
+        sender.close()
+        done = receiver.recv()  # it is at work
+        time.sleep(pause)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        try:
+            while True:
+                done = receiver.recv()
+        except EOFError:
+            pass
+        with Ledger(path) as ledger:  # the lock went with it, and what is in it is whole
+            found = {int(one.student) for one in ledger.latest()}
+        assert found in (set(range(done + 1)), set(range(done + 2)))  # one may be on the disk and not yet acknowledged
+        done = max(found)
+    assert done > 5
+
+
+def test_the_graders_version_is_of_what_decides_a_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    source = tmp_path / "grader" / "checks.py"
+    source.parent.mkdir()
+    seen = set()
+    for content in ("a = 1", "a = 2"):
+        source.write_text(content)
+        seen.add(grader_version.__wrapped__())
+    source.rename(source.with_name("other.py"))
+    seen.add(grader_version.__wrapped__())
+    monkeypatch.setattr(module, "versions", lambda: {"torch": "0"})
+    seen.add(grader_version.__wrapped__())
+    assert len(seen) == 4
+
+
+def test_every_kind_of_source_in_the_version_exists():
+    assert all(any(module.ROOT.glob(pattern)) for pattern in module.SOURCES)
