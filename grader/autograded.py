@@ -41,12 +41,13 @@ def write_autograded(student: str, exercise: Exercise, notebook: NotebookNode, c
 
 def _harmless(exercise: Exercise, notebook: NotebookNode) -> NotebookNode:
     shown = released(exercise)
-    answers = {}
-    outputs = {}
+    answers: dict[str, str] = {}
+    outputs: dict[str, list[dict[str, Any]]] = {}
     for cell in notebook.cells:
-        outputs.setdefault(cell.get("id"), cell.get("outputs", []))
-        if utils.is_solution(cell):
-            answers.setdefault(cell.metadata.nbgrader.get("grade_id"), cell.source)
+        outputs.setdefault(cell.id, cell.get("outputs", []))
+        about = cell.metadata.get("nbgrader")
+        if isinstance(about, dict) and isinstance(about.get("grade_id"), str):
+            answers.setdefault(about["grade_id"], cell.source)
     for cell in shown.cells:
         if utils.is_solution(cell):
             cell.source = _answer(cell, answers.get(cell.metadata.nbgrader.grade_id, ""))
