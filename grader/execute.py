@@ -1,23 +1,40 @@
-"""Running a notebook with papermill."""
+"""Running a notebook: an instructor's with papermill, a student's in the sandbox."""
 
 from __future__ import annotations
 
+import os
+import re
+import stat
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import nbformat
 import papermill
+from huggingface_hub.constants import HF_HUB_CACHE
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
-from tqdm.auto import tqdm
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from pydantic import BaseModel, Field, ValidationError
 from traitlets.config import Config
 
-from loralab.pool import Died, run_all
+from loralab import PROFILES, Base, data_path
+
+from . import inside, sandbox
+from .sandbox import Ended, SandboxFailed
+from .watch import Limits, size
 
 # The kernel is spoken to through files that only this user can read, not through open ports.
 QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
+
+INSIDE, HUB = "/inside.py", "/hub"  # in the sandbox: the script that runs the notebook, and the hub's cache
+OUTCOME = "outcome.json"
+LAST = 8  # lines of an error that a student is told
 
 
 class NotebookFailed(RuntimeError):
@@ -67,38 +84,124 @@ def execute(
     return Execution(output, runs, time.perf_counter() - started)
 
 
-def execute_all(
-    tasks: Sequence[tuple[Path, Path]], base: str, seed: int, workers: int
-) -> list[Execution | NotebookFailed]:
-    """Run each notebook in its folder, `workers` at a time; in their order, how each ended.
-
-    Each has a process of its own: papermill changes the working directory of the whole process, and
-    the kernels' files are found from there.
-    """
-    single = len(tasks) == 1
-    jobs = [(*task, base, seed, single) for task in tasks]
-    longest_first = jobs[::-1]  # later exercises train more, and a long one begun last would run alone
-    ended = tqdm(run_all(_attempt, longest_first, workers), total=len(jobs), desc="notebooks", disable=single)
-    outcomes = dict(ended)
-    return [_told(job, outcomes[job]) for job in jobs]
-
-
-def _attempt(job: tuple[Path, Path, str, int, bool]) -> Execution:
-    notebook, folder, base, seed, progress = job
-    return execute(notebook, folder, base, seed, progress=progress)
-
-
-def _told(job: tuple[Path, Path, str, int, bool], outcome: Execution | Exception) -> Execution | NotebookFailed:
-    if isinstance(outcome, Died):
-        return NotebookFailed(f"{job[0].name}: {outcome}")
-    if isinstance(outcome, Exception) and not isinstance(outcome, NotebookFailed):
-        raise outcome
-    return outcome
-
-
 def _readable(notebook: Path) -> None:
     try:
         nbformat.validate(nbformat.read(notebook, as_version=4))
     except Exception as error:  # whatever a broken file does to the reader, it is the file's fault
         what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise NotebookFailed(f"{notebook.name}: cannot be read as a notebook: {what}") from None
+
+
+class _Outcome(BaseModel):
+    """What a notebook says about its end, in a file that the student's code could have written."""
+
+    state: Literal["running", "failed", "kernel died", "too much output", "finished"]
+    cell: Annotated[int, Field(ge=0)]
+    what: Annotated[str, Field(max_length=2_000)] = ""
+    lines: Annotated[str, Field(max_length=8_000)] = ""
+
+
+def execute_in_sandbox(
+    notebook: NotebookNode, folder: Path, name: str, base: Base, seed: int, limits: Limits | None = None
+) -> Execution:
+    """Run `notebook`, called `name`, with BASE, SEED and RUNS set, in the sandbox and in an emptied `folder`.
+
+    The executed notebook and the run folders that it leaves were written by the student's code: distrust them.
+    Raises `NotebookFailed` with what went wrong and where, and the last lines below; `SandboxMissing` or
+    `SandboxFailed` if it could not be run, which is not the student's fault.
+    """
+    limits = limits or Limits()
+    empty(folder)
+    (folder / "runs").mkdir()
+    file = folder / f"{name}.ipynb"
+    asked, shown = _reachable(base)
+    parameters = {"BASE": asked, "SEED": seed, "RUNS": f"{sandbox.FOLDER}/runs"}
+    nbformat.write(notebook, file)
+    told = parameterize_notebook(load_notebook_node(str(file)), parameters, kernel_name="python3", language="python")
+    nbformat.write(told, file)
+    command = [sys.executable, "-I", INSIDE, file.name, OUTCOME, str(limits.output)]
+    shown |= {Path(inside.__file__): INSIDE}
+    ended = sandbox.run(command, folder, limits, shown, {"HF_HUB_CACHE": HUB})
+    if inside.BEGUN.encode() not in ended.output:
+        why = ended.breach or "; ".join(_short(ended.output.decode(errors="replace"))[-2:])
+        raise SandboxFailed(f"{name}: no cell could be run in the sandbox: {why or ended.status}")
+    outcome = _outcome(folder / OUTCOME)
+    if ended.breach:
+        empty(folder)  # nobody should have to read, or to delete by hand, what breaks the limits
+    if outcome and outcome.state == "finished" and not ended.breach and ended.status == 0:
+        return Execution(file, folder / "runs", ended.seconds)
+    lines = _short(outcome.lines)[-LAST:] if outcome else []
+    raise NotebookFailed("\n".join([f"{_where(told, name, outcome)}: {_what(ended, outcome, limits)}", *lines]))
+
+
+def empty(folder: Path) -> None:
+    """Make `folder` an empty one that no other user can enter, whatever a notebook has left there."""
+    if folder.exists():
+        # Python's rmtree follows a nest of folders to its recursion limit, and stops at one that is locked.
+        subprocess.run(["chmod", "-R", "u+rwx", "--", str(folder)], check=True)
+        subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
+    folder.mkdir(parents=True)
+    folder.chmod(0o700)
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal or a page would obey: colours, cursor moves, changes of direction."""
+    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)", "", text)
+    return "".join(letter for letter in text if letter.isprintable() or letter == "\n")
+
+
+def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
+    """What BASE must be for the sandboxed notebook to take `base`, and what has to be shown to it for that."""
+    source = Path(base.source)
+    if source.is_dir():
+        if source.resolve() == data_path("base").resolve():
+            return "embedded", {}
+        return str(source.resolve()), {source.resolve(): str(source.resolve())}
+    name = f"models--{base.source.replace('/', '--')}"
+    cached = Path(HF_HUB_CACHE) / name
+    if not cached.is_dir():
+        raise SandboxFailed(f"{base.source} is not in the hub's cache ({cached}), and the sandbox has no network")
+    known = base.name in PROFILES and PROFILES[base.name].source == base.source
+    return base.name if known else base.source, {cached: f"{HUB}/{name}"}
+
+
+def _outcome(path: Path) -> _Outcome | None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(file, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            return _Outcome.model_validate_json(stream.read(100_000))
+    except (OSError, ValidationError):
+        return None
+
+
+def _where(notebook: NotebookNode, name: str, outcome: _Outcome | None) -> str:
+    if outcome is None or outcome.cell >= len(notebook.cells):
+        return f"{name}.ipynb"
+    own = [
+        cell
+        for cell in notebook.cells[: outcome.cell + 1]
+        if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+    number = sum(cell.cell_type == "code" for cell in own)
+    called = notebook.cells[outcome.cell].metadata.get("nbgrader", {}).get("grade_id")
+    return f"{name}.ipynb, cell {number}" + (f" ({called})" if called else "")
+
+
+def _what(ended: Ended, outcome: _Outcome | None, limits: Limits) -> str:
+    if ended.breach:
+        return ended.breach
+    match outcome.state if outcome else "running":
+        case "failed":
+            return next(iter(_short(outcome.what)), "an error")
+        case "kernel died":
+            return "the kernel died (out of memory, or it ended itself)"
+        case "too much output":
+            return f"wrote more than {size(limits.output)} of output"
+    return f"its process was killed (exit status {ended.status})"
+
+
+def _short(text: str) -> list[str]:
+    lines = [line.rstrip()[:200] for line in printable(text).splitlines()]
+    return [line for line in lines if line.strip("- ")]

@@ -1,10 +1,16 @@
 """Running notebooks."""
 
+import shutil
+
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from grader.execute import Execution, NotebookFailed, execute, execute_all
+import grader.execute
+from grader.execute import NotebookFailed, empty, execute, execute_in_sandbox
+from grader.sandbox import SandboxFailed
+from grader.watch import MIB, Limits
+from loralab import Base, choose_base
 
 
 def notebook(tmp_path, *cells):
@@ -43,12 +49,125 @@ def test_a_file_that_is_no_notebook_is_a_failure(tmp_path, content):
         execute(path, tmp_path / "out", "embedded", 0, progress=False)
 
 
-def test_notebooks_that_run_side_by_side_keep_to_their_own_folders(tmp_path):
-    good = notebook(tmp_path, "import pathlib; pathlib.Path('here').write_text(RUNS)")
-    bad = tmp_path / "bad.ipynb"
-    bad.write_text("[]")
-    tasks = [(good, tmp_path / name) for name in "abcd"] + [(bad, tmp_path / "e")]
-    *ran, failed = execute_all(tasks, "embedded", 0, workers=4)
-    assert all(isinstance(one, Execution) for one in ran)
-    assert [(tmp_path / name / "here").read_text() for name in "abcd"] == [str(one.runs) for one in ran]
-    assert "bad.ipynb: cannot be read" in str(failed)
+needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+def sandboxed(tmp_path, *sources, base=None, **limits):
+    """How a notebook with these cells ends in the sandbox, run as the exercises are."""
+    parameters = new_code_cell('BASE, SEED, RUNS = "auto", 0, "runs"', metadata={"tags": ["parameters"]})
+    cells = [
+        new_code_cell(source, metadata={"nbgrader": {"grade_id": f"part-{i}"}}) for i, source in enumerate(sources)
+    ]
+    whole = new_notebook(cells=[new_markdown_cell("# Homework"), parameters, *cells])
+    base = base or choose_base("embedded")
+    return execute_in_sandbox(whole, tmp_path / "out", "homework", base, 3, Limits(**{"wall": 60, **limits}))
+
+
+def failure(tmp_path, *sources, **limits) -> str:
+    with pytest.raises(NotebookFailed) as failed:
+        sandboxed(tmp_path, *sources, **limits)
+    return str(failed.value)
+
+
+@needs_bwrap
+def test_in_the_sandbox_too_parameters_reach_the_notebook_and_runs_and_outputs_are_found(tmp_path):
+    done = sandboxed(tmp_path, "import pathlib; (pathlib.Path(RUNS) / f'{BASE}-{SEED}').touch(); print('as told')")
+    assert [path.name for path in done.runs.iterdir()] == ["embedded-3"]
+    assert "as told" in done.notebook.read_text()
+    assert done.seconds > 0
+
+
+@needs_bwrap
+def test_in_the_sandbox_too_an_error_is_named_with_its_cell_and_its_last_lines(tmp_path):
+    told = failure(tmp_path, "x = 0", "def share(n):\n    return 1 / n\nshare(x)").splitlines()
+    assert told[0] == "homework.ipynb, cell 3 (part-1): ZeroDivisionError: division by zero"
+    assert "----> 2     return 1 / n" in [line.rstrip() for line in told]
+    assert told[-1] == "ZeroDivisionError: division by zero"
+
+
+@needs_bwrap
+def test_what_a_student_is_told_is_short_and_printable(tmp_path):
+    text = failure(
+        tmp_path, "raise ValueError('\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07\\u202e<b>\\ud800' + 'x' * 10**6)"
+    )
+    assert text.startswith("homework.ipynb, cell 2 (part-0): ValueError: red <b>")
+    assert all(letter.isprintable() for letter in text.replace("\n", ""))
+    assert len(text) < 3000 and len(text.splitlines()) <= 9
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("source", "limits", "reason"),
+    [
+        ("import os; os._exit(0)", {}, "the kernel died"),
+        ("import os; os.kill(os.getppid(), 9)", {}, "its process was killed"),
+        ("while True: pass", {"cpu": 5}, "used more than 5 s of processor time"),
+        ("for i in range(200): print('x' * 10**6)", {"output": 2 * MIB}, "wrote more than 2 MiB of output"),
+        (
+            "import os\nfor i in range(20): os.system('head -c 1000000 /dev/zero')",
+            {"output": MIB},
+            "wrote more than 1 MiB",
+        ),
+    ],
+)
+def test_a_notebook_that_does_not_reach_its_end_is_told_why_and_where(tmp_path, source, limits, reason):
+    assert failure(tmp_path, source, **limits).startswith(f"homework.ipynb, cell 2 (part-0): {reason}")
+
+
+@needs_bwrap
+def test_an_outcome_that_the_student_wrote_is_no_outcome(tmp_path):
+    """Of what a notebook says about its end, nothing is believed that the sandbox does not bear out."""
+    forged = """
+import json, os
+os.remove("outcome.json")
+os.symlink("/etc/ld.so.cache", "outcome.json")
+os.kill(os.getppid(), 9)
+"""
+    assert failure(tmp_path, forged) == "homework.ipynb: its process was killed (exit status 137)"
+
+
+@needs_bwrap
+def test_what_breaks_the_limits_is_not_left_behind(tmp_path):
+    files = "for i in range(400): open(str(i), 'w')\nimport time; time.sleep(60)"
+    assert "made more than 300 files" in failure(tmp_path, files, files=300)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@needs_bwrap
+def test_a_notebook_that_cannot_be_begun_is_not_the_students_failure(tmp_path):
+    with pytest.raises(SandboxFailed, match="no cell could be run"):
+        sandboxed(tmp_path, "1", memory=MIB)
+    with pytest.raises(SandboxFailed, match=r"nobody/nothing is not in the hub's cache"):
+        sandboxed(tmp_path, "1", base=Base("nothing", "nobody/nothing", 1e-3, "none"))
+
+
+@needs_bwrap
+def test_a_local_model_and_one_of_the_hub_are_shown_and_no_other(tmp_path, monkeypatch):
+    cache = tmp_path / "private" / "hub"
+    wanted, other, local = (cache / "models--a--one", cache / "models--b--two", tmp_path / "private" / "local")
+    for folder in (wanted, other, local):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(grader.execute, "HF_HUB_CACHE", str(cache))
+    look = """
+import os, pathlib
+found = sorted(str(path) for path in pathlib.Path(os.environ["HF_HUB_CACHE"]).rglob("*.json"))
+(pathlib.Path(RUNS) / "seen").write_text(f"{BASE} {found} {os.path.exists(BASE + '/config.json')}")
+"""
+    done = sandboxed(tmp_path, look, base=Base("one", "a/one", 1e-3, "none"))
+    assert (done.runs / "seen").read_text() == "a/one ['/hub/models--a--one/config.json'] False"
+    done = sandboxed(tmp_path, look, base=choose_base(str(local)))
+    assert (done.runs / "seen").read_text() == f"{local} [] True"
+
+
+def test_whatever_a_notebook_left_can_be_emptied(tmp_path):
+    """Locked folders, and links, which are not followed."""
+    outside, locked = tmp_path / "outside", tmp_path / "out" / "locked"
+    outside.mkdir(mode=0o500)
+    (locked / "deep").mkdir(parents=True)
+    (locked / "link").symlink_to(outside)
+    locked.chmod(0)
+    empty(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+    assert outside.stat().st_mode & 0o777 == 0o500

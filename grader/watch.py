@@ -1,0 +1,175 @@
+"""What a sandboxed command may use, and the watch over what its processes, all together, do use."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+MIB = 2**20
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one notebook may use; times in seconds, sizes in bytes, all its processes taken together.
+
+    The defaults suit a laptop with two cores: an exercise takes some minutes and about 1 GiB on the embedded base.
+    """
+
+    wall: float = 900
+    cpu: float = 1800
+    memory: int = 4 * GIB  # what lies in its private /tmp and /dev/shm included
+    processes: int = 64
+    file: int = 1 * GIB  # the largest single file
+    folder: int = 2 * GIB  # its run folder
+    files: int = 5_000  # in its run folder, and as many in its private /tmp
+    scratch: int = 512 * MIB  # its private /tmp, and as much in /dev/shm
+    output: int = 16 * MIB  # what its cells print and show, and what its processes write to the standard streams
+
+
+class _Unseen(Exception):
+    """A folder into which the watch cannot look."""
+
+
+@dataclass
+class Watch:
+    """Looks at the processes below `init` (a process id) and at `folder`, and says which limit is passed.
+
+    The kernel limits a process, not a tree of them, so what they use together has to be added up from outside.
+    """
+
+    limits: Limits
+    folder: Path
+    init: int
+    started: float = field(default_factory=time.monotonic)
+    cpu: float = 0.0
+    memory: int = 0  # the most seen
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return time.monotonic() - self.started
+
+    def breach(self) -> str:
+        """The limit that is passed, as a sentence's end ("ran longer than 900 s"); empty if none is."""
+        limits = self.limits
+        if self.seconds > limits.wall:
+            return f"ran longer than {limits.wall:.0f} s"
+        try:
+            init = psutil.Process(self.init)
+            tree = [init, *init.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return ""
+        if len(tree) > limits.processes:
+            return f"started more than {limits.processes} processes"
+        self.cpu = max(self.cpu, sum(map(_cpu, tree)))
+        if self.cpu > limits.cpu:
+            return f"used more than {limits.cpu:.0f} s of processor time"
+        unlinked = _unlinked(tree)
+        scratch, scratch_files = _scratch(tree)
+        device = self.folder.stat().st_dev
+        hidden = scratch + sum(held for (where, _), held in unlinked.items() if where != device)
+        used = hidden + sum(map(_resident, tree))
+        if used > limits.memory:  # pages that processes share were counted for each; now exactly, which takes longer
+            used = hidden + sum(map(_proportional, tree))
+        self.memory = max(self.memory, used)
+        if used > limits.memory:
+            return f"used more than {size(limits.memory)} of memory"
+        if scratch_files > limits.files:
+            return f"made more than {limits.files} files"
+        return self.left(sum(held for (where, _), held in unlinked.items() if where == device))
+
+    def left(self, unlinked: int = 0) -> str:
+        """The limit that is passed by what lies in the folder, with `unlinked` bytes on the same disk."""
+        try:
+            count, written = _contents(self.folder, self.limits.files)
+        except _Unseen as unseen:
+            return f"left a folder that cannot be looked into ({unseen})"
+        if count > self.limits.files:
+            return f"made more than {self.limits.files} files"
+        if written + unlinked > self.limits.folder:
+            return f"wrote more than {size(self.limits.folder)} into its folder"
+        return ""
+
+
+def size(count: int) -> str:
+    """A number of bytes as a person writes it, e.g. "4 GiB"."""
+    return f"{count / GIB:.4g} GiB" if count >= GIB else f"{count / MIB:.4g} MiB"
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:4])  # its own and that of its children that have ended
+    except psutil.Error:
+        return 0.0
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def _proportional(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.AccessDenied:  # the sandbox's own first process; it is small
+        return _resident(process)
+    except psutil.Error:
+        return 0
+
+
+def _unlinked(tree: list[psutil.Process]) -> dict[tuple[int, int], int]:
+    """Files without a name that are still held open: they lie on the disk, or in memory, and in no folder."""
+    found = {}
+    for process in tree:
+        try:
+            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+                try:
+                    state = entry.stat()
+                except OSError:
+                    continue
+                if stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
+                    found[state.st_dev, state.st_ino] = state.st_blocks * 512
+        except OSError:
+            continue
+    return found
+
+
+def _scratch(tree: list[psutil.Process]) -> tuple[int, int]:
+    """Bytes and number of files in the sandbox's private /tmp and /dev/shm, seen through one of its processes."""
+    for process in reversed(tree):
+        try:
+            places = [os.statvfs(f"/proc/{process.pid}/root/{name}") for name in ("tmp", "dev/shm")]
+        except OSError:
+            continue
+        used = sum((place.f_blocks - place.f_bfree) * place.f_frsize for place in places)
+        return used, sum(place.f_files - place.f_ffree for place in places)
+    return 0, 0
+
+
+def _contents(folder: Path, most: int) -> tuple[int, int]:
+    """Number and disk use in bytes of what lies below `folder`, counted no further than `most` files."""
+    seen: dict[tuple[int, int], int] = {}
+    waiting = [str(folder)]
+    while waiting and len(seen) <= most:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    state = entry.stat(follow_symlinks=False)
+                    seen[state.st_dev, state.st_ino] = state.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    if len(seen) > most:
+                        break
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it was there a moment ago
+        except OSError as error:
+            raise _Unseen(error.strerror) from None
+    return len(seen), sum(seen.values())

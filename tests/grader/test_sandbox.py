@@ -1,0 +1,316 @@
+"""The sandbox: what a command in it can reach, what it may use, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import loralab
+from grader import sandbox
+from grader.sandbox import Limits, SandboxFailed, SandboxMissing
+from grader.watch import GIB, MIB, size
+from loralab import data_path
+
+ROOT = Path(__file__).parents[2]
+
+needs_bwrap = pytest.mark.skipif(sandbox.shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A run folder, in a place that other users can enter as little as they can enter the repository."""
+    path = tmp_path / "submission"
+    path.mkdir()
+    return path
+
+
+def python(folder: Path, code: str, shown: dict | None = None, /, **limits) -> sandbox.Ended:
+    """How `code` ends in the sandbox."""
+    return sandbox.run([sys.executable, "-c", code], folder, Limits(**{"wall": 30, **limits}), shown)
+
+
+def alive(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        if process.pid != os.getpid() and any(mark in word for word in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def gone(mark: str, seconds: float = 5) -> bool:
+    until = time.monotonic() + seconds
+    while alive(mark) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive(mark)
+
+
+@needs_bwrap
+def test_a_sandbox_can_be_made_here():
+    assert sandbox.available() is None
+
+
+@needs_bwrap
+def test_a_command_runs_in_its_own_folder_and_is_measured(folder):
+    ended = python(folder, "open('here', 'w').write('x'); print(__import__('os').getcwd()); raise SystemExit(3)")
+    assert (ended.status, ended.breach, ended.output) == (3, "", b"/submission\n")
+    assert (folder / "here").read_text() == "x"
+    assert 0 < ended.seconds < 30
+
+
+@needs_bwrap
+def test_the_course_and_its_data_are_there(folder):
+    code = f"import importlib.util as u; print(u.find_spec('loralab').origin); open({str(data_path('pairs/train.jsonl'))!r})"
+    assert python(folder, code).output.decode() == f"{loralab.__file__}\n"
+
+
+@needs_bwrap
+def test_nothing_else_of_the_machine_is_there(folder, tmp_path):
+    (tmp_path / "secret").write_text("of another student")
+    private = ["grader", "solutions", "tests", "exercises", ".git", "build", "submitted", "Makefile"]
+    paths = [
+        *(ROOT / name for name in private),
+        tmp_path,
+        Path.home() / ".bashrc",
+        Path("/etc/passwd"),
+        Path("/var"),
+        Path("/run"),
+    ]
+    ended = python(folder, f"import os; print([path for path in {list(map(str, paths))} if os.path.exists(path)])")
+    assert ended.output == b"[]\n"
+
+
+@needs_bwrap
+def test_no_secret_of_the_environment_can_be_read(folder, monkeypatch):
+    """The variables of the grader, of bubblewrap itself (the first process inside), and their command lines."""
+    monkeypatch.setenv("GRADEBOOK_PASSWORD", "hunter2")
+    code = """
+import glob
+for path in ["/proc/self/environ", *glob.glob("/proc/[0-9]*/environ")]:
+    try: print(path, open(path, "rb").read())
+    except OSError as error: print(error)
+"""
+    ended = python(folder, code)
+    assert b"/proc/1/environ" in ended.output and b"HF_HUB_OFFLINE" in ended.output
+    assert b"hunter2" not in ended.output and b"GRADEBOOK" not in ended.output
+
+
+@needs_bwrap
+def test_other_processes_cannot_be_seen_traced_or_killed(folder):
+    code = """
+import ctypes, os
+pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+commands = [open(f"/proc/{pid}/cmdline").read() for pid in pids]
+print(len(pids) < 10, any("pytest" in one and "bwrap" not in one for one in commands))
+print(ctypes.CDLL(None).ptrace(16, 1, 0, 0))
+"""
+    visible, traced = python(folder, code).output.decode().splitlines()
+    assert (visible, traced) == ("True False", "-1")
+
+
+@needs_bwrap
+def test_nothing_outside_the_folder_can_be_written(folder):
+    places = ["/", "/usr", "/dev", "/etc", "/sys", "/proc/sys/kernel", sys.prefix, ROOT, ROOT / "loralab", data_path()]
+    code = f"""
+for place in {list(map(str, places))}:
+    try: open(place + "/planted", "w"); print(place)
+    except OSError: pass
+open("/tmp/mine", "w"); open("/dev/shm/mine", "w"); open("mine", "w"); print("done")
+"""
+    assert python(folder, code).output == b"done\n"
+    assert not Path("/tmp/mine").exists() and not Path("/dev/shm/mine").exists()
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+@needs_bwrap
+def test_there_is_no_network_not_even_the_loopback_of_the_machine(folder):
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
+        name = f"\0grader-test-{os.getpid()}"
+        abstract.bind(name)
+        abstract.listen()
+        places = [
+            ("INET", server.getsockname()),
+            ("UNIX", name),
+            ("INET", ("192.0.2.1", 80)),
+            ("INET", ("1.1.1.1", 53)),
+        ]
+        code = f"""
+import socket
+for family, place in {places}:
+    with socket.socket(getattr(socket, "AF_" + family)) as one:
+        one.settimeout(2)
+        try: one.connect(place); print("reached", place)
+        except OSError: print("no")
+"""
+        with socket.create_connection(server.getsockname()):  # from out here it can be reached
+            assert python(folder, code).output == b"no\n" * 4
+
+
+@needs_bwrap
+def test_no_rights_and_no_further_namespaces(folder):
+    code = """
+import os, subprocess
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+print(status["CapEff"].strip(), status["CapBnd"].strip(), status["NoNewPrivs"].strip())
+print(subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode)
+"""
+    rights, namespaces = python(folder, code).output.decode().splitlines()
+    assert rights == "0" * 16 + " " + "0" * 16 + " 1"
+    if sandbox._no_namespaces("bwrap"):
+        assert namespaces == "1"
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("code", "limits", "reason"),
+    [
+        ("while True: pass", {"wall": 1}, "ran longer than 1 s"),
+        ("import time; time.sleep(60)", {"wall": 1}, "ran longer than 1 s"),
+        ("import os\nos.fork()\nwhile True: pass", {"cpu": 1}, "used more than 1 s of processor time"),
+        ("import os\nwhile True: os.fork()", {}, "started more than 64 processes"),
+        ("x = []\nwhile True: x.append(b'1' * 10**7)", {"memory": 200 * MIB}, "used more than 200 MiB of memory"),
+        (
+            "import os, time\nfor i in range(60): os.write(os.memfd_create('x'), bytes(10**7))\ntime.sleep(60)",
+            {"memory": 200 * MIB},
+            "used more than 200 MiB of memory",
+        ),
+        (
+            "import time\nopen('/tmp/x', 'wb').write(bytes(300 * 2**20))\ntime.sleep(60)",
+            {"memory": 200 * MIB},
+            "used more than 200 MiB of memory",
+        ),
+        (
+            "for i in range(40): open(str(i), 'wb').write(bytes(10**7))",
+            {"folder": 100 * MIB},
+            "wrote more than 100 MiB into its folder",
+        ),
+        (
+            "import os, time\nfor i in range(40):\n f = os.open('x', 65); os.write(f, bytes(10**7)); os.unlink('x')\ntime.sleep(60)",
+            {"folder": 100 * MIB},
+            "wrote more than 100 MiB into its folder",
+        ),
+        ("for i in range(400): open(str(i), 'w')", {"files": 300}, "made more than 300 files"),
+        ("import time\nfor i in range(400): open(f'/tmp/{i}', 'w')\ntime.sleep(60)", {"files": 300}, "made more than 300 files"),
+        ("import os\nfor i in range(30): os.mkdir('d' * 200); os.chdir('d' * 200)", {}, "left a folder that cannot be looked into"),
+        ("while True: print('x' * 10**6)", {"output": MIB}, "wrote more than 1 MiB of output"),
+    ],
+    ids=[
+        *("loop", "sleep", "processor", "fork bomb", "memory bomb", "memory without a name", "memory in tmp", "disk"),
+        *("disk without a name", "files", "files in tmp", "depth", "output"),
+    ],
+)  # fmt: skip
+def test_what_passes_a_limit_is_killed_and_told_which(folder, code, limits, reason):
+    ended = python(folder, f"MARK = {folder.parent.name!r}\n{code}", **limits)
+    assert ended.breach.startswith(reason)
+    assert ended.seconds < 15
+    assert len(ended.output) <= Limits(**limits).output
+    assert not alive(f"MARK = {folder.parent.name!r}")
+    subprocess.run(["rm", "-rf", folder], check=True)  # pytest's own way fails at deep folders
+
+
+@needs_bwrap
+def test_memory_that_processes_share_counts_once(folder):
+    """Eight processes that look at the same 100 MiB use little more than 100 MiB."""
+    code = "import os, time\nx = b'1' * (100 * 2**20)\nfor i in range(3): os.fork()\ntime.sleep(0.7)\nprint(len(x))"
+    ended = python(folder, code, memory=300 * MIB)
+    assert ended.breach == "" and 100 * MIB < ended.memory < 300 * MIB
+
+
+@needs_bwrap
+def test_one_file_cannot_be_larger_than_allowed(folder):
+    ended = python(folder, "open('x', 'wb').write(bytes(3 * 2**20))", file=MIB)
+    assert b"File too large" in ended.output
+    assert (folder / "x").stat().st_size <= MIB
+
+
+@needs_bwrap
+def test_a_process_that_detaches_itself_does_not_outlive_the_command(folder):
+    ended = python(folder, "import subprocess; subprocess.Popen(['setsid', '--fork', 'sleep', '4217.125'])")
+    assert ended.status == 0 and ended.breach == ""
+    assert not alive("4217.125")
+
+
+@needs_bwrap
+def test_a_sandbox_ends_with_the_grader_that_made_it(folder):
+    code = f"""
+from grader import sandbox
+from pathlib import Path
+sandbox.run(["bash", "-c", "setsid sleep 4218.125 & setsid sleep 4218.125"], Path({str(folder)!r}))
+"""
+    grader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    until = time.monotonic() + 40
+    while not alive("sleep 4218.125") and time.monotonic() < until:
+        time.sleep(0.1)
+    assert alive("4218.125")
+    grader.send_signal(signal.SIGKILL)
+    grader.wait()
+    assert gone("4218.125")
+
+
+@needs_bwrap
+def test_what_is_shown_can_be_read_and_not_changed(folder, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    tmp_path.chmod(0o700)
+    code = "print(open('/models/own/config.json').read()); open('/models/own/new', 'w')"
+    ended = python(folder, code, {model: "/models/own"})
+    assert b"{}\n" in ended.output and b"Read-only file system" in ended.output
+
+
+@pytest.mark.parametrize("private", [Path.home(), Path("/"), ROOT, ROOT / "grader"])
+@needs_bwrap
+def test_what_holds_the_grader_or_the_home_is_never_shown(folder, private):
+    with pytest.raises(SandboxMissing, match="would have to be shown"):
+        python(folder, "pass", {private: "/shown"})
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch) -> Path:
+    """The only folder in which programs are looked for."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    monkeypatch.setenv("PATH", str(path))
+    sandbox.available.cache_clear()
+    sandbox._no_namespaces.cache_clear()
+    yield path
+    sandbox.available.cache_clear()
+    sandbox._no_namespaces.cache_clear()
+
+
+def test_without_bubblewrap_it_is_said_how_to_get_it_and_what_to_do_without(programs, folder):
+    reason = sandbox.available()
+    assert "apt install bubblewrap" in reason and "--artifacts-only" in reason and "--no-sandbox" in reason
+    assert "\n" not in reason
+    with pytest.raises(SandboxMissing, match="not installed"):
+        sandbox.run(["true"], folder)
+
+
+def test_where_namespaces_are_forbidden_it_is_said_how_to_allow_them(programs, folder):
+    fake(programs, "bwrap: No permissions to create new namespace")
+    reason = sandbox.available()
+    assert "No permissions to create new namespace" in reason and "sysctl" in reason
+    assert "--artifacts-only" in reason and "--no-sandbox" in reason and "\n" not in reason
+
+
+def test_a_bubblewrap_that_breaks_otherwise_is_the_graders_failure(programs, folder):
+    fake(programs, "bwrap: Can't mkdir /x: No space left on device")
+    with pytest.raises(SandboxFailed, match="No space left"):
+        sandbox.run(["true"], folder)
+
+
+def fake(programs: Path, complaint: str) -> None:
+    (programs / "bwrap").write_text(f"#!/bin/sh\necho {json.dumps(complaint)} >&2\nexit 1\n")
+    (programs / "bwrap").chmod(0o755)
+
+
+def test_sizes_are_told_in_units_that_people_use():
+    assert [size(MIB), size(GIB), size(3 * GIB // 2)] == ["1 MiB", "1 GiB", "1.5 GiB"]
