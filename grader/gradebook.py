@@ -126,8 +126,7 @@ def _with_driver(url: str) -> str:
 def _enter_exercises(exercises: list[Exercise], url: str) -> dict[str, Sheet]:
     """Make the gradebook if there is none, and enter the exercises' cells as `nbgrader generate_assignment` does."""
     sheets = {}
-    binaries = Path(sys.executable).parent  # for a new gradebook, nbgrader calls its database tool by name
-    with utils.setenv(PATH=f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"), Gradebook(url) as gradebook:
+    with _nbgraders_tools(), Gradebook(url) as gradebook:
         for exercise in exercises:
             gradebook.update_or_create_assignment(exercise.id)
     for exercise in exercises:
@@ -136,6 +135,17 @@ def _enter_exercises(exercises: list[Exercise], url: str) -> dict[str, Sheet]:
         SaveCells().preprocess(notebook, {"nbgrader": about})
         sheets[exercise.id] = Sheet.of(notebook)
     return sheets
+
+
+@contextmanager
+def _nbgraders_tools() -> Iterator[None]:
+    """For a new gradebook nbgrader calls a program by name, which lies beside this Python and perhaps not in the PATH."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _enter(gradebook: Gradebook, verdict: Verdict, sheet: Sheet) -> None:

@@ -211,6 +211,13 @@ def test_a_name_that_nbgrader_cannot_hold_is_one_line_and_the_class_goes_on(url)
         assert [student.id for student in gradebook.students] == ["ann"]
 
 
+def test_a_new_gradebook_needs_nothing_in_the_path_and_leaves_the_path_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    write_gradebook([], default_url(tmp_path))
+    assert os.environ["PATH"] == "/nowhere"
+    assert (tmp_path / "gradebook.db").is_file()
+
+
 def test_a_gradebook_made_for_other_notebooks_is_refused(url):
     write_gradebook([verdict()], url)
     with opened(url) as gradebook:
