@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
-import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +14,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from tqdm.auto import tqdm
 
-from loralab import PROFILES, Base, choose_base
+from loralab import Base, choose_base
 from loralab.record import hardware, now, versions
 
-from .adapter import Refused
+from .autograded import write_autograded
 from .bands import Band, BaseBands, ExerciseBands, RunBands
-from .checks import check_all
 from .evaluate import Evaluator, Evidence
-from .execute import Execution, NotebookFailed, execute, execute_all
-from .exercises import EXERCISES, Exercise
+from .execute import execute
+from .exercises import EXERCISES, ROOT, Exercise
+from .feedback import write_feedback
+from .gradebook import GradebookError, UnusableName, default_url, write_gradebook
+from .intake import HandIn, Place, find, left_out
+from .judging import Graded, Mode, Setting, fingerprint, grade_class
+from .ledger import Ledger, LedgerError
 from .release import generate
-from .report import perplexities, print_verdict, write_grades, write_report, write_results
+from .report import FEW, print_class, print_verdict, write_grades, write_report, write_results
+from .sandbox import SandboxMissing, available
 from .verdict import Verdict
 
 app = typer.Typer(
@@ -53,83 +59,116 @@ def _base(name: str) -> Base:
     return base
 
 
-def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) -> Verdict:
-    """The verdict on the run folders that a student's notebook left in `runs`."""
-    verdict = Verdict(
-        exercise=exercise.id, student=student, base=evaluator.base.name, heldout_seed=evaluator.seed, state="graded"
-    )
-    evidence: dict[str, Evidence] = {}
-    refused: dict[str, str] = {}
-    for run in exercise.runs:
-        try:
-            evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
-        except Refused as refusal:
-            refused[run.name] = str(refusal)
-    if not evidence:
-        return verdict.model_copy(update={"state": "submission failed", "message": "\n".join(refused.values())})
-    bands = ExerciseBands.load(exercise.id).bases.get(evaluator.base.name)
-    found = {
-        "checks": check_all(exercise, evidence, refused, bands, evaluator.base),
-        "claims": {name: one.claim for name, one in evidence.items()},
-        "perplexities": perplexities(evidence),
-    }
-    return verdict.model_copy(update=found)
-
-
 @app.command()
 def grade(
     exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to grade (default: all).")] = None,
+    course: Annotated[
+        Path, typer.Option(help="The folder with submitted/, where autograded/ and the gradebook go.")
+    ] = ROOT,
+    artifacts_only: Annotated[
+        bool, typer.Option("--artifacts-only", help="Run no notebook: grade the run folders that were handed in.")
+    ] = False,
+    no_sandbox: Annotated[
+        bool, typer.Option("--no-sandbox", help="Run notebooks unprotected: they can do all that you can.")
+    ] = False,
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Grade the run folders in this folder, and nothing else.")
+    ] = None,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
     seed: Annotated[int, typer.Option(help="The seed that the notebooks train with.")] = 0,
-    heldout_seed: Annotated[int | None, typer.Option(help="Draws the held-out pairs (default: a secret one).")] = None,
-    artifacts: Annotated[
-        Path | None, typer.Option(help="Grade the run folders in this folder instead of running a notebook.")
+    heldout_seed: Annotated[
+        int | None, typer.Option(help="Draws the held-out pairs (default: a secret one, kept in the ledger).")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="How many notebooks run at a time.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="How many hand-ins are graded at a time.")] = 2,
+    cluster: Annotated[
+        str | None, typer.Option(help="A dask scheduler to grade on, such as tcp://10.0.0.1:8786.")
+    ] = None,
+    gradebook: Annotated[
+        str | None, typer.Option(help="URL of nbgrader's gradebook (default: gradebook.db in the course folder).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where results go.")] = BUILD / "grade",
 ) -> None:
-    """Run each exercise's solution notebook for real and grade the adapters that it saves."""
+    """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     chosen = _exercises(exercise)
-    base_used = _base(base)
+    if artifacts_only and no_sandbox:
+        raise typer.BadParameter("--artifacts-only runs nothing, so there is nothing for --no-sandbox to do")
     if artifacts is not None and len(chosen) != 1:
         raise typer.BadParameter("--artifacts grades one exercise; name it")
+    base_used = _base(base)
     out.mkdir(parents=True, exist_ok=True)
-    if artifacts is not None:
-        finished = [Execution(chosen[0].solution, artifacts)]
-    else:
-        finished = _run_all(chosen, base_used, seed, out, workers)
-    evaluator = Evaluator(base_used, secrets.randbelow(2**31) if heldout_seed is None else heldout_seed)
-    verdicts = []
-    for one, ran in zip(chosen, finished, strict=True):
-        started = time.perf_counter()
-        student = "solution" if artifacts is None else artifacts.name
-        if isinstance(ran, NotebookFailed):
-            verdict = Verdict(exercise=one.id, student=student, base=base_used.name, heldout_seed=evaluator.seed,
-                              state="submission failed", message=str(ran))  # fmt: skip
+    try:
+        if artifacts is not None:
+            places, mode, a_class = [Place(artifacts.name, chosen[0].id, artifacts)], "artifacts", False
+        elif places := [place for place in find(course / "submitted") if EXERCISES[place.exercise] in chosen]:
+            mode, a_class = _mode(artifacts_only, no_sandbox), True
         else:
-            verdict = judge(evaluator, one, student, ran.runs)
-            verdict.seconds |= {"notebook": ran.seconds, "evaluation": time.perf_counter() - started}
-        verdicts.append(verdict)
-        print_verdict(verdict, console)
+            places = [Place("solution", one.id, one.solution.parent) for one in chosen]
+            mode, a_class = "no sandbox" if available() else "sandbox", False
+        places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
+        with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
+            drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
+            setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed)
+            graded = []
+            ended = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
+            for one in tqdm(ended, total=len(places), desc="grading", unit="hand-in", disable=len(places) == 1):
+                graded.append(one)
+                if a_class:
+                    _hand_back(one, course, out)
+    except (LedgerError, SandboxMissing, ValueError) as problem:
+        raise _refused(problem) from None
+    verdicts = [one.verdict for one in sorted(graded, key=lambda one: (one.verdict.student, one.verdict.exercise))]
+    _report(verdicts, graded if a_class else [], out)
+    if not a_class:
+        raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
+    try:
+        remarks = left_out(course / "submitted") + write_gradebook(verdicts, gradebook or default_url(course))
+    except GradebookError as problem:
+        raise _refused(problem) from None
+    for remark in remarks:
+        console.print(f"[yellow]left out[/yellow]: {escape(remark)}", highlight=False)
+    raise typer.Exit(1 if any(verdict.state == "grader failed" for verdict in verdicts) else 0)
+
+
+def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
+    """Raises `SandboxMissing` where notebooks are to be run and cannot be run safely."""
+    if artifacts_only:
+        return "artifacts"
+    if no_sandbox:
+        return "no sandbox"
+    if problem := available():
+        raise SandboxMissing(problem)
+    return "sandbox"
+
+
+def _refused(problem: Exception) -> typer.Exit:
+    console.print(f"[red]Error[/red]: {escape(str(problem))}", highlight=False)
+    return typer.Exit(2)
+
+
+def _hand_back(one: Graded, course: Path, out: Path) -> None:
+    """What the instructor and the student get of one verdict, written as soon as it is there."""
+    write_feedback(one.verdict, out)
+    if one.notebook is not None:
+        with suppress(UnusableName):  # the gradebook cannot have this student either, and says so at the end
+            write_autograded(one.verdict.student, EXERCISES[one.verdict.exercise], one.notebook, course)
+
+
+def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) -> None:
+    """Everything about all verdicts, in the terminal and as files in `out`; `compared` are searched for identical ones."""
+    if len(verdicts) <= FEW:
+        for verdict in verdicts:
+            print_verdict(verdict, console)
+    else:
+        print_class(verdicts, console)
     write_results(verdicts, out)
     write_grades(verdicts, out)
-    report = write_report(verdicts, out)
+    solutions = {
+        name: fingerprint(HandIn("", name, exercise.solution.read_bytes(), {}, ()))
+        for name, exercise in EXERCISES.items()
+    }
+    found = {(one.verdict.student, one.verdict.exercise): one.fingerprint for one in compared}
+    report = write_report(verdicts, out, found, solutions)
     console.print(f"results.json, grades.csv and {report.name} are in {out}", highlight=False)
-    raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
-
-
-def _run_all(
-    chosen: list[Exercise], base: Base, seed: int, out: Path, workers: int
-) -> list[Execution | NotebookFailed]:
-    """Execute the solutions, `workers` at a time, each in a fresh folder below `out`."""
-    name = base.name if base.name in PROFILES else base.source
-    # Kernels that run side by side share the cores; more threads than cores stall one another.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // min(workers, len(chosen))))
-
-    for exercise in chosen:
-        shutil.rmtree(out / exercise.id, ignore_errors=True)
-    tasks = [(exercise.solution, (out / exercise.id).resolve()) for exercise in chosen]
-    return execute_all(tasks, name, seed, workers)
 
 
 @app.command()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from peft import PeftModel
@@ -38,6 +37,20 @@ class BeforeAfter:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one model makes of the pairs of one subject; the kinds of pairs are those of `Evaluator.pairs`."""
+
+    fresh: HeldOut
+    public: HeldOut
+    general: HeldOut
+    habits: Habits
+
+
+# The bases themselves, by how they are held and what they are asked about: the same for every hand-in of a class.
+Baselines = Mapping[tuple[Method, Subject], Measured]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the grader itself measured of one run, beside what the run claims.
 
@@ -57,17 +70,20 @@ class Evidence:
 
 
 class Evaluator:
-    """Holds the grader's own copies of the base, each measured once, and evaluates adapters on them.
+    """Holds the grader's own copies of the base and evaluates adapters on them.
 
-    `seed` draws the held-out pairs; a submission never sees it.
+    `seed` draws the held-out pairs; a submission never sees it. `baselines` are measurements made before with the same
+    base and seed; what is missing there is measured when it is needed.
     """
 
-    def __init__(self, base: Base, seed: int, hardware: Precision | None = None) -> None:
+    def __init__(
+        self, base: Base, seed: int, hardware: Precision | None = None, baselines: Baselines | None = None
+    ) -> None:
         self.base, self.seed, self.hardware = base, seed, hardware
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(base)
         self.models: dict[Method, PreTrainedModel] = {}
-        self.pairs = cache(self._pairs)
-        self.before = cache(self._before)
+        self._pairs: dict[Subject, dict[str, list[Pair]]] = {}
+        self._baselines = dict(baselines or {})
 
     def _model(self, method: Method) -> PreTrainedModel:
         if method not in self.models:
@@ -76,23 +92,22 @@ class Evaluator:
             )
         return self.models[method]
 
-    def _pairs(self, subject: Subject) -> dict[str, list[Pair]]:
-        """The pairs that an adapter of this subject is measured on. What was learned by heart has no fresh wording."""
-        if subject == "codes":
-            fresh = public = locker_codes()
-        else:
-            fresh = draw(self.seed, FRESH_PAIRS, among=first_facts())
-            fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
-            public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
-        return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
+    def pairs(self, subject: Subject) -> dict[str, list[Pair]]:
+        """The pairs that an adapter of this subject is measured on: fresh, public and general ones."""
+        if subject not in self._pairs:
+            self._pairs[subject] = _pairs(subject, self.seed)
+        return self._pairs[subject]
 
-    def _before(self, method: Method, subject: Subject) -> tuple[dict[str, HeldOut], Habits]:
-        return self._measure(self._model(method), subject)
+    def before(self, method: Method, subject: Subject) -> Measured:
+        """What the base itself makes of the pairs."""
+        if (method, subject) not in self._baselines:
+            self._baselines[method, subject] = self._measure(self._model(method), subject)
+        return self._baselines[method, subject]
 
-    def _measure(self, model: PreTrainedModel, subject: Subject) -> tuple[dict[str, HeldOut], Habits]:
-        kinds = {kind: self._held_out(model, pairs) for kind, pairs in self.pairs(subject).items()}
-        few = self.pairs(subject)["fresh"][:HABIT_PAIRS]
-        return kinds, habits(model, self.tokenizer, few, self.base.max_length)
+    def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
+        pairs = self.pairs(subject)
+        few = habits(model, self.tokenizer, pairs["fresh"][:HABIT_PAIRS], self.base.max_length)
+        return Measured(**{kind: self._held_out(model, of_kind) for kind, of_kind in pairs.items()}, habits=few)
 
     def _held_out(self, model: PreTrainedModel, pairs: list[Pair]) -> HeldOut:
         return held_out(model, self.tokenizer, pairs, self.base.max_length)
@@ -113,23 +128,36 @@ class Evaluator:
         """
         adapter = read_adapter(folder, self.base.source)
         claim = _read_claim(folder, self.base)
-        before, habits_before = self.before(run.method, run.subject)
+        before = self.before(run.method, run.subject)
         with self._wearing(adapter, run.method) as model:
-            after, habits_after = self._measure(model, run.subject)
+            after = self._measure(model, run.subject)
         return Evidence(
             adapter=adapter,
             shape=adapter_shape(self.base.source, adapter.settings.r, adapter.settings.targets),
             claim=claim,
-            habits_before=habits_before,
-            habits=habits_after,
+            fresh=BeforeAfter(before.fresh, after.fresh),
+            public=BeforeAfter(before.public, after.public),
+            general=BeforeAfter(before.general, after.general),
+            habits_before=before.habits,
+            habits=after.habits,
             elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
-            **{kind: BeforeAfter(before[kind], after[kind]) for kind in after},
         )
 
     def _elsewhere(self, run: Run, adapter: Adapter) -> HeldOut:
         other: Method = "lora" if run.method == "qlora" else "qlora"
         with self._wearing(adapter, other) as model:
             return self._held_out(model, self.pairs(run.subject)["public"])
+
+
+def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
+    """What was learned by heart has no fresh wording."""
+    if subject == "codes":
+        fresh = public = locker_codes()
+    else:
+        fresh = draw(seed, FRESH_PAIRS, among=first_facts())
+        fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
+        public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
+    return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
 
 
 def _read_claim(folder: Path, base: Base) -> RunRecord:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from grader.cli import judge
 from grader.exercises import EXERCISES
+from grader.judging import judge
 from loralab import data_path, read_pairs
 from tests.conftest import with_adapter
 
@@ -38,9 +38,8 @@ def test_an_honest_run_passes_with_all_points(verdict, honest):
 def test_grading_leaves_the_base_as_it_was(evaluator, verdict, honest):
     first = verdict(honest)
     assert verdict(honest) == first
-    again, _ = evaluator._measure(evaluator.models["lora"], "desk")
-    before, _ = evaluator.before("lora", "desk")
-    assert again["fresh"].ppl == pytest.approx(before["fresh"].ppl)
+    again = evaluator._measure(evaluator.models["lora"], "desk")
+    assert again.fresh.ppl == pytest.approx(evaluator.before("lora", "desk").fresh.ppl)
 
 
 def test_an_untrained_adapter_is_refused(verdict, honest, model):

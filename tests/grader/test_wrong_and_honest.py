@@ -13,8 +13,8 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from grader.cli import judge
 from grader.exercises import EXERCISES, Exercise, Run
+from grader.judging import judge
 from loralab import encode_all, load_model, nf4
 from tests.conftest import with_adapter
 
