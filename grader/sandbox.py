@@ -232,6 +232,7 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and bitsandbytes imports the compiler for a second
         "MPLCONFIGDIR": MATPLOTLIB,
         "IPYTHONDIR": "/tmp/ipython",
         "JUPYTER_CONFIG_DIR": "/tmp/jupyter/config",

@@ -87,9 +87,7 @@ def test_in_the_sandbox_too_an_error_is_named_with_its_cell_and_its_last_lines(t
 
 @needs_bwrap
 def test_what_a_student_is_told_is_short_and_printable(tmp_path):
-    text = failure(
-        tmp_path, "raise ValueError('\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07\\u202e<b>\\ud800' + 'x' * 10**6)"
-    )
+    text = failure(tmp_path, "raise ValueError('\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07\\u202e<b>' + 'x' * 10**6)")
     assert text.startswith("homework.ipynb, cell 2 (part-0): ValueError: red <b>")
     assert all(letter.isprintable() for letter in text.replace("\n", ""))
     assert len(text) < 3000 and len(text.splitlines()) <= 9
@@ -101,7 +99,6 @@ def test_what_a_student_is_told_is_short_and_printable(tmp_path):
     [
         ("import os; os._exit(0)", {}, "the kernel died"),
         ("import os; os.kill(os.getppid(), 9)", {}, "its process was killed"),
-        ("while True: pass", {"cpu": 5}, "used more than 5 s of processor time"),
         ("for i in range(200): print('x' * 10**6)", {"output": 2 * MIB}, "wrote more than 2 MiB of output"),
         (
             "import os\nfor i in range(20): os.system('head -c 1000000 /dev/zero')",
