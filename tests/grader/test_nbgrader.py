@@ -22,6 +22,7 @@ from grader.verdict import Verdict
 
 FIRST, LAST = EXERCISES["ex1_first_adapter"], EXERCISES["ex5_low_rank_limits"]
 BINARIES = Path(sys.executable).parent
+PATIENT = ("--Execute.timeout=600", "--Execute.iopub_timeout=60")  # seconds; nbgrader's 30 a cell are short to train in
 CELLS = {  # what a gradebook knows of an exercise's cells
     "grade_cells": ("name", "max_score", "cell_type"),
     "solution_cells": ("name",),
@@ -169,9 +170,9 @@ def test_nbgrader_validates_and_autogrades_a_solved_and_an_unsolved_exercise(tmp
     course = new_course(tmp_path, FIRST)
     shutil.copytree(FIRST.solution.parent, course / "submitted" / "bob" / FIRST.id)
     ann, bob = (course / "submitted" / name / FIRST.id / FIRST.solution.name for name in ("ann", "bob"))
-    assert "Task 1 is still empty" in nbgrader(course, "validate", str(ann))
-    assert "Success! Your notebook passes all the tests." in nbgrader(course, "validate", str(bob))
-    nbgrader(course, "autograde", FIRST.id)
+    assert "Task 1 is still empty" in nbgrader(course, "validate", str(ann), *PATIENT)
+    assert "Success! Your notebook passes all the tests." in nbgrader(course, "validate", str(bob), *PATIENT)
+    nbgrader(course, "autograde", FIRST.id, *PATIENT)
     with Gradebook(default_url(course)) as gradebook:
         scores = {one["student"]: one["score"] for one in gradebook.submission_dicts(FIRST.id)}
     assert scores == {"ann": 0, "bob": 8}
