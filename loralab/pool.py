@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import pickle
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -18,31 +19,42 @@ class Died(RuntimeError):
     """A process that ended without a result: killed from outside, or out of memory."""
 
 
-def run_all(function: Callable[[Job], Any], jobs: Sequence[Job], workers: int = 1) -> Iterator[tuple[Job, Any]]:
+def run_all(
+    function: Callable[[Job], Any],
+    jobs: Iterable[Job],
+    workers: int = 1,
+    *,
+    preload: str | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Iterator[tuple[Job, Any]]:
     """Call `function` on each job, `workers` at a time; as each ends, the job and its result, or the exception.
 
-    Every job has a fresh process. Where the system can fork, it is forked from one that has imported loralab and the
-    function's module already, so that torch and its like are loaded once. The processors, or as many of them as
-    OMP_NUM_THREADS allows, are divided evenly among the workers. If the caller stops early, or is killed, what still
-    runs ends with it.
+    Jobs are taken from `jobs` as they are begun, so a generator of large ones keeps few of them in memory. Every job
+    has a fresh process. Where the system can fork, it is forked from one that has imported loralab and `preload` (by
+    default the function's module) already, so that torch and its like are loaded once. The processors, or as many of
+    them as OMP_NUM_THREADS allows, are divided evenly among the workers. If the caller stops early, or is killed, or
+    `stopped`, asked every second, says so, what still runs ends with it.
     """
     context = get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["loralab", function.__module__])
+        context.set_forkserver_preload(["loralab", preload or function.__module__])
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // workers)
-    waiting, running = deque(jobs), {}
+    waiting, running = iter(jobs), {}
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.popleft()
+        while True:
+            for job in itertools.islice(waiting, workers - len(running)):
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_call, args=(function, job, threads, sender))
                 process.start()
                 sender.close()  # so that the end of the process is the end of the pipe
                 running[receiver] = job, process
-            for receiver in wait(running):
+                del job  # nothing but `running` holds it: it may be large
+            if not running or (stopped and stopped()):
+                return
+            for receiver in wait(running, timeout=1 if stopped else None):
                 job, process = running.pop(receiver)
                 yield job, _outcome(receiver, process)
+                del job
     finally:
         for _, process in running.values():
             process.kill()
@@ -56,8 +68,20 @@ def _call(function: Callable[[Job], Any], job: Job, threads: int, sender: Connec
     try:
         outcome = function(job)
     except Exception as error:
-        outcome = error
-    sender.send(outcome)
+        outcome = portable(error)
+    try:
+        sender.send(outcome)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:  # before a byte was sent
+        sender.send(TypeError(f"a result of {function.__module__}.{function.__qualname__} cannot be sent: {error}"))
+
+
+def portable(error: Exception) -> Exception:
+    """`error`, or one that tells the same, if it would not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # many a library's exceptions cannot be made again from their message
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_parent() -> None:

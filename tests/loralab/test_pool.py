@@ -11,9 +11,20 @@ import pytest
 from loralab.pool import Died, run_all
 
 
+class Fussy(Exception):
+    """As many libraries have them: what pickle keeps of it is not enough to make it again."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
 def work(job):
     if job == "raise":
         raise ValueError("no good")
+    if job == "fuss":
+        raise Fussy("this", "that")
+    if job == "unsendable":
+        return lambda: None
     if job == "die":
         os._exit(3)
     if job == "sleep":
@@ -28,6 +39,27 @@ def test_each_job_ends_in_its_own_way_and_the_others_go_on():
     assert str(outcomes["raise"]) == "no good"
     assert isinstance(outcomes["die"], Died)
     assert "exit status 3" in str(outcomes["die"])
+
+
+def test_what_cannot_travel_between_processes_is_told_in_words():
+    outcomes = dict(run_all(work, ["fuss", "unsendable", "a"], workers=2))
+    assert str(outcomes["fuss"]) == "Fussy: this: that"
+    assert "test_pool.work cannot be sent" in str(outcomes["unsendable"])
+    assert outcomes["a"][0] == "a done"
+
+
+def test_jobs_are_taken_only_as_they_are_begun():
+    taken = []
+    jobs = (taken.append(job) or job for job in "abcde")
+    for ended, _ in enumerate(run_all(work, jobs, workers=2), start=1):
+        assert len(taken) <= ended + 1
+    assert taken == list("abcde")
+
+
+def test_what_runs_ends_when_it_is_told_to_stop():
+    started = time.monotonic()
+    assert list(run_all(work, ["sleep"], stopped=lambda: time.monotonic() > started + 1)) == []
+    assert time.monotonic() - started < 30
 
 
 def test_every_job_has_a_process_of_its_own():
