@@ -5,6 +5,7 @@ Of a hand-in only the notebook and three files of each run are read. Everything 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from .exercises import EXERCISES, Exercise
 
 # In bytes. The largest honest hand-in, exercise 5 on Qwen2.5-0.5B with 32-bit adapters, has 231 MB.
 MAX_TOTAL = 300_000_000
-MAX_NOTEBOOK, MAX_JSON = 20_000_000, 1_000_000
+MAX_NOTEBOOK, MAX_JSON = 10_000_000, 1_000_000
 MAX_ENTRIES = 2_000  # files and folders
 MAX_DEPTH = 10  # folders within folders
 MAX_RATIO, ALWAYS_ALLOWED = 100, 5_000_000  # a zip unpacks to at most 100 times its size, or to 5 MB
@@ -163,6 +164,15 @@ def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...
     return runs, strays
 
 
+def collect_notebook(folder: Path, exercise: Exercise) -> bytes:
+    """The executed notebook that lies in `folder`, as distrusted as the runs. Raises `BadHandIn`."""
+    with _folder(folder) as opened:
+        content = _read_in(opened, (f"{exercise.id}.ipynb",), MAX_NOTEBOOK + 1)
+    if len(content) > MAX_NOTEBOOK:
+        raise BadHandIn(f"{exercise.id}.ipynb is too large after it has run: more than {MAX_NOTEBOOK:,} bytes")
+    return content
+
+
 def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
     """Write the run folders into `folder`; a stray that lay in a run folder becomes an empty file of its name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,9 +242,9 @@ def _refused_if_too_large(file: _File, total: int) -> None:
     elif file.path[-1].endswith(".ipynb"):
         most, advice = MAX_NOTEBOOK, "clear its outputs, save it and hand it in again"
     if file.size > most:
-        raise BadHandIn(f"{_shown(file.path)} has {file.size:,} bytes, more than the {most:,} allowed: {advice}")
+        raise BadHandIn(f"{_shown(file.path)} is too large, {file.size:,} bytes where {most:,} are allowed: {advice}")
     if total > MAX_TOTAL:
-        raise BadHandIn(f"the notebook and the runs have {total:,} bytes, more than the {MAX_TOTAL:,} allowed: {ONLY}")
+        raise BadHandIn(f"all runs are too large, {total:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
 
 
 def _may_be_the_zip(path: Parts) -> bool:
@@ -262,8 +272,9 @@ def _folder(path: Path) -> Iterator[int]:
     try:
         opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        what = "is a symlink" if path.is_symlink() else f"cannot be opened as a folder ({error.strerror})"
-        raise BadHandIn(f"{_label(path.name)} {what}: {ONLY} in a plain folder") from None
+        linked = error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink()
+        what = "is a symlink" if linked else f"cannot be opened as a folder ({error.strerror})"
+        raise BadHandIn(f"{_label(path.name)} {what}: put a plain folder there") from None
     try:
         yield opened
     finally:
@@ -361,9 +372,9 @@ def _gather_zip(zips: list[_File], exercise: Exercise) -> tuple[bytes | None, Ru
     if len(named) > 1:
         raise BadHandIn(f"{where} and {_shown(named[1].path)} are both there: keep the one to be graded")
     if named[0].size > MAX_TOTAL:
-        raise BadHandIn(f"{where} has {named[0].size:,} bytes, more than the {MAX_TOTAL:,} allowed: {ONLY}")
+        raise BadHandIn(f"{where} is too large, {named[0].size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
     with _told_of(where):
-        content = named[0].read(MAX_TOTAL)
+        content = named[0].read(named[0].size)
         source = _Bounded(content)
         with zipfile.ZipFile(source) as archive:
             source.most = None

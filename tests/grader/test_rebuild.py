@@ -124,7 +124,7 @@ def test_a_message_about_very_many_cells_is_short(notebook):
         (b'{"nbformat": 4}', "no list of cells"),
         (b'{"nbformat": 4, "cells": {}}', "no list of cells"),
         (b'{"nbformat": 4, "cells": [1]}', "no list of cells"),
-        (b" " * 20_000_001, "20,000,001 bytes"),
+        (b" " * 10_000_001, "10,000,001 bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

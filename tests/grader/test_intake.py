@@ -1,0 +1,536 @@
+"""Taking in hand-ins."""
+
+import json
+import os
+import pickle
+import socket
+import stat
+import tracemalloc
+import zipfile
+import zlib
+from dataclasses import replace
+
+import pytest
+
+from grader import intake
+from grader.adapter import Refused, read_adapter
+from grader.exercises import EXERCISES
+from grader.intake import BadHandIn, Place, collect_notebook, collect_runs, find, lay_out, left_out, printable, take_in
+from loralab import pack
+from tests.submissions.zips import Entry, filled, stored, write_zip
+
+EX1, EX2 = EXERCISES["ex1_first_adapter"], EXERCISES["ex2_rank_sweep"]
+RUN = "first-adapter"
+WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "run.json"
+CONTENTS = {WEIGHTS: b"weights", CONFIG: b"{}", RECORD: b'{"name": 1}'}
+NOTEBOOK = b'{"nbformat": 4, "cells": []}'
+SOUND = [stored(f"{RUN}/{name}", content) for name, content in CONTENTS.items()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty hand-in for exercise 1."""
+    folder = tmp_path / "submitted" / "ann" / EX1.id
+    folder.mkdir(parents=True)
+    return folder
+
+
+def add_run(parent, name=RUN):
+    run = parent / name
+    run.mkdir(parents=True)
+    for file, content in CONTENTS.items():
+        (run / file).write_bytes(content)
+    return run
+
+
+def taken(folder, exercise=EX1):
+    return take_in(Place("ann", exercise.id, folder), exercise)
+
+
+def refused(folder, *parts):
+    """The message, which is one printable line that holds these parts."""
+    with pytest.raises(BadHandIn) as problem:
+        taken(folder)
+    message = str(problem.value)
+    assert message.isprintable() and len(message) < 500
+    for part in parts:
+        assert part in message
+    return message
+
+
+# What is taken in
+
+
+@pytest.mark.parametrize("around", ["", "runs", EX1.id, f"{EX1.id}/runs"])
+def test_run_folders_are_found_there_and_in_runs(folder, around):
+    add_run(folder / around)
+    (folder / f"{EX1.id}.ipynb").write_bytes(NOTEBOOK)
+    hand_in = taken(folder)
+    assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == NOTEBOOK and hand_in.strays == ()
+
+
+@pytest.mark.parametrize("where", ["", "runs"])
+@pytest.mark.parametrize("beside", [None, b"saved later"])
+def test_a_packed_zip_is_a_hand_in_and_a_notebook_beside_it_is_the_later_one(folder, tmp_path, where, beside):
+    add_run(tmp_path / "mine")
+    notebook = tmp_path / "any.ipynb"
+    notebook.write_bytes(NOTEBOOK)
+    packed = pack(EX1.id, tmp_path / "mine", [RUN], notebook)
+    (folder / where).mkdir(exist_ok=True)
+    packed.rename(folder / where / "ex1 (1).ZIP")
+    if beside:
+        (folder / f"{EX1.id}.ipynb").write_bytes(beside)
+    hand_in = taken(folder)
+    assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == (beside or NOTEBOOK)
+
+
+def test_run_folders_come_before_a_zip_of_them(folder):
+    add_run(folder / "runs")
+    (folder / "runs" / f"{EX1.id}.zip").write_bytes(b"not opened")
+    assert taken(folder).strays == (f"runs/{EX1.id}.zip",)
+
+
+def test_runs_of_other_names_and_all_other_files_are_strays_that_are_never_opened(folder, monkeypatch):
+    run = add_run(folder)
+    add_run(folder, "rank-4")
+    for path in (run / "adapter_model.bin", run / "deeper" / WEIGHTS, folder / "Copy of it.ipynb"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"never read")
+        path.chmod(0)
+    opened = []
+    monkeypatch.setattr(
+        intake, "_read_in", lambda root, path, most, read=intake._read_in: opened.append(path) or read(root, path, most)
+    )
+    hand_in = taken(folder)
+    assert hand_in.runs == {RUN: CONTENTS}
+    assert {path[0] for path in opened} == {RUN} and {path[1] for path in opened} == set(CONTENTS)
+    assert set(hand_in.strays) == {
+        "Copy of it.ipynb", f"{RUN}/adapter_model.bin", f"{RUN}/deeper/{WEIGHTS}", *(f"rank-4/{name}" for name in CONTENTS)
+    }  # fmt: skip
+
+
+def test_hidden_files_and_what_macos_adds_to_a_zip_are_not_there(folder):
+    run = add_run(folder)
+    (run / ".ipynb_checkpoints").mkdir()
+    (run / ".ipynb_checkpoints" / "link").symlink_to("/etc")
+    (folder / ".DS_Store").touch()
+    assert taken(folder).strays == ()
+    (folder / RUN).rename(folder / ".away")
+    write_zip(folder / "a.zip", [*SOUND, stored(f"__MACOSX/{RUN}/._{RECORD}", b"x")])
+    assert taken(folder).runs == {RUN: CONTENTS} and taken(folder).strays == ("a.zip",)
+
+
+def test_an_ordinary_zip_with_folders_and_dots_in_its_paths_is_taken_in(folder):
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir(RUN)
+        for name, content in CONTENTS.items():
+            archive.writestr(f"./runs/{RUN}//{name}", content)
+    assert taken(folder).runs == {RUN: CONTENTS}
+
+
+def test_a_hand_in_travels(folder):
+    add_run(folder)
+    hand_in = taken(folder)
+    assert pickle.loads(pickle.dumps(hand_in)) == hand_in
+
+
+def test_the_digest_is_of_the_content_alone(folder):
+    add_run(folder)
+    (folder / RUN / "adapter_model.bin").touch()
+    hand_in = taken(folder)
+    assert replace(hand_in, student="bob").digest == hand_in.digest
+    other = CONTENTS | {RECORD: b"{}"}
+    fewer = {name: content for name, content in CONTENTS.items() if name != RECORD}
+    changed = [
+        replace(hand_in, notebook=b""),
+        replace(hand_in, notebook=NOTEBOOK),
+        replace(hand_in, runs={}),
+        replace(hand_in, runs={RUN: other}),
+        replace(hand_in, runs={RUN: fewer}),
+        replace(hand_in, runs={"rank-4": CONTENTS}),
+        replace(hand_in, strays=()),
+        replace(hand_in, strays=("adapter_model.bin", RUN)),
+    ]
+    assert len({one.digest for one in [hand_in, *changed]}) == 9
+
+
+def test_runs_are_laid_out_with_empty_files_for_strays_so_that_the_pickle_is_named(folder, tmp_path):
+    run = add_run(folder)
+    (run / WEIGHTS).unlink()
+    (run / "adapter_model.bin").write_bytes(b"pickle")
+    (folder / "elsewhere.bin").touch()
+    hand_in = taken(folder)
+    lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / RUN).iterdir()} == {
+        CONFIG: CONTENTS[CONFIG], RECORD: CONTENTS[RECORD], "adapter_model.bin": b""
+    }  # fmt: skip
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RUN]
+    (tmp_path / "out" / RUN / CONFIG).write_text('{"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"]}')
+    with pytest.raises(Refused, match=r"adapter_model.bin is a pickle, which can run code"):
+        read_adapter(tmp_path / "out" / RUN, "")
+
+
+def test_a_whole_model_alone_is_enough_to_be_told_that_it_is_one(folder, tmp_path):
+    (folder / RUN).mkdir()
+    (folder / RUN / "model.safetensors").touch()
+    hand_in = taken(folder)
+    lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
+    with pytest.raises(Refused, match="holds a whole model"):
+        read_adapter(tmp_path / "out" / RUN, "")
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe.bin", "\U0001f600".encode() * 60 + b".bin", b"\x01" * 251 + b".bin", b"a\\b\n.bin"]
+)
+def test_a_stray_of_any_name_can_be_stored_and_laid_out(folder, tmp_path, name):
+    add_run(folder)
+    (folder / RUN / os.fsdecode(name)).touch()
+    hand_in = taken(folder)
+    (stray,) = hand_in.strays
+    assert stray.isprintable() and json.loads(json.dumps(stray).encode()) == stray and hand_in.digest
+    lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
+    assert (tmp_path / "out" / stray).suffix == ".bin"
+
+
+# What is refused in a folder
+
+
+def test_a_hand_in_without_anything_to_grade_says_what_belongs_there(folder):
+    refused(folder, f"neither {EX1.id}.ipynb nor a run folder such as 'first-adapter' is there: hand in")
+    (folder / "notes.txt").touch()
+    refused(folder, "(only notes.txt)")
+
+
+@pytest.mark.parametrize("where", [RUN, f"{RUN}/{RECORD}", f"{RUN}/stray", f"{EX1.id}.ipynb", "runs"])
+@pytest.mark.parametrize("target", ["/etc/passwd", "..", "nowhere"])
+def test_a_symlink_is_refused_wherever_it_leads(folder, where, target):
+    (folder / where).parent.mkdir(exist_ok=True)
+    (folder / where).symlink_to(target)
+    refused(folder, f"{where} is a symlink")
+
+
+def test_an_exercise_folder_that_is_a_symlink_a_file_or_gone_is_refused(folder, tmp_path):
+    folder.rmdir()
+    refused(folder, f"{EX1.id} cannot be opened as a folder (No such file")
+    folder.symlink_to(tmp_path)
+    refused(folder, f"{EX1.id} is a symlink")
+    folder.unlink()
+    folder.touch()
+    refused(folder, "Not a directory")
+
+
+def test_a_hard_link_is_refused_where_it_would_be_read(folder, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    run = add_run(folder)
+    (run / "stray").hardlink_to(secret)
+    assert taken(folder).runs
+    (run / RECORD).unlink()
+    (run / RECORD).hardlink_to(secret)
+    refused(folder, f"{RUN}/{RECORD} is a hard link")
+
+
+@pytest.mark.parametrize("name", [RECORD, "stray"])
+def test_a_pipe_or_a_socket_is_refused_and_not_waited_for(folder, monkeypatch, name):
+    (folder / RUN).mkdir()
+    os.mkfifo(folder / RUN / name)
+    refused(folder, f"{RUN}/{name} is a pipe")
+    (folder / RUN / name).unlink()
+    monkeypatch.chdir(folder / RUN)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        refused(folder, f"{RUN}/{name} is a socket")
+
+
+def test_a_file_that_became_a_pipe_or_a_link_after_it_was_seen_is_refused(folder):
+    record = add_run(folder) / RECORD
+    with intake._folder(folder) as opened:
+        for change, why in (
+            (lambda: record.symlink_to("/etc/passwd"), "cannot be read"),
+            (lambda: os.mkfifo(record), "is a pipe"),
+        ):
+            record.unlink()
+            change()
+            with pytest.raises(BadHandIn, match=f"{RUN}/{RECORD} {why}"):
+                intake._read_in(opened, (RUN, RECORD), 100)
+        (folder / RUN).rename(folder / "away")
+        (folder / RUN).symlink_to("away")
+        with pytest.raises(BadHandIn, match="cannot be read"):
+            intake._read_in(opened, (RUN, CONFIG), 100)
+
+
+@pytest.mark.parametrize(("name", "most"), [(WEIGHTS, 300_000_000), (CONFIG, 1_000_000), (RECORD, 1_000_000)])
+def test_a_file_that_is_too_large_is_named_before_it_is_read(folder, name, most):
+    run = add_run(folder)
+    os.truncate(run / name, most + 1)
+    refused(folder, f"{RUN}/{name} is too large, {most + 1:,} bytes where {most:,} are allowed")
+    os.truncate(run / name, 10**12)
+    refused(folder, "1,000,000,000,000 bytes")
+
+
+def test_the_runs_together_have_a_limit(tmp_path, monkeypatch):
+    for run in EX2.runs:
+        add_run(tmp_path, run.name)
+    assert len(taken(tmp_path, EX2).runs) == 3
+    monkeypatch.setattr(intake, "MAX_TOTAL", 59)
+    with pytest.raises(BadHandIn, match=r"all runs are too large, 60 bytes where 59 are allowed"):
+        taken(tmp_path, EX2)
+
+
+def test_a_notebook_that_is_too_large_says_what_to_do(folder):
+    (folder / f"{EX1.id}.ipynb").touch()
+    os.truncate(folder / f"{EX1.id}.ipynb", 10_000_001)
+    refused(folder, "10,000,001 bytes", "clear its outputs")
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(folder, monkeypatch):
+    add_run(folder)
+    read = intake._read_in
+    monkeypatch.setattr(intake, "_read_in", lambda root, path, most: read(root, path, most) + b"more")
+    refused(folder, "has not the")
+
+
+def test_many_files_and_great_depth_are_refused(folder, monkeypatch):
+    run = add_run(folder)
+    (run / "/".join("abcdefgh")).mkdir(parents=True)
+    assert taken(folder).runs
+    (run / "/".join("abcdefghi")).mkdir()
+    refused(folder, "folders lie more than 10 deep")
+    monkeypatch.setattr(intake, "MAX_ENTRIES", 3)
+    refused(folder, "more than 3 files and folders")
+
+
+def test_the_same_file_in_two_places_is_refused(folder):
+    add_run(folder)
+    add_run(folder / "runs")
+    refused(folder, f"{RUN}/{WEIGHTS} is there twice: keep one")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_a_message(folder):
+    (add_run(folder) / RECORD).chmod(0)
+    refused(folder, f"{RUN}/{RECORD} cannot be read (Permission denied)")
+    folder.parent.chmod(0o400)
+    try:
+        refused(folder, f"{EX1.id} cannot be opened as a folder (Permission denied)")
+    finally:
+        folder.parent.chmod(0o700)
+
+
+# What is refused in a zip
+
+
+def test_two_zips_are_refused_unless_one_has_the_exercises_name(folder):
+    for name in ("a.zip", "b.zip"):
+        write_zip(folder / name, SOUND)
+    refused(folder, "are both there: keep the one to be graded")
+    (folder / "a.zip").rename(folder / f"{EX1.id}.zip")
+    assert taken(folder).runs == {RUN: CONTENTS}
+
+
+def packed(name, content, **more):
+    """A deflated entry."""
+    packer = zlib.compressobj(9, wbits=-15)
+    return Entry(name.encode(), packer.compress(content) + packer.flush(), zlib.crc32(content), len(content), **more)
+
+
+def lying(name, content, claimed, checked):
+    """An entry that says it has `claimed` bytes, with the checksum of the first `checked` ones."""
+    return replace(packed(name, content), size=claimed, crc=zlib.crc32(content[:checked]))
+
+
+FILE = f"{RUN}/{RECORD}"
+ODD = {
+    "symlink": (stored("out", b"/etc", mode=0o120777), "out is a symlink"),
+    "pipe": (stored("out", b"", mode=stat.S_IFIFO | 0o644), "out is a pipe"),
+    "device": (stored("out", b"", mode=stat.S_IFBLK | 0o644), "out is a device"),
+    "absolute": (stored("/etc/cron.d/x", b""), "/etc/cron.d/x is an absolute path"),
+    "drive": (stored("C:/x", b""), "C:/x is an absolute path"),
+    "parent": (stored(f"{RUN}/../../x", b""), f"{RUN}/../../x leads outside"),
+    "backslash": (stored("..\\x", b""), "..\\\\x is not a path that every system reads alike"),
+    "NUL": (stored(f"{FILE}\0.txt", b""), "is not a path that every system reads alike"),
+    "deep": (stored("a/" * 10 + "b", b""), "more than 10 folders deep"),
+    "long": (stored("a" * 256, b""), "is not a name that a file can have"),
+    "no name": (stored(b"", b""), "is not a name that a file can have"),
+    "not UTF-8": (stored(b"\xff", b""), "cannot be read as a zip"),
+    "twice": (stored(FILE, b"{}"), f"{FILE} is in it twice"),
+    "twice by dots": (stored(f"./{RUN}/./{RECORD}", b"{}"), f"{FILE} is in it twice"),
+    "twice by runs": (stored(f"runs/{FILE}", b"{}"), f"{FILE} is there twice"),
+    "password": (stored("x", b"", flags=1), "x is encrypted"),
+    "another method": (Entry(b"x", b"", 0, 0, method=14), "x is compressed by a method"),
+    "a gigabyte": (filled("x", b"\0", 64), "would unpack to 1,073,7"),
+    "fifty megabytes of nothing": (packed("x", bytes(50_000_000)), "would unpack to 50,000,"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_one_odd_entry_refuses_the_whole_zip(folder, what):
+    odd, why = ODD[what]
+    write_zip(folder / "a.zip", [*SOUND, odd])
+    refused(folder, "a.zip: ", why)
+
+
+def replaced(entry):
+    return [*(one for one in SOUND if one.name != entry.name), entry]
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (lying(FILE, b" " * 1000, 500, 500), "Bad CRC-32"),
+        (lying(FILE, b" " * 1000, 500, 1000), "Bad CRC-32"),
+        (lying(FILE, b" " * 1000, 500, 501), f"{FILE} has not the 500 bytes"),
+        (lying(FILE, b" " * 500, 1000, 500), f"{FILE} has not the 1,000 bytes"),
+        (replace(stored(FILE, b" " * 1000), size=500, crc=zlib.crc32(b" " * 500)), "Bad CRC-32"),
+        (replace(packed(FILE, b"{}"), crc=0), "Bad CRC-32"),
+        (replace(packed(FILE, b"{}"), packed=b"\xff\xff"), "cannot be read as a zip"),
+        (packed(FILE, os.urandom(10) * 200_000), f"{FILE} is too large, 2,000,000 bytes where 1,000,000"),
+    ],
+    ids=["short", "short, all checked", "short, one more checked", "long", "stored", "checksum", "damaged", "large"],
+)
+def test_an_entry_is_not_believed_what_it_says(folder, entry, why):
+    write_zip(folder / "a.zip", replaced(entry))
+    refused(folder, "a.zip: ", why)
+
+
+def test_an_entry_that_lies_is_not_unpacked_beyond_what_it_says(folder):
+    write_zip(folder / "a.zip", replaced(filled(FILE, b" ", 8, claimed=500)))
+    tracemalloc.start()
+    try:
+        refused(folder, "Bad CRC-32")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zip_of_many_files_is_refused_before_they_are_listed(folder, monkeypatch):
+    write_zip(folder / "a.zip", [stored(f"{n}", b"") for n in range(2_001)])
+    refused(folder, "a.zip: 2,001 files are in it, more than the 2,000 allowed")
+    write_zip(folder / "a.zip", [stored(f"{n}", b"") for n in range(20_000)])
+    monkeypatch.setattr(zipfile, "ZipInfo", None)
+    refused(folder, "those of many thousand files")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\5\6", b"PK\5\6" + b"\xff" * 18, b"Rar!\x1a\7" * 100, b"PK\3\4" + bytes(1000)]
+)
+def test_what_is_no_zip_is_a_message(folder, content):
+    (folder / "a.zip").write_bytes(content)
+    refused(folder, "a.zip: cannot be read as a zip")
+
+
+def test_every_zip_that_is_damaged_anywhere_is_taken_in_or_refused_by_a_message(folder):
+    """One byte at a time: whatever the reader of zips raises, the class goes on."""
+    write_zip(folder / "a.zip", SOUND)
+    whole = (folder / "a.zip").read_bytes()
+    for place in range(len(whole)):
+        (folder / "a.zip").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = taken(folder).runs.get(RUN, {})
+        except BadHandIn as problem:
+            assert str(problem).isprintable()
+        else:
+            assert found.items() <= CONTENTS.items()
+
+
+def test_a_zip_in_a_zip_is_not_opened(folder):
+    write_zip(folder / "inner.zip", SOUND)
+    write_zip(folder / "outer.zip", [stored("inner.zip", (folder / "inner.zip").read_bytes())])
+    (folder / "inner.zip").unlink()
+    refused(folder, "neither", "(only inner.zip, outer.zip)")
+
+
+def test_nothing_is_written(folder, tmp_path):
+    write_zip(folder / "a.zip", [*SOUND, stored("../../x", b"")])
+    before = sorted(tmp_path.rglob("*"))
+    refused(folder, "leads outside")
+    write_zip(folder / "a.zip", SOUND)
+    taken(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# What a sandbox leaves
+
+
+def test_what_a_notebook_left_is_collected_with_the_same_distrust(tmp_path):
+    runs = tmp_path / "runs"
+    assert collect_runs(runs, EX1) == ({}, ())
+    run = add_run(runs)
+    (run / "checkpoint.pt").touch()
+    assert collect_runs(runs, EX1) == ({RUN: CONTENTS}, (f"{RUN}/checkpoint.pt",))
+    os.mkfifo(run / "pipe")
+    with pytest.raises(BadHandIn, match="first-adapter/pipe is a pipe"):
+        collect_runs(runs, EX1)
+    runs.rename(tmp_path / "elsewhere")
+    runs.symlink_to("elsewhere")
+    with pytest.raises(BadHandIn, match="runs is a symlink"):
+        collect_runs(runs, EX1)
+
+
+def test_the_notebook_as_it_was_run_is_collected_with_the_same_distrust(tmp_path):
+    path = tmp_path / f"{EX1.id}.ipynb"
+    with pytest.raises(BadHandIn, match=r"ex1_first_adapter.ipynb cannot be read \(No such file"):
+        collect_notebook(tmp_path, EX1)
+    path.write_bytes(NOTEBOOK)
+    assert collect_notebook(tmp_path, EX1) == NOTEBOOK
+    os.truncate(path, 10_000_001)
+    with pytest.raises(BadHandIn, match="too large after it has run"):
+        collect_notebook(tmp_path, EX1)
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(BadHandIn, match="cannot be read"):
+        collect_notebook(tmp_path, EX1)
+
+
+# Where hand-ins are found
+
+HOSTILE = [
+    b"=HYPERLINK(1)", b"<img src=x>", b"m\xfcller", "m\u00fcller".encode(), b"m\\udcfcller", b"eve\nmallory,100", b"eve\x1b[2J",
+    "\u202ereverse".encode(), b"x" * 255, b"\xff" * 255, b"'; DROP TABLE", b"a\\nb", b"a\nb", "\uc11c\uc5f0".encode(),
+]  # fmt: skip
+
+
+def test_students_of_any_name_are_found_under_names_that_can_be_stored_and_told_apart(tmp_path):
+    for name in HOSTILE:
+        (tmp_path / os.fsdecode(name) / EX1.id).mkdir(parents=True)
+    places = find(tmp_path)
+    names = [place.student for place in places]
+    assert len(set(names)) == len(HOSTILE)
+    for place in places:
+        assert place.student.isprintable() and place.student.encode().decode() == place.student
+        assert place.folder.is_dir()
+    assert {"m\u00fcller", "m\\udcfcller", "m\\\\udcfcller", "\uc11c\uc5f0", "eve\\nmallory,100"} <= set(names)
+    assert left_out(tmp_path) == []
+
+
+def test_a_name_without_anything_odd_stays_as_it_is():
+    assert printable("Ann O'Hara (\u00c5sa) 7") == "Ann O'Hara (\u00c5sa) 7"
+
+
+def test_what_is_no_hand_in_is_reported_and_does_not_stop_the_class(tmp_path):
+    submitted = tmp_path / "submitted"
+    for path in ("ann/ex2_rank_sweep", "ann/ex1_first_adapter", "bob/ex1_first_adapter", "bob/ex9_other", ".git/x"):
+        (submitted / path).mkdir(parents=True)
+    (submitted / "bob" / "ex1_first_adapter.zip").touch()
+    (submitted / "bob" / ".ipynb_checkpoints").mkdir()
+    (submitted / "list\n.csv").touch()
+    (submitted / "eve").symlink_to("ann")
+    for number in range(9):
+        (submitted / "ann" / f"note-{number}").touch()
+    assert [(place.student, place.exercise) for place in find(submitted)] == [
+        ("ann", "ex1_first_adapter"),
+        ("ann", "ex2_rank_sweep"),
+        ("bob", "ex1_first_adapter"),
+    ]
+    remarks = left_out(submitted)
+    assert all(remark.isprintable() for remark in remarks)
+    assert sum("submitted/ann/note-" in remark for remark in remarks) == 5
+    assert "submitted/ann: 4 further things that are no hand-ins" in remarks
+    for part in ("submitted/bob/ex9_other: no exercise", "bob/ex1_first_adapter.zip: no exercise", "submitted/eve: a symlink",
+                 "submitted/list\\n.csv: not a student's folder"):  # fmt: skip
+        assert sum(part in remark for remark in remarks) == 1
+    assert not any("checkpoints" in remark or ".git" in remark for remark in remarks)
+
+
+def test_where_nothing_is_submitted_nothing_is_found(tmp_path):
+    assert find(tmp_path / "submitted") == [] and left_out(tmp_path / "submitted") == []
