@@ -1,70 +1,107 @@
-"""Showing verdicts: a table in the terminal, results.json, grades.csv and a self-contained report.html."""
+"""Showing verdicts: tables in the terminal, results.json, grades.csv and a self-contained report.html."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-from jinja2 import Environment, FileSystemLoader, select_autoescape
-from pydantic import TypeAdapter
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from loralab import plot_loss, plot_ppl
-from loralab.plots import COLOURS
-
+from . import foreign, similarity
 from .checks import HELD_OUT, Check
 from .evaluate import Evidence
-from .verdict import Verdict
+from .exercises import EXERCISES
+from .feedback import feedback_path
+from .pages import link, write_page
+from .pictures import Bar, LossPlot, histogram, loss_plot, perplexity_bars
+from .similarity import Fingerprint
+from .summary import MAX_POINTS, STATES, Reason, Summary, by_exercise, in_order
+from .verdict import State, Verdict
 
-MAX_POINTS = 100
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
+FEW = 10  # verdicts, each of which then has a section of its own on the report
+STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grader failed": "magenta"}
 
 
 def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     """One verdict as a table: check, expected, found, points, pass; below it every reason for a failure."""
     console = console or Console()
-    title = f"{verdict.exercise}: {verdict.student} on the {verdict.base} base"
+    title = Text(
+        f"{verdict.exercise}: {foreign.name(verdict.student)} on the {foreign.name(verdict.base)} base", style="bold"
+    )
     if verdict.state != "graded":
-        console.print(f"[bold]{title}[/bold]\n[red]{verdict.state}[/red]: {verdict.message}", highlight=False)
+        console.print(title)
+        _print_reason(console, verdict.state, verdict.message)
         return
     console.print(_one_run(verdict, title) if len(verdict.runs) <= 1 else _many_runs(verdict, title))
     for check in verdict.checks:
         if check.name == HELD_OUT and len(verdict.runs) > 1:
-            console.print(f"{check.run}: {check.found}", highlight=False)
+            console.print(Text(foreign.shown(f"{check.run}: {check.found}")))
+    if verdict.message:
+        _print_reason(console, "the notebook did not run to its end", verdict.message)
     for check in verdict.checks:
         if not check.passed:
-            console.print(f"[red]{_named(check)}[/red]: {check.message}", highlight=False)
+            _print_reason(console, _named(check), check.message)
     console.print(
         f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
     )
 
 
-def _one_run(verdict: Verdict, title: str) -> Table:
+def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
+    """A class as one table, an exercise a row; below it every hand-in that the grader failed at."""
+    console = console or Console()
+    students = len({verdict.student for verdict in verdicts})
+    table = Table(title=f"{len(verdicts)} hand-ins of {students} students", title_justify="left", title_style="bold")
+    table.add_column("exercise")
+    for heading in (*STATES, "passed", "mean", "median"):
+        table.add_column(heading, justify="right")
+    summaries = by_exercise(verdicts)
+    total = Summary("all", tuple(verdicts))
+    for summary in [*summaries, total] if len(summaries) > 1 else summaries:
+        counts = [Text(f"{n}", style=STYLES[state] if n else "dim") for state, n in summary.counts.items()]
+        middle = ["" if value is None else f"{value:.1f}" for value in (summary.mean, summary.median)]
+        table.add_row(
+            Text(foreign.name(summary.exercise)),
+            *counts,
+            f"{summary.passed}",
+            *middle,
+            end_section=summary is summaries[-1],
+        )
+    console.print(table)
+    console.print("Points are of those graded.", style="dim", highlight=False)
+    broken = total.of_state("grader failed")
+    for verdict in broken[:FEW]:
+        _print_reason(console, f"grader failed: {foreign.name(verdict.student)}, {verdict.exercise}", verdict.message)
+    if len(broken) > FEW:
+        console.print(f"and {len(broken) - FEW} more that the grader failed at, in report.html", highlight=False)
+
+
+def _print_reason(console: Console, what: str, message: str) -> None:
+    console.print(Text.assemble((foreign.shown(what), "red"), ": ", foreign.shown(message)))
+
+
+def _one_run(verdict: Verdict, title: Text) -> Table:
     """What was expected and what was found, a check a row."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left")
     for heading in ("check", "expected", "found", "points", "pass"):
         table.add_column(heading, justify="right" if heading == "points" else "left", overflow="fold")
     for check in verdict.checks:
-        table.add_row(check.name, check.expected, check.found, f"{check.earned:g}/{check.points:g}", _mark(check))
+        texts = (Text(foreign.shown(text)) for text in (check.name, check.expected, check.found))
+        table.add_row(*texts, f"{check.earned:g}/{check.points:g}", _mark(check))
     return table
 
 
-def _many_runs(verdict: Verdict, title: str) -> Table:
+def _many_runs(verdict: Verdict, title: Text) -> Table:
     """Which check passed for which run, a check a row and a run a column."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left")
     table.add_column("check")
     for run in verdict.runs:
-        table.add_column(run, justify="center")
+        table.add_column(Text(foreign.name(run)), justify="center")
     table.add_column("points", justify="right")
     for name in dict.fromkeys(check.name for check in verdict.checks):
         same = {check.run: check for check in verdict.checks if check.name == name}
@@ -72,7 +109,7 @@ def _many_runs(verdict: Verdict, title: str) -> Table:
         if "" in same:  # a check of the whole exercise
             marks = [_mark(same[""]), *[""] * (len(marks) - 1)]
         earned, points = (sum(getattr(check, what) for check in same.values()) for what in ("earned", "points"))
-        table.add_row(name, *marks, f"{earned:.4g}/{points:.4g}")
+        table.add_row(Text(name), *marks, f"{earned:.4g}/{points:.4g}")
     return table
 
 
@@ -85,63 +122,114 @@ def _named(check: Check) -> str:
 
 
 def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """Every verdict as JSON, with all checks and the run's own record."""
-    (folder / "results.json").write_bytes(TypeAdapter(list[Verdict]).dump_json(list(verdicts), indent=1) + b"\n")
+    """Every verdict as JSON, with all checks and the run's own record.
+
+    NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
+    """
+    unfinished = folder / "results.json.part"
+    with unfinished.open("w", encoding="ascii") as file:
+        for i, verdict in enumerate(verdicts):
+            file.write("[\n" if i == 0 else ",\n")
+            file.write(json.dumps(verdict.model_dump(), indent=1))
+        file.write("\n]\n" if verdicts else "[]\n")
+    unfinished.replace(folder / "results.json")
 
 
 def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """One line a student and exercise; a text that a spreadsheet would run as a formula is quoted as text."""
-    with (folder / "grades.csv").open("w", newline="", encoding="utf-8") as file:
+    """One row a student and exercise; a text that a spreadsheet would run as a formula is marked as text.
+
+    What the grader failed at has neither points nor a pass or fail.
+    """
+    unfinished = folder / "grades.csv.part"
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
         for verdict in verdicts:
-            texts = (verdict.student, verdict.exercise, verdict.state)
-            points = "" if verdict.points is None else verdict.points
-            row = [*map(_as_text, texts), points, MAX_POINTS, str(verdict.passed), _as_text(_reasons(verdict))]
-            writer.writerow(row)
-
-
-def write_report(verdicts: Sequence[Verdict], folder: Path) -> Path:
-    """The report: one page with no outside files."""
-    sections = [(verdict, _figures(verdict)) for verdict in verdicts]
-    page = TEMPLATES.get_template("report.html.j2").render(sections=sections, max_points=MAX_POINTS)
-    path = folder / "report.html"
-    path.write_text(page, "utf-8")
-    return path
+            texts = map(foreign.in_spreadsheet, (verdict.student, verdict.exercise, verdict.state))
+            scored = (
+                ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
+            )
+            writer.writerow([*texts, *scored, foreign.in_spreadsheet(_reasons(verdict))])
+    unfinished.replace(folder / "grades.csv")
 
 
 def _reasons(verdict: Verdict) -> str:
-    return verdict.message or "; ".join(f"{_named(c)}: {c.message}" for c in verdict.checks if not c.passed)
+    failed = [f"{_named(check)}: {check.message}" for check in verdict.checks if not check.passed]
+    return "; ".join([verdict.message, *failed] if verdict.message else failed)
 
 
-def _as_text(value: str) -> str:
-    return f"'{value}" if value.startswith(FORMULA_STARTS) else value
+@dataclass(frozen=True)
+class _Cell:
+    """A verdict in the overview, and where more is said of it ("" where nothing is)."""
+
+    verdict: Verdict
+    href: str
 
 
-def _figures(verdict: Verdict) -> list[tuple[str, str]]:
-    """(alternative text, image as data URI) for each plot of a verdict."""
-    if verdict.state != "graded":
-        return []
-    figures = []
-    if learned := [claim for claim in verdict.claims.values() if claim.losses]:
-        plot_loss(learned)
-        alt = "Training loss: " + ", ".join(
-            f"{one.name} {one.losses[0]:.2f} to {one.losses[-1]:.2f}" for one in learned
-        )
-        figures.append((alt, _data_uri()))
-    if verdict.perplexities:
-        axes = plot_ppl(verdict.perplexities, colours=(COLOURS[-1], COLOURS[0]))
-        axes.set_title("Perplexity, recomputed by the grader")
-        alt = "Perplexities: " + ", ".join(f"{name} {value:.2f}" for name, value in verdict.perplexities.items())
-        figures.append((alt, _data_uri()))
-    return figures
+@dataclass(frozen=True)
+class _Part:
+    """What the report shows of one exercise of a class."""
+
+    summary: Summary
+    picture: Markup
+    reasons: list[Reason]
 
 
-def _data_uri() -> str:
-    buffer = io.BytesIO()
-    plt.gcf().savefig(buffer, format="png", dpi=144, facecolor="white")
-    plt.close()
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+@dataclass(frozen=True)
+class _Section:
+    """What the report shows of one verdict where there are few."""
+
+    verdict: Verdict
+    anchor: str
+    losses: LossPlot
+    bars: list[Bar]
+
+
+def write_report(
+    verdicts: Sequence[Verdict],
+    folder: Path,
+    fingerprints: Mapping[tuple[str, str], Fingerprint] | None = None,
+    reference: Mapping[str, Fingerprint] | None = None,
+) -> Path:
+    """The report: one page with no outside files, which links to the feedback that is already in `folder`.
+
+    `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical hand-ins.
+    """
+    few = len(verdicts) <= FEW
+    verdicts = sorted(verdicts, key=lambda verdict: (in_order(verdict.student), verdict.exercise))
+    cells = {
+        (v.student, v.exercise): _Cell(v, _href(v, f"#s{i}" if few else "", folder)) for i, v in enumerate(verdicts)
+    }
+    summaries = by_exercise(verdicts)
+    return write_page(
+        "report.html.j2",
+        folder / "report.html",
+        total=Summary("", tuple(verdicts)),
+        summaries=summaries,
+        titles={exercise.id: exercise.title for exercise in EXERCISES.values()},
+        students=list(dict.fromkeys(verdict.student for verdict in verdicts)),
+        cells=cells,
+        parts=[] if few else [_part(summary) for summary in summaries],
+        sections=[_section(verdict, f"s{i}") for i, verdict in enumerate(verdicts)] if few else [],
+        groups=similarity.groups(fingerprints or {}, reference),
+        compared=len(fingerprints or {}),
+        max_points=MAX_POINTS,
+    )
+
+
+def _href(verdict: Verdict, anchor: str, folder: Path) -> str:
+    path = feedback_path(verdict.student, verdict.exercise)
+    return anchor or (link(path) if (folder / path).exists() else "")
+
+
+def _part(summary: Summary) -> _Part:
+    counts = summary.counts
+    return _Part(summary, histogram(summary.points, counts["submission failed"], MAX_POINTS), summary.reasons())
+
+
+def _section(verdict: Verdict, anchor: str) -> _Section:
+    losses = loss_plot({run: claim.losses for run, claim in verdict.claims.items()})
+    return _Section(verdict, anchor, losses, perplexity_bars(verdict.perplexities))
 
 
 def perplexities(evidence: dict[str, Evidence]) -> dict[str, float]:

@@ -1,57 +1,220 @@
-"""What a verdict looks like in the terminal and on disk."""
+"""What a verdict looks like in the terminal and on disk, and what a class does."""
 
 import csv
 import io
 import json
+import re
+import time
+from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
-from grader.cli import judge
-from grader.exercises import EXERCISES
-from grader.report import print_verdict, write_grades, write_report, write_results
+from grader.feedback import write_feedback
+from grader.report import print_class, print_verdict, write_grades, write_report, write_results
+from grader.similarity import Fingerprint
 from grader.verdict import Verdict
+from tests.verdicts import SECRET_SEED, failed, graded
+
+EXERCISES = ("ex1_first_adapter", "ex2_rank_sweep", "ex4_qlora")
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: its tags, its text, and where it leads."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.links, self.ids, self.handlers = [], "", [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.text += " "
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def printed(show, *what, width=160) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(*what, console)
+    return console.file.getvalue()
+
+
+def rows(folder):
+    with (folder / "grades.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
-def failure():
-    return Verdict(exercise="ex1_first_adapter", student="=cmd()|x", base="embedded", heldout_seed=1,
-                   state="submission failed", message="<script>alert(1)</script>")  # fmt: skip
+def classful():
+    """Thirteen students with three exercises each, one of whom the grader failed at, and two of whom failed."""
+    verdicts = [graded(f"student {i}", exercise) for i in range(1, 12) for exercise in EXERCISES]
+    verdicts += [graded("student 12", one, {"prompt masked": "mask the prompt"}) for one in EXERCISES]
+    verdicts.append(failed("student 13", "MemoryError in the grader", "grader failed"))
+    verdicts.append(failed("student 13", "cell 5: NameError: x", exercise=EXERCISES[1]))
+    return verdicts
 
 
-@pytest.fixture
-def graded(evaluator, honest):
-    return judge(evaluator, EXERCISES["ex1_first_adapter"], "Ann", honest.parent)
-
-
-def test_the_table_names_every_check(graded):
-    console = Console(file=io.StringIO(), width=160)
-    print_verdict(graded, console)
-    text = console.file.getvalue()
-    assert all(check.name in text for check in graded.checks)
+def test_the_table_names_every_check():
+    verdict = graded()
+    text = printed(print_verdict, verdict)
+    assert all(check.name in text for check in verdict.checks)
     assert "100 of 100 points, passed" in text
 
 
-def test_results_json_can_be_read_back(graded, failure, tmp_path):
-    write_results([graded, failure], tmp_path)
-    stored = json.loads((tmp_path / "results.json").read_text())
-    assert [Verdict.model_validate(one) for one in stored] == [graded, failure]
+def test_a_class_is_one_table_and_names_what_the_grader_failed_at(classful):
+    text = printed(print_class, classful)
+    assert len(text.splitlines()) < 20
+    assert "38 hand-ins of 13 students" in text
+    assert re.search(r"ex1_first_adapter\W+12\W+0\W+1\W+11\W+99\.", text)
+    assert re.search(r"ex2_rank_sweep\W+12\W+1\W+0\W+11\W+99\.", text)
+    assert "grader failed: student 13, ex1_first_adapter: MemoryError in the grader" in text
 
 
-def test_grades_csv_cannot_run_a_formula(graded, failure, tmp_path):
-    write_grades([graded, failure], tmp_path)
-    rows = list(csv.DictReader((tmp_path / "grades.csv").open()))
-    assert [row["points"] for row in rows] == ["100.0", "0"]
-    assert rows[1]["student"] == "'=cmd()|x"
+def test_markup_and_escape_codes_of_students_are_text_in_the_terminal():
+    name = "[red]x[/red] [/] \x1b[2J\u202e:smile: \\"
+    for verdict in (graded(name, fails={"forgetting": name}), failed(name, name), failed(name, name, "grader failed")):
+        for show, what in ((print_verdict, verdict), (print_class, [verdict] * 2)):
+            text = printed(show, what)
+            assert "\x1b" not in text
+            assert "\u202e" not in text
+            if show is print_verdict or verdict.state == "grader failed":
+                assert "[red]x[/red] [/] :smile: \\" in text
 
 
-def test_a_grader_failure_has_no_score(failure):
-    assert failure.points == 0
-    assert failure.model_copy(update={"state": "grader failed"}).points is None
+def test_results_json_can_be_read_back(tmp_path):
+    diverged = graded(losses=[2.0, float("nan"), float("inf")])
+    verdicts = [
+        graded(),
+        failed("J\udcf6rg", "not UTF-8"),
+        diverged.model_copy(update={"perplexities": {"a": float("inf")}}),
+    ]
+    write_results(verdicts, tmp_path)
+    stored = [Verdict.model_validate(one) for one in json.loads((tmp_path / "results.json").read_text())]
+    assert repr(stored) == repr(verdicts)  # NaN is not equal to itself
+    write_results([], tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == []
 
 
-def test_the_report_is_one_page_with_plots_and_no_foreign_markup(graded, failure, tmp_path):
-    page = write_report([graded, failure], tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "<script>" not in page
-    assert "http" not in page.split("<h1>")[1]
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", '"=1', "'=1", "\u200b=1", "\x00=1", "\uff1d1", "\u201c=1"],
+)
+def test_grades_csv_cannot_run_a_formula(tmp_path, text):
+    write_grades([failed(text, text)], tmp_path)
+    (row,) = rows(tmp_path)
+    for value in (row["student"], row["message"]):
+        assert value.startswith("'")
+        assert not value.startswith("'\u200b")
+
+
+def test_grades_csv_cannot_run_a_formula_where_semicolons_separate(tmp_path):
+    write_grades([failed('Ann";=1+1', "a; =2+2")], tmp_path)
+    with (tmp_path / "grades.csv").open(encoding="utf-8", newline="") as file:
+        fields = [field.strip(' "') for row in csv.reader(file, delimiter=";") for field in row]
+    assert sum("=1+1" in field or "=2+2" in field for field in fields) == 2
+    assert not any(field.startswith("=") for field in fields)
+
+
+def test_grades_csv_has_a_row_for_each_and_no_points_where_the_grader_failed(tmp_path):
+    verdicts = [
+        graded("Zoë, \"the\" 'one'\nand only"),
+        failed(),
+        failed("Cem", state="grader failed"),
+        failed("J\udcf6rg"),
+    ]
+    write_grades(verdicts, tmp_path)
+    found = rows(tmp_path)
+    assert [row["points"] for row in found] == ["100.0", "0", "", "0"]
+    assert [row["passed"] for row in found] == ["True", "False", "", "False"]
+    assert found[0]["student"] == "Zoë, \"the\" 'one' and only"
+    assert found[3]["student"] == "J\\xf6rg"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_grader_failure_has_no_score():
+    assert failed().points == 0
+    assert failed(state="grader failed").points is None
+
+
+def test_the_report_of_a_few_is_one_page_with_plots_and_no_foreign_markup(tmp_path):
+    verdicts = [graded(exercise=one) for one in EXERCISES] + [
+        failed(HOSTILE, HOSTILE),
+        failed("<img src=x onerror=alert(1)>"),
+    ]
+    text = write_report(verdicts, tmp_path).read_text("utf-8")
+    page = Page(text)
+    assert page.tags.count("svg") == 3
+    assert HOSTILE in page.text
+    assert not {"script", "img", "iframe", "object", "link"} & set(page.tags)
+    assert not page.handlers
+    assert "http" not in text.split("<h1>")[1]
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+
+
+def test_the_report_of_a_class_keeps_the_three_states_apart(classful, tmp_path):
+    page = Page(write_report(classful, tmp_path).read_text("utf-8"))
+    words = " ".join(page.text.split())
+    assert "36 graded, 33 with every check passed 1 submission failed: 0 points 1 grader failed: no score" in words
+    assert "student 13 no score failed –" in words
+    assert "prompt masked 11 of 12" in words
+    assert "1 prompt masked mask the prompt" in words
+    assert "MemoryError in the grader" in words
+    assert page.tags.count("svg") == len(EXERCISES)
+
+
+def test_students_stand_in_the_order_in_which_people_count(classful, tmp_path):
+    text = write_report(classful[::-1], tmp_path).read_text("utf-8")
+    names = re.findall(r'<th scope="row">(student \d+)', text)
+    assert names == [f"student {i}" for i in range(1, 14)]
+
+
+def test_the_report_of_a_class_links_to_the_feedback_that_is_there(classful, tmp_path):
+    strange = graded("a/../b <c>")
+    missing = graded("no feedback")
+    for verdict in [*classful, strange]:
+        write_feedback(verdict, tmp_path)
+    page = Page(write_report([*classful, strange, missing], tmp_path).read_text("utf-8"))
+    links = {link for link in page.links if not link.startswith("#")}
+    assert len(links) == len(classful) + 1
+    assert "feedback/student%201/ex1_first_adapter.html" in links
+    assert all((tmp_path / link.replace("%20", " ")).is_file() for link in links)
+
+
+def test_the_report_of_three_hundred_is_small_and_quick(tmp_path):
+    some = [graded(exercise=exercise, losses=[2.0] * 200) for exercise in EXERCISES]
+    verdicts = [one.model_copy(update={"student": f"s{i}"}) for i in range(300) for one in some]
+    started = time.process_time()
+    path = write_report(verdicts, tmp_path)
+    assert time.process_time() - started < 10
+    assert path.stat().st_size < 300_000
+
+
+def test_identical_hand_ins_are_named_together_with_the_solution(classful, tmp_path):
+    fingerprints = {
+        (f"student {i}", EXERCISES[0]): Fingerprint({"first-adapter": "same" if i < 3 else f"hash {i}"})
+        for i in range(1, 13)
+    }
+    text = write_report(classful, tmp_path, fingerprints, {EXERCISES[0]: Fingerprint({"first-adapter": "hash 7"})})
+    words = " ".join(Page(text.read_text("utf-8")).text.split("Identical hand-ins")[-1].split())
+    assert "12 hand-ins were compared" in words
+    assert "adapter of first-adapter student 1, student 2" in words
+    assert "adapter of first-adapter and the solution's student 7" in words
+    assert "student 8" not in words
+
+
+def test_the_held_out_seed_is_not_on_the_report(classful, tmp_path):
+    assert str(SECRET_SEED) not in write_report(classful, tmp_path).read_text("utf-8")
+    assert str(SECRET_SEED) not in write_report(classful[:3], tmp_path).read_text("utf-8")
+
+
+def test_time_is_summed_and_the_slowest_is_named(classful, tmp_path):
+    classful[4].seconds["notebook"] = 3600.0
+    words = " ".join(Page(write_report(classful, tmp_path).read_text("utf-8")).text.split())
+    assert "notebook 36 78 min 30 s 60 min student 2, ex2_rank_sweep" in words
+    assert f"{(35 * 30 + 3600 + 36 * 9) / 3600:.2f} hours of one worker" in words
