@@ -23,6 +23,7 @@ import matplotlib
 import loralab
 from loralab import data_path
 
+from . import seccomp
 from .watch import Limits, Watch, size
 
 __all__ = ["FOLDER", "Ended", "Limits", "SandboxFailed", "SandboxMissing", "available", "run"]
@@ -93,21 +94,26 @@ def run(
     """
     limits = limits or Limits()
     folder = folder.resolve()
-    cage = _cage(folder, limits, shown or {}, environment or {})
+    if shutil.which("bwrap") is None:
+        raise SandboxMissing(NOT_INSTALLED)
+    scene = _scene(folder, limits, shown or {})
     if os.geteuid() == 0:
         _give_away(folder)
     told, telling = os.pipe()
-    arguments = [cage[0], "--info-fd", str(telling), *cage[1:], *command]
-    process = subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=[telling],
-        cwd="/",
-        env={"PATH": os.defpath},  # bubblewrap's own is there to be read, as /proc/1/environ, whatever it passes on
-    )
-    os.close(telling)
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, telling)
+        calls = opened.enter_context(tempfile.TemporaryFile())  # bubblewrap reads the filter of system calls from it
+        calls.write(seccomp.program() or b"")
+        calls.seek(0)
+        process = subprocess.Popen(
+            [*_cage(limits, scene, environment or {}, telling, calls.fileno()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[telling, calls.fileno()],
+            cwd="/",
+            env={"PATH": os.defpath},  # bubblewrap's own can be read, as /proc/1/environ, whatever it passes on
+        )
     try:
         with process, os.fdopen(told) as answer:
             init = _first_process(answer.read(), process)
@@ -187,16 +193,16 @@ def _give_away(folder: Path) -> None:
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
-def _cage(folder: Path, limits: Limits, shown: Mapping[Path, str], environment: Mapping[str, str]) -> list[str]:
-    """The command line up to the command itself."""
+def _cage(limits: Limits, scene: list[str], environment: Mapping[str, str], telling: int, calls: int) -> list[str]:
+    """The command line up to the command itself; `telling` is where bubblewrap tells of the process it has made."""
     bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise SandboxMissing(NOT_INSTALLED)
     root = os.geteuid() == 0
     # Root would stay root to the kernel, whatever it is called inside: the limit on processes would not bind it.
     # So root first sets the scene and becomes nobody, and nobody makes a user namespace.
     alone = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     drop = ["--unshare-user", *_no_namespaces(bwrap), "--cap-drop", "ALL"]
+    if seccomp.program():
+        drop += ["--seccomp", str(calls)]
     stage = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"] if root else drop
     become = [
         *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--"),
@@ -207,9 +213,20 @@ def _cage(folder: Path, limits: Limits, shown: Mapping[Path, str], environment: 
         *("prlimit", "--core=0", "--nofile=1024", f"--fsize={limits.file}", f"--nproc={limits.processes * THREADS}", "--"),
     ]  # fmt: skip
     return [
-        *(bwrap, *alone, *stage, "--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"),
+        *(
+            bwrap,
+            "--info-fd",
+            str(telling),
+            *alone,
+            *stage,
+            "--die-with-parent",
+            "--new-session",
+            "--hostname",
+            "sandbox",
+            "--clearenv",
+        ),
         *(word for name, value in (_environment() | environment).items() for word in ("--setenv", name, value)),
-        *_scene(folder, limits, shown),
+        *scene,
         *("--chdir", FOLDER, "--"),
         *(become if root else []),
         *bounds,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 import loralab
-from grader import sandbox
+from grader import sandbox, seccomp
 from grader.sandbox import Limits, SandboxFailed, SandboxMissing
 from grader.watch import GIB, MIB, size
 from loralab import data_path
@@ -166,6 +168,23 @@ print(subprocess.run(["unshare", "--user", "true"], capture_output=True).returnc
     assert rights == "0" * 16 + " " + "0" * 16 + " 1"
     if sandbox._no_namespaces("bwrap"):
         assert namespaces == "1"
+
+
+@needs_bwrap
+@pytest.mark.skipif(seccomp.program() is None, reason="no list of system calls for this machine")
+def test_keys_of_the_grader_and_parts_of_the_kernel_that_no_notebook_needs_are_out_of_reach(folder):
+    code = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for numbers in {list(seccomp.REFUSED.values())}:
+    print(libc.syscall(numbers[{seccomp.MACHINES[platform.machine()][0]}], 0, 0, 0, 0, 0), ctypes.get_errno())
+"""
+    asked = len(seccomp.REFUSED)
+    assert python(folder, code).output.decode().splitlines() == [f"-1 {errno.EPERM}"] * asked
+    inside = (
+        "import subprocess, threading; threading.Thread(target=print, args=['thread']).start(); subprocess.run('true')"
+    )
+    assert python(folder, inside).output == b"thread\n"
 
 
 @needs_bwrap
