@@ -15,7 +15,7 @@ from nbformat.v4 import new_output
 from nbgrader import utils
 
 from .exercises import Exercise
-from .gradebook import check_name, literal, printable, released
+from .gradebook import check_name, literal, printable
 
 MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters a cell, characters an output
 MAX_OUTPUTS = 50
@@ -40,7 +40,7 @@ def write_autograded(student: str, exercise: Exercise, notebook: NotebookNode, c
 
 
 def _harmless(exercise: Exercise, notebook: NotebookNode) -> NotebookNode:
-    shown = released(exercise)
+    shown = exercise.released()
     answers: dict[str, str] = {}
     outputs: dict[str, list[dict[str, Any]]] = {}
     for cell in notebook.cells:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import nbformat
+from nbformat import NotebookNode
+
 from loralab.shapes import ATTENTION, LINEAR, adapter_shape
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +52,10 @@ class Exercise:
     def solution(self) -> Path:
         """The instructor's solved notebook."""
         return ROOT / "solutions" / self.id / f"{self.id}.ipynb"
+
+    def released(self) -> NotebookNode:
+        """The notebook that students are given, in which nothing is solved, with nbgrader's checksums."""
+        return nbformat.read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
 
     @property
     def compares_methods(self) -> bool:

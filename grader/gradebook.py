@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 from nbgrader import utils
 from nbgrader.api import Comment, Grade, Gradebook, InvalidEntry, MissingEntry
@@ -24,7 +23,7 @@ from nbgrader.preprocessors import SaveCells
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, ProgrammingError, SAWarning, SQLAlchemyError
 
-from .exercises import EXERCISES, ROOT, Exercise
+from .exercises import EXERCISES, Exercise
 from .verdict import Verdict
 
 MAX_NAME = 128  # characters; nbgrader's columns are no wider
@@ -63,11 +62,6 @@ class Sheet:
 def default_url(course: Path) -> str:
     """Where nbgrader looks for the gradebook of the course in this folder, unless it is told otherwise."""
     return f"sqlite:///{course.resolve() / 'gradebook.db'}"
-
-
-def released(exercise: Exercise) -> NotebookNode:
-    """The notebook that students were given, with nbgrader's checksums."""
-    return nbformat.read(ROOT / "exercises" / exercise.id / exercise.solution.name, as_version=4)
 
 
 def check_name(student: str) -> None:
@@ -130,7 +124,7 @@ def _enter_exercises(exercises: list[Exercise], url: str) -> dict[str, Sheet]:
         for exercise in exercises:
             gradebook.update_or_create_assignment(exercise.id)
     for exercise in exercises:
-        notebook = released(exercise)
+        notebook = exercise.released()
         about = {"notebook": exercise.id, "assignment": exercise.id, "db_url": url}
         SaveCells().preprocess(notebook, {"nbgrader": about})
         sheets[exercise.id] = Sheet.of(notebook)

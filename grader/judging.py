@@ -30,6 +30,7 @@ from .sandbox import Limits
 from .similarity import Fingerprint
 from .verdict import State, Verdict
 
+MAX_SHOWN = 5_000_000  # bytes of an executed notebook; nbformat may take 200 times as many to read it
 Mode = Literal["sandbox", "artifacts", "no sandbox"]
 
 
@@ -202,7 +203,9 @@ def _run(hand_in: HandIn, exercise: Exercise, setting: Setting, folder: Path) ->
     if setting.mode == "artifacts":
         return _Ran(hand_in.runs, hand_in.strays, rebuilt)
     if rebuilt is None:
-        raise BadHandIn(f"no {exercise.id}.ipynb in the hand-in: put the notebook beside the run folders")
+        others = [stray for stray in hand_in.strays if stray.endswith(".ipynb")]
+        what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
+        raise BadHandIn(f"no {exercise.id}.ipynb in the hand-in: {what}")
     failure = ""
     try:
         if setting.mode == "sandbox":
@@ -218,9 +221,10 @@ def _run(hand_in: HandIn, exercise: Exercise, setting: Setting, folder: Path) ->
 
 
 def _executed(folder: Path, exercise: Exercise) -> NotebookNode | None:
-    """The notebook as it was run, which is for people to look at; None if it cannot be read."""
+    """The notebook as it was run, which is for people to look at; None if it cannot be read, or not cheaply."""
     try:
-        return nbformat.reads(collect_notebook(folder, exercise).decode(), as_version=4)
+        written = collect_notebook(folder, exercise)
+        return nbformat.reads(written.decode(), as_version=4) if len(written) <= MAX_SHOWN else None
     except Exception:  # student code could write it, and no verdict hangs on it
         return None
 

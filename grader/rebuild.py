@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import nbformat
 from nbformat import NotebookNode
 
 from .execute import NotebookFailed
-from .exercises import ROOT, Exercise
+from .exercises import Exercise
 from .intake import MAX_NOTEBOOK, printable
 
 MAX_SOURCE = 100_000  # characters of one cell
@@ -33,18 +32,13 @@ class _Cell:
     source: str
 
 
-def released(exercise: Exercise) -> NotebookNode:
-    """The notebook that students are given, in which nothing is solved."""
-    return nbformat.read(ROOT / "exercises" / exercise.id / f"{exercise.id}.ipynb", as_version=FORMAT)
-
-
 def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
     """The released notebook with the student's solutions in it, and nothing else of what was handed in.
 
     Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its solution cells are not
     those of the exercise; it names the cells.
     """
-    notebook = released(exercise)
+    notebook = exercise.released()
     wanted = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if _is_solution(cell)}
     found = _read(submitted, f"{exercise.id}.ipynb")
     wrong = list(_wrong(found, {grade_id: cell.cell_type for grade_id, cell in wanted.items()}))

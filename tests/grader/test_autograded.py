@@ -12,7 +12,7 @@ from nbgrader.server_extensions.formgrader import handlers
 
 from grader.autograded import MAX_TEXT, write_autograded
 from grader.exercises import EXERCISES
-from grader.gradebook import UnusableName, released
+from grader.gradebook import UnusableName
 
 EXERCISE = EXERCISES["ex5_low_rank_limits"]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
@@ -26,7 +26,7 @@ $$\\href{javascript:alert(1)}{x}$$ </pre></textarea><iframe srcdoc=x>
 @pytest.fixture
 def notebook() -> NotebookNode:
     """The notebook as a student handed it in: solved, whatever that means."""
-    return released(EXERCISE)
+    return EXERCISE.released()
 
 
 def cell(notebook, grade_id):

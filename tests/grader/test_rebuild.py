@@ -9,7 +9,7 @@ import pytest
 from grader import rebuild as module
 from grader.execute import NotebookFailed
 from grader.exercises import EXERCISES
-from grader.rebuild import MAX_SOURCE, rebuild, released, solution_sources
+from grader.rebuild import MAX_SOURCE, rebuild, solution_sources
 
 EX1, EX5 = EXERCISES["ex1_first_adapter"], EXERCISES["ex5_low_rank_limits"]
 
@@ -17,7 +17,7 @@ EX1, EX5 = EXERCISES["ex1_first_adapter"], EXERCISES["ex5_low_rank_limits"]
 @pytest.fixture
 def notebook():
     """Exercise 1 as plain JSON, to be filled in and spoilt."""
-    return json.loads(nbformat.writes(released(EX1)))
+    return json.loads(nbformat.writes(EX1.released()))
 
 
 def cell(notebook, name):
@@ -43,7 +43,7 @@ def refused(notebook, *parts):
 def test_the_solved_notebook_gives_the_released_one_with_its_solutions(exercise):
     solved = nbformat.read(exercise.solution, as_version=4)
     again = rebuild(exercise, nbformat.writes(solved).encode())
-    given = released(exercise)
+    given = exercise.released()
     sources = {
         c.metadata.nbgrader.grade_id: c.source for c in solved.cells if c.metadata.get("nbgrader", {}).get("solution")
     }
@@ -56,7 +56,7 @@ def test_the_solved_notebook_gives_the_released_one_with_its_solutions(exercise)
 
 
 def test_an_unsolved_notebook_stays_unsolved(notebook):
-    assert rebuilt(notebook) == released(EX1)
+    assert rebuilt(notebook) == EX1.released()
 
 
 def test_nothing_of_the_students_but_the_source_of_solution_cells_is_kept(notebook):
@@ -78,7 +78,7 @@ def test_nothing_of_the_students_but_the_source_of_solution_cells_is_kept(notebo
 
 
 def test_an_essay_is_kept():
-    notebook = json.loads(nbformat.writes(released(EX5)))
+    notebook = json.loads(nbformat.writes(EX5.released()))
     cell(notebook, "essay")["source"] = "A low rank ends where <b>codes</b> begin."
     assert next(one for one in rebuilt(notebook, EX5).cells if one.id == "essay").source.startswith("A low rank ends")
 
@@ -154,11 +154,11 @@ def test_a_source_that_is_no_sound_text_is_named_with_its_cell(notebook, source,
 )
 def test_a_cell_with_metadata_of_any_kind_is_just_another_cell(notebook, metadata):
     notebook["cells"].append({"cell_type": "code", "metadata": metadata, "source": 3})
-    assert rebuilt(notebook) == released(EX1)
+    assert rebuilt(notebook) == EX1.released()
 
 
 def test_what_a_windows_editor_puts_before_the_text_does_no_harm(notebook):
-    assert rebuild(EX1, b"\xef\xbb\xbf" + json.dumps(notebook).encode()) == released(EX1)
+    assert rebuild(EX1, b"\xef\xbb\xbf" + json.dumps(notebook).encode()) == EX1.released()
 
 
 def test_the_sources_of_solution_cells_are_found_by_their_id(notebook):
