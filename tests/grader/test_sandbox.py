@@ -111,7 +111,8 @@ def test_other_processes_cannot_be_seen_and_so_neither_traced_nor_killed(folder)
 import glob, os
 commands = [open(path).read() for path in glob.glob("/proc/[0-9]*/cmdline")]
 print(len(commands) < 10, any("pytest" in one and "/submission" not in one for one in commands), flush=True)
-os.kill(-1, 9)
+try: os.kill(-1, 9)
+except ProcessLookupError: pass
 os.kill(os.getpid(), 9)
 """
     ended = python(folder, code)  # and this process lives to tell
