@@ -33,6 +33,7 @@ from .ledger import Ledger, LedgerError
 from .release import generate
 from .report import FEW, print_class, print_verdict, write_grades, write_report, write_results
 from .sandbox import SandboxMissing, available
+from .summary import in_order
 from .verdict import Verdict
 
 app = typer.Typer(
@@ -116,7 +117,7 @@ def grade(
                     _hand_back(one, course, out)
     except (LedgerError, SandboxMissing, ValueError) as problem:
         raise _refused(problem) from None
-    verdicts = [one.verdict for one in sorted(graded, key=lambda one: (one.verdict.student, one.verdict.exercise))]
+    verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
     _report(verdicts, graded if a_class else [], out)
     if not a_class:
         raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
@@ -168,7 +169,8 @@ def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) 
     }
     found = {(one.verdict.student, one.verdict.exercise): one.fingerprint for one in compared}
     report = write_report(verdicts, out, found, solutions)
-    console.print(f"results.json, grades.csv and {report.name} are in {out}", highlight=False)
+    pages = f"{report.name}, feedback/" if compared else report.name
+    console.print(f"results.json, grades.csv and {pages} are in {out}", highlight=False)
 
 
 @app.command()

@@ -176,7 +176,9 @@ def grade(job: Job) -> Graded:
         try:
             ran = _run(hand_in, exercise, setting, folder)
         except (NotebookFailed, BadHandIn) as failure:
-            return Graded(_without_checks(hand_in, setting, "submission failed", str(failure)))
+            verdict = _without_checks(hand_in, setting, "submission failed", str(failure))
+            verdict.seconds["notebook"] = time.perf_counter() - started
+            return Graded(verdict)
         executed = time.perf_counter()
         lay_out(ran.runs, ran.strays, folder / "collected")
         evaluator = Evaluator(setting.base, setting.heldout_seed, baselines=job.baselines)
