@@ -88,6 +88,10 @@ def sweep(
     epochs: Annotated[float | None, typer.Option(help="Default: a quarter of the base's own.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the base's own.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the processors.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="Train on the workers of this dask scheduler, such as tcp://10.0.0.1:8786.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="On a cluster: every run takes one GPU of its worker.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs and figures go; finished runs are not repeated.")] = Path(
         "runs/sweep"
     ),
@@ -96,7 +100,7 @@ def sweep(
     from tqdm.auto import tqdm
 
     from .bases import choose_base
-    from .sweep import check_memory, plan, sweep, table
+    from .sweep import check_memory, check_memory_there, plan, sweep, table
     from .sweep_report import write_report
 
     try:
@@ -104,7 +108,12 @@ def sweep(
         chosen = choose_base(base)
         jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, learning_rate)
         finished = sum(job.record() is not None for job in jobs)
-        check_memory(jobs)
+        if cluster is None:
+            if gpu:
+                raise ValueError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
+            check_memory(jobs)
+        elif finished < len(jobs):
+            check_memory_there(jobs, cluster, gpu)
     except ValueError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -112,7 +121,7 @@ def sweep(
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(jobs), initial=finished, unit="run") as bar:
         try:
-            for job, outcome in sweep(jobs, workers):
+            for job, outcome in sweep(jobs, workers, cluster=cluster, gpu=gpu):
                 bar.update()
                 if isinstance(outcome, Exception):
                     bar.write(f"{job.name} failed: {outcome}")
@@ -121,6 +130,9 @@ def sweep(
         except KeyboardInterrupt:
             typer.echo("\nstopped; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
+        except ValueError as error:
+            typer.echo(f"\nError: {error}", err=True)
+            raise typer.Exit(2) from None
         finally:
             runs = table(jobs)
             written = write_report(runs, out)

@@ -6,10 +6,12 @@ import itertools
 import json
 import math
 import shutil
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -18,11 +20,12 @@ from peft import LoraConfig, get_peft_model
 from transformers.utils.logging import disable_progress_bar
 
 from .bases import Base, load_model, load_tokenizer
+from .cluster import on_this_machine, run_all
 from .data import data_path
 from .fourbit import nf4
 from .memory import estimate
 from .pairs import read_pairs
-from .pool import run_all
+from .pool import portable
 from .record import RECORD_FILE, RunRecord, now
 from .shapes import ATTENTION, LINEAR, adapter_shape
 from .training import train
@@ -166,6 +169,17 @@ def check_memory(jobs: Sequence[Job], available: float | None = None) -> None:
             )
 
 
+def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
+    """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
+    for _, outcome in run_all(_check_away, [jobs], cluster=cluster, gpu=gpu):
+        if isinstance(outcome, Exception):
+            raise ValueError(str(outcome) if isinstance(outcome, ValueError) else _line(outcome))
+
+
+def _check_away(jobs: Sequence[Job]) -> None:
+    check_memory([replace(job, base=on_this_machine(job.base)) for job in jobs])
+
+
 def _trainable(job: Job) -> int:
     return adapter_shape(job.base.source, job.rank, job.modules).trainable
 
@@ -215,14 +229,63 @@ def _line(error: Exception) -> str:
 
 
 def sweep(
-    jobs: Sequence[Job], workers: int = 1, function: Callable[[Job], RunRecord] = train_job
+    jobs: Sequence[Job],
+    workers: int = 1,
+    function: Callable[[Job], RunRecord] = train_job,
+    cluster: str | None = None,
+    gpu: bool = False,
 ) -> Iterator[tuple[Job, RunRecord | Exception]]:
-    """Train the jobs that have not finished yet; as each ends, the job and its record or why it failed."""
+    """Train the jobs that have not finished yet; as each ends, the job and its record or why it failed.
+
+    `workers`, `cluster` and `gpu` are those of `loralab.cluster.run_all`. On a cluster a run is trained in a folder of
+    the machine that trains it, and its files are brought here.
+    """
     unfinished = [job for job in jobs if job.record() is None]
-    for job, outcome in run_all(function, unfinished, workers):
+    if cluster is None:
+        outcomes = run_all(function, unfinished, workers)
+    else:
+        errands = [(function, job) for job in unfinished]
+        outcomes = map(_bring_home, run_all(train_away, errands, cluster=cluster, gpu=gpu))
+    for job, outcome in outcomes:
         if isinstance(outcome, Exception) and not (job.folder / FAILURE_FILE).exists():
             record_failure(job, outcome)  # its process could not do it any more
         yield job, outcome
+
+
+@dataclass(frozen=True)
+class Away:
+    """What came of a job on another machine: its record, or why it failed, and the files of its run folder."""
+
+    outcome: RunRecord | Exception
+    files: dict[str, bytes]
+
+
+def train_away(errand: tuple[Callable[[Job], RunRecord], Job]) -> Away:
+    """Train a job from another machine, in a folder that is gone afterwards."""
+    function, job = errand
+    with tempfile.TemporaryDirectory(prefix="sweep-") as out:
+        job = replace(job, base=on_this_machine(job.base), out=Path(out))
+        try:
+            outcome = function(job)
+        except Exception as error:
+            outcome = portable(error)
+        files = [path for path in sorted(job.folder.rglob("*")) if path.is_file()]
+        return Away(outcome, {path.relative_to(job.folder).as_posix(): path.read_bytes() for path in files})
+
+
+def _bring_home(ended: tuple[Any, Away | Exception]) -> tuple[Job, RunRecord | Exception]:
+    (_, job), away = ended
+    shutil.rmtree(job.folder, ignore_errors=True)  # whatever an interrupt or a failure left there
+    if isinstance(away, Exception):
+        return job, away
+    unfinished = job.out / f"{job.name}.part"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for name, content in away.files.items():
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).write_bytes(content)
+    if away.files:
+        unfinished.rename(job.folder)
+    return job, away.outcome
 
 
 def table(jobs: Sequence[Job]) -> pd.DataFrame:

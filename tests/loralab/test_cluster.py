@@ -1,0 +1,259 @@
+"""Jobs over a dask scheduler: the contract of the pool, on machines that come and go."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from distributed import KilledWorker, LocalCluster
+from typer.testing import CliRunner
+
+from loralab import RunRecord, choose_base, cluster
+from loralab.cli import app
+from loralab.cluster import on_this_machine, run_all
+from loralab.pool import Died
+from loralab.sweep import FAILURE_FILE, plan, sweep, table
+
+THREADS = 2
+
+
+def work(job):
+    if job == "raise":
+        raise ValueError("no good")
+    if job == "die":
+        os._exit(3)
+    started = time.monotonic()
+    time.sleep(0.1)
+    return os.getpid(), started, time.monotonic()
+
+
+def linger(told):
+    told.write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with LocalCluster(
+        n_workers=1, threads_per_worker=THREADS, processes=False, protocol="tcp", host="127.0.0.1",
+        dashboard_address=":0", resources={"GPU": 1},
+    ) as workers:  # fmt: skip
+        yield workers.scheduler_address
+
+
+def test_each_job_ends_in_its_own_way_in_a_process_of_its_own(address):
+    outcomes = dict(run_all(work, ["a", "die", "raise", "b"], cluster=address))
+    assert str(outcomes["raise"]) == "no good"
+    assert isinstance(outcomes["die"], Died)
+    assert "exit status 3" in str(outcomes["die"])
+    assert len({outcomes["a"][0], outcomes["b"][0], os.getpid()}) == 3
+
+
+def test_only_as_many_jobs_are_taken_as_the_workers_will_soon_begin(address):
+    taken = []
+    jobs = (taken.append(job) or job for job in range(8))
+    for ended, _ in enumerate(run_all(work, jobs, cluster=address), start=1):
+        assert len(taken) < ended + 2 * THREADS
+    assert len(taken) == 8
+
+
+def test_a_worker_with_one_gpu_takes_one_job_at_a_time_that_wants_it(address):
+    spans = sorted((started, ended) for _, (_, started, ended) in run_all(work, "abcd", cluster=address, gpu=True))
+    assert len(spans) == 4
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_a_caller_that_stops_leaves_nothing_running(address, tmp_path):
+    told = tmp_path / "pid"
+    stop = threading.Timer(0, lambda: _wait_until(told.exists) or os.kill(os.getpid(), 2))
+    stop.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_all(linger, [told], cluster=address))
+    _wait_until(lambda: not psutil.pid_exists(int(told.read_text())))
+
+
+@pytest.mark.parametrize("nowhere", ["nonsense", "tcp://127.0.0.1", "tcp://127.0.0.1:1"])
+def test_a_scheduler_that_is_not_there_is_one_line(nowhere):
+    with pytest.raises(ValueError, match=f"no dask scheduler answers at {nowhere}: start one") as raised:
+        list(run_all(work, "a", cluster=nowhere))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_scheduler_without_workers_is_one_line(monkeypatch):
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.1)
+    with (
+        LocalCluster(n_workers=0, protocol="tcp", host="127.0.0.1", dashboard_address=":0") as empty,
+        pytest.raises(ValueError, match="no worker has joined tcp://.*: start `dask worker tcp://.*--no-nanny`"),
+    ):
+        list(run_all(work, "a", cluster=empty.scheduler_address))
+
+
+def test_without_dask_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"pip install 'loralab\[cluster\]'"):
+        list(run_all(work, "a", cluster="tcp://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("joined_late", [False, True])
+def test_a_worker_with_other_code_gets_no_job(address, monkeypatch, joined_late):
+    here = threading.current_thread()
+    monkeypatch.setattr(cluster, "fingerprint", lambda _: "old" if threading.current_thread() is here else "new")
+    if joined_late:
+        monkeypatch.setattr(cluster, "_check_workers", lambda *_: None)
+    with pytest.raises(ValueError, match="worker tcp://.* has new, but here is old: install the same"):
+        list(run_all(work, "a", cluster=address))
+
+
+def test_the_fingerprint_knows_a_changed_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "errands.py").write_text("def go(job): return 1\n")
+    before = cluster.fingerprint("errands")
+    (tmp_path / "errands.py").write_text("def go(job): return 2\n")
+    cluster.fingerprint.cache_clear()
+    assert cluster.fingerprint("errands") != before
+    assert before.startswith(f"Python 3.{sys.version_info.minor}, loralab 0")
+
+
+def test_a_worker_that_may_not_start_processes_is_told_how_it_may(address, monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(ValueError, match="may not start processes: start it with `dask worker ... --no-nanny`"):
+        list(run_all(work, "a", cluster=address))
+
+
+def test_a_job_that_several_workers_died_of_has_died():
+    future = SimpleNamespace(exception=lambda: KilledWorker("work", None, 3))
+    outcome = cluster._outcome(future, "tcp://127.0.0.1:1")
+    assert isinstance(outcome, Died)
+    assert "4 workers died" in str(outcome)
+
+
+def test_the_embedded_base_is_found_on_every_machine():
+    base = choose_base("embedded")
+    assert on_this_machine(replace(base, source="/elsewhere/data/base")).source == base.source
+    mine = replace(base, source="/models/embedded", licence="unknown: check it")
+    assert on_this_machine(mine) == mine
+
+
+def write_place(folder):
+    """Says that it has begun; ends when it is told to."""
+    (folder / f"begun-{os.getpid()}").touch()
+    _wait_until((folder / "go").exists)
+    return os.getpid()
+
+
+def _wait_until(happened, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """A scheduler and two workers, each a process of its own; the scheduler's address and the three processes."""
+    dask, port, begun = Path(sys.executable).with_name("dask"), tmp_path / "scheduler.json", []
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+
+    def start(*words):
+        with (tmp_path / f"log-{len(begun)}").open("wb") as log:
+            begun.append(
+                subprocess.Popen(
+                    [dask, *words, "--no-dashboard"], env=environment, stdout=log, stderr=log, cwd=tmp_path
+                )
+            )
+
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", port)
+    _wait_until(port.exists)
+    address = json.loads(port.read_text())["address"]
+    for _ in range(2):
+        start("worker", address, "--no-nanny", "--nthreads", "1")
+    yield address, begun
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_killed_in_the_middle_loses_nothing_and_a_lost_scheduler_is_one_line(machines, tmp_path):
+    address, (scheduler, worker, _) = machines
+
+    def kill_one():
+        _wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+        worker.kill()
+        worker.wait()
+        (tmp_path / "go").touch()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    outcomes = [outcome for _, outcome in run_all(write_place, [tmp_path] * 4, cluster=address)]
+    killer.join()
+    assert len(set(outcomes)) == 4
+    assert all(isinstance(outcome, int) for outcome in outcomes)
+    assert len(list(tmp_path.glob("begun-*"))) == 5  # the one whose worker was killed began twice
+
+    with pytest.raises(ValueError, match="no worker at tcp://.* offers a GPU"):
+        list(run_all(work, "a", cluster=address, gpu=True))
+    again = run_all(work, "abcdefgh", cluster=address)
+    next(again)
+    scheduler.kill()
+    with pytest.raises(ValueError, match="was lost: start it"):
+        list(again)
+
+
+def save_or_fail(job):
+    if job.rank == 2:
+        raise MemoryError("too much")
+    record = RunRecord(
+        name=job.name, base=job.base.name, trainable=job.rank, parameters=100, train_pairs=1, tokens=10,
+        epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed, losses=[1.0], seconds=1.0,
+        peak_memory=1, dtype="float32",
+    )  # fmt: skip
+    record.save(job.folder)
+    (job.folder / "deeper").mkdir()
+    (job.folder / "deeper" / "weights").write_bytes(b"\x00\xff" * job.rank)
+    return record
+
+
+def test_a_sweep_brings_the_files_of_its_runs_home_and_repeats_nothing(address, base, tmp_path):
+    jobs = plan(base, [1, 2, 4], ["qv"], ["lora"], 1, tmp_path / "sweep")
+    half_done = jobs[2].folder
+    half_done.mkdir(parents=True)
+    (half_done / "left").touch()
+    outcomes = {job.rank: outcome for job, outcome in sweep(jobs, function=save_or_fail, cluster=address)}
+    assert isinstance(outcomes[2], MemoryError)
+    assert list(table(jobs)["state"]) == ["finished", "failed", "finished"]
+    assert (half_done / "deeper" / "weights").read_bytes() == b"\x00\xff" * 4
+    assert sorted(path.name for path in half_done.iterdir()) == ["deeper", "run.json"]
+    assert "MemoryError: too much" in (jobs[1].folder / FAILURE_FILE).read_text()
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {job.name for job in jobs}
+    assert [job.rank for job, _ in sweep(jobs, function=save_or_fail, cluster=address)] == [2]
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_a_cluster(address, tmp_path):
+    words = ["sweep", "--ranks", "1", "--targets", "qv", "--seeds", "1", "--epochs", "0.04", "--out", str(tmp_path)]
+    first = CliRunner().invoke(app, [*words, "--cluster", address])
+    assert first.exit_code == 0, first.output
+    assert RunRecord.load(tmp_path / "lora-qv-r1-s0").name == "lora-qv-r1-s0"
+    assert (tmp_path / "lora-qv-r1-s0" / "adapter_model.safetensors").exists()
+    assert "1 of them finished before" in CliRunner().invoke(app, words).output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--cluster", "tcp://127.0.0.1:1"], "no dask scheduler answers"), (["--gpu"], "--gpu is for a cluster")],
+)
+def test_the_command_says_in_one_line_what_is_missing(tmp_path, words, message):
+    result = CliRunner().invoke(app, ["sweep", "--out", str(tmp_path / "sweep"), *words])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
