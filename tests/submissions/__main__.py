@@ -51,7 +51,7 @@ def train_parts(scratch: Path, outside: Path) -> Parts:
 def expected(cases: list[Case]) -> dict[str, dict[str, object]]:
     """What must come of every hand-in, by `<student>/<exercise>`."""
     return {
-        f"{case.id}/{case.exercise}": {
+        f"{case.shown_id}/{case.exercise}": {
             "case": case.name,
             "tries": case.tries,
             "kind": case.kind,

@@ -14,6 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from grader.exercises import EXERCISES, ROOT
+from grader.intake import printable
 from grader.verdict import State
 
 Mode = Literal["sandbox", "artifacts"]
@@ -127,8 +128,13 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The student's id as Python reads it from the file system."""
+        """The name of the student's folder, as Python reads it from the file system."""
         return os.fsdecode(self.student or self.name)
+
+    @property
+    def shown_id(self) -> str:
+        """The student's id as the grader prints and stores it."""
+        return printable(self.id)
 
     @property
     def honest(self) -> bool:
@@ -142,7 +148,7 @@ class Case:
         """
         if not self.honest and mode == "sandbox" and self.kind == "runs":
             return NO_NOTEBOOK
-        if not self.honest and mode == "artifacts" and self.kind in ("notebook", "code"):
+        if not self.honest and mode == "artifacts" and self.kind == "code":
             return NO_RUNS
         return self.expects
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from ..case import Case, Expected, Parts, failed, graded, save
-from .runs import IDLE, plant
+from .runs import IDLE, MOVED, plant
 
 CODE: list[Case] = []
 
@@ -62,7 +62,12 @@ def attack(
 
 # A notebook that pretends to have run.
 
-attack("exit", "leaves before the check, with a status that says all is well", failed("."), "import sys; sys.exit(0)")
+attack(
+    "exit",
+    "leaves before the check, with a status that says all is well",
+    failed("SystemExit|died"),
+    "import sys; sys.exit(0)",
+)
 attack("hard-exit", "ends the kernel at once, with a status that says all is well", DIED, "import os; os._exit(0)")
 attack("kill-the-kernel", "kills its own kernel", DIED, "import os; os.kill(os.getpid(), 9)")
 attack(
@@ -81,7 +86,7 @@ attack(
 attack(
     "replaced-run-cell",
     "replaces IPython's run_cell by a function that does nothing",
-    failed("."),
+    NOT_RUN,
     """
     from IPython.core.interactiveshell import ExecutionResult
 
@@ -175,7 +180,7 @@ attack(
 attack(
     "patched-train",
     "replaces loralab.train by a function that trains nothing and reports much",
-    graded("does not match its own adapter", IDLE),
+    graded("does not match its own adapter", MOVED),
     FORGE,
     after="""
 import loralab
@@ -399,8 +404,7 @@ attack(
     "reads keys and gradebook of the instructor's home, and those of the folder next door",
     NOTHING,
     """
-    import pwd
-    homes = [Path(pwd.getpwuid(0).pw_dir), *Path("/home").glob("*"), OUTSIDE / "home", OUTSIDE]
+    homes = [Path("/root"), *Path("/home").glob("*"), OUTSIDE / "home", OUTSIDE]
     look(OUTSIDE / "secrets.txt", OUTSIDE / "gradebook.db", OUTSIDE.parent / "submitted")
     for home in homes:
         look(*(home / name for name in (".ssh", ".bashrc", ".gitconfig", ".config", "secrets.txt")))
@@ -446,7 +450,7 @@ attack(
     NOTHING,
     """
     import os, re
-    found += [name for name in os.environ if re.search("SECRET|TOKEN|PASSW|CREDENTIAL|API|_KEY|SSH|AWS|HELDOUT", name)]
+    found += [name for name in os.environ if re.search("SECRET|TOKEN$|PASSW|CREDENTIAL|API|_KEY|SSH|AWS|HELDOUT", name)]
     """,
     before=SEARCH,
     after=SAY,
@@ -519,11 +523,11 @@ attack(
     "writes into repository, environment, home, system and the folders of others",
     failed("RuntimeError: it has tried"),
     """
-    import os, pwd, shutil, site, sys
+    import os, site, sys
     import loralab
     root = Path(loralab.__file__).resolve().parents[1]
     places = [root, root / "grader", root / "loralab", root / "solutions", root / "data" / "pairs", OUTSIDE, OUTSIDE / "home",
-              OUTSIDE.parent / "submitted", Path(pwd.getpwuid(os.getuid()).pw_dir), Path("/root"), Path("/etc"), Path("/usr"),
+              OUTSIDE.parent / "submitted", Path("/home"), Path("/root"), Path("/etc"), Path("/usr"),
               Path(sys.prefix), *map(Path, site.getsitepackages()), Path("/proc/1/root") / str(OUTSIDE)[1:]]
     for place in places:
         for act in (lambda: (place / "written-from-a-notebook.pth").write_text("import os"),
@@ -577,7 +581,7 @@ attack(
 attack(
     "fork-bomb",
     "forks for ever",
-    failed("BlockingIOError|OSError|died|killed|ended|longer|time"),
+    failed("processes|BlockingIOError"),
     """
     import os, time
     while True:
@@ -590,7 +594,7 @@ attack(
 attack(
     "thread-bomb",
     "starts threads for ever",
-    failed("RuntimeError: can't start new thread|MemoryError|died|killed|ended|longer|time"),
+    failed("RuntimeError: can't start new thread"),
     """
     import threading, time
     while True:
@@ -601,7 +605,7 @@ attack(
 attack(
     "memory-bomb",
     "takes memory for ever",
-    failed("MemoryError|memory|died|killed"),
+    failed("memory|MemoryError"),
     """
     taken = []
     while True:
@@ -612,7 +616,7 @@ attack(
 attack(
     "endless-loop",
     "never ends, and does not listen to interrupts",
-    failed("longer|time"),
+    failed("ran longer than|processor time"),
     """
     import signal
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -629,7 +633,7 @@ attack(
 attack(
     "endless-sleep",
     "waits for ever without using the processor",
-    failed("longer|time"),
+    failed("ran longer than|processor time"),
     "import time\nwhile True: time.sleep(1)",
     before=INSIDE,
 )
@@ -657,7 +661,7 @@ attack(
 attack(
     "output-past-the-kernel",
     "writes without end to the standard output of its process, past the kernel",
-    failed("output|longer|time|died|killed|ended|OSError"),
+    failed("output|OSError: it has tried"),
     """
     import os
     for number in (1, 2):
@@ -672,7 +676,7 @@ attack(
 attack(
     "disk-filler",
     "fills the disk with many files",
-    failed("OSError|No space|disk|too large|bytes|died|killed|ended"),
+    failed("wrote more than|OSError|No space|too large"),
     """
     for number in range(400):
         for folder in (Path.cwd(), Path(RUNS), Path("/tmp"), Path("/dev/shm"), Path("/var/tmp")):
@@ -687,7 +691,7 @@ attack(
 attack(
     "one-large-file",
     "writes one file without end",
-    failed("OSError|No space|disk|too large|bytes|died|killed|ended"),
+    failed("wrote more than|OSError|No space|too large"),
     """
     with open("large.bin", "wb") as file:
         for _ in range(2000):
@@ -775,7 +779,9 @@ attack(
 
     class NoChecks(ast.NodeTransformer):
         def visit(self, node):
-            return ast.Module(body=[], type_ignores=[]) if 'SelfCheck("Task 1")' in ast.unparse(node).replace("'", '"') else node
+            text = ast.unparse(node)
+            sees_it = "SelfCheck('Task 1')" in text or "SelfCheck('Task 2')" in text
+            return ast.Module(body=[], type_ignores=[]) if sees_it else node
 
     get_ipython().ast_transformers.append(NoChecks())
     """,

@@ -167,7 +167,7 @@ def pipe(folder: Path, parts: Parts) -> None:
     os.mkfifo(run / RECORD)
 
 
-@case("files", "run.json is a folder", failed(r"run\.json"))
+@case("runs", "run.json is a folder", failed(r"no run\.json"))
 def folder_as_a_record(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "folder-as-a-record")
     (run / RECORD).unlink()
@@ -222,6 +222,9 @@ FILES += [
     _named("quote-in-an-id", "a student's id that ends the query", "Robert'); DROP TABLE student;--"),
     _named("template-in-an-id", "a student's id that a template would evaluate", "{{ 7*7 }}{% raw %}"),
     _named("newline-in-an-id", "a student's id that adds a line of its own to a CSV or a log", "eve\nmallory,100"),
+    _named(
+        "id-that-is-not-utf-8", "a student's id in Latin-1, which neither JSON nor a database can hold", b"m\xfcller"
+    ),
     _named("escape-in-an-id", "a student's id that clears the instructor's terminal", "eve\x1b[2J\x1b]0;root\x07"),
 ]
 
@@ -238,15 +241,3 @@ def names_that_a_browser_would_run(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "names-that-a-browser-would-run")
     for name in ("<script>alert(1)<", "\x1b[2Jroot", "a\nb", "{{ config }}", "'; DROP TABLE x"):
         (run / name).touch()
-
-
-FILES.append(
-    Case(
-        "student-that-is-not-utf-8",
-        "a student's id in Latin-1, which neither JSON nor a database can hold",
-        "files",
-        failed(r"UTF-8|name"),
-        _sound,
-        student=b"m\xfcller",
-    )
-)

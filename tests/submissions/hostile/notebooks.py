@@ -76,11 +76,10 @@ def notebook_in_latin_1(folder: Path, parts: Parts) -> None:
     write(folder, json.dumps(notebook).encode().replace(b"# caf", b"# caf\xe9"))
 
 
-@case("notebook", "a hundred thousand cells, and no solution among them", failed("cells|missing|large"))
+@case("notebook", "a hundred thousand cells, and no solution among them", failed("task1 is missing"))
 def many_cells(folder: Path, parts: Parts) -> None:
     notebook = as_json(parts)
-    cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": ""}
-    notebook["cells"] = [cell | {"id": f"c{number}"} for number in range(100_000)]
+    notebook["cells"] = [{"cell_type": "raw", "metadata": {}, "source": ""}] * 100_000
     write(folder, json.dumps(notebook))
 
 

@@ -21,9 +21,10 @@ RUNS = Cases()
 case = RUNS.add
 Weights = dict[str, torch.Tensor]
 
-# What an adapter that does nothing earns by being one: its rank, its size, its shape, a record of a falling loss, and a
-# base that has forgotten nothing. These checks say what they say; no attack may add to them.
-IDLE = 45
+# What an adapter that does nothing earns by its form alone: its rank, size and shape, and a base that has forgotten
+# nothing. One that moves at random earns a little more. A record's losses are only claims: where the record does not
+# match its adapter, they must add nothing.
+IDLE, MOVED = 40, 50
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -218,7 +219,7 @@ def record_that_boasts(folder: Path, parts: Parts) -> None:
 @case(
     "runs",
     "noise in place of weights, with the record of an honest run",
-    graded("does not match its own adapter", IDLE),
+    graded("does not match its own adapter", MOVED),
 )
 def noise(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "noise")
@@ -252,7 +253,7 @@ def record_in_utf_16(folder: Path, parts: Parts) -> None:
 @case("runs", "a record nested a million deep", failed("run.json"))
 def deep_record(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "deep-record")
-    (run / RECORD).write_text("[" * 10**6 + "]" * 10**6)
+    (run / RECORD).write_text("[" * 10**6)
 
 
 @case("runs", "a config nested thirty thousand deep", failed("not valid JSON|nested"))
@@ -337,7 +338,7 @@ def one_adapter_under_three_configs(folder: Path, parts: Parts) -> None:
         edit(folder / f"rank-{rank}" / CONFIG, r=rank, lora_alpha=2 * rank)
 
 
-@case("runs", "one adapter for both bases of exercise 4", graded("are the same adapter", 80), exercise="ex4_qlora")
+@case("runs", "one adapter for both bases of exercise 4", graded("are the same adapter", 50), exercise="ex4_qlora")
 def one_adapter_for_both_bases(folder: Path, parts: Parts) -> None:
     for name in ("lora", "qlora"):
         parts.run(folder / name, "one-adapter-for-both-bases")
