@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from traitlets.config import Config
 from loralab import PROFILES, Base, data_path
 
 from . import inside, sandbox
+from .foreign import shown
 from .sandbox import Ended, SandboxFailed
 from .watch import Limits, size
 
@@ -126,7 +126,7 @@ def execute_in_sandbox(
         why = ended.breach or "; ".join(_short(ended.output.decode(errors="replace"))[-2:])
         raise SandboxFailed(f"{name}: no cell could be run in the sandbox: {why or ended.status}")
     outcome = _outcome(folder / OUTCOME)
-    if ended.breach:
+    if ended.overfull:
         empty(folder)  # nobody should have to read, or to delete by hand, what breaks the limits
     if outcome and outcome.state == "finished" and not ended.breach and ended.status == 0:
         return Execution(file, folder / "runs", ended.seconds)
@@ -142,12 +142,6 @@ def empty(folder: Path) -> None:
         subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
     folder.mkdir(parents=True)
     folder.chmod(0o700)
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal or a page would obey: colours, cursor moves, changes of direction."""
-    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)", "", text)
-    return "".join(letter for letter in text if letter.isprintable() or letter == "\n")
 
 
 def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
@@ -203,5 +197,5 @@ def _what(ended: Ended, outcome: _Outcome | None, limits: Limits) -> str:
 
 
 def _short(text: str) -> list[str]:
-    lines = [line.rstrip()[:200] for line in printable(text).splitlines()]
+    lines = [line.rstrip()[:200] for line in shown(text).splitlines()]
     return [line for line in lines if line.strip("- ")]

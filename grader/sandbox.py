@@ -53,7 +53,8 @@ class SandboxFailed(RuntimeError):
 class Ended:
     """How a command ended: its exit status, the limit it passed (or ""), what it printed, and what it used.
 
-    `seconds` is wall time, `cpu` processor seconds, `memory` the most bytes seen.
+    `seconds` is wall time, `cpu` processor seconds, `memory` the most bytes seen; `overfull` says that what lies in
+    the folder now breaks the limits.
     """
 
     status: int
@@ -62,6 +63,7 @@ class Ended:
     seconds: float
     cpu: float
     memory: int
+    overfull: bool = False
 
 
 @functools.cache
@@ -125,8 +127,9 @@ def run(
             output += process.stdout.read(max(0, limits.output - len(output)))  # no more than a pipe holds
     finally:
         process.kill()
-    breach = breach or watch.left()  # it may have begun to fill its folder just before it ended
-    return Ended(process.wait(), breach, bytes(output), watch.seconds, watch.cpu, watch.memory)
+    overfull = watch.left()  # it may have filled its folder just before it ended
+    status = process.wait()
+    return Ended(status, breach or overfull, bytes(output), watch.seconds, watch.cpu, watch.memory, bool(overfull))
 
 
 class _Init:
