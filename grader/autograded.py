@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from nbgrader import utils
 
 from .exercises import Exercise
-from .gradebook import check_name, literal, printable
+from .foreign import shown
+from .gradebook import check_name, literal
 
 MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters a cell, characters an output
 MAX_OUTPUTS = 50
@@ -62,7 +62,7 @@ def _answer(cell: NotebookNode, source: str) -> str:
         return source
     if cell.cell_type == "markdown":
         return literal(source, MAX_SOURCE)
-    return printable(source[:MAX_SOURCE])
+    return shown(source, MAX_SOURCE)
 
 
 def _outputs(outputs: list[dict[str, Any]]) -> Iterator[NotebookNode]:
@@ -84,10 +84,8 @@ def _text(output: dict[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """As a terminal without colours would show it: of a line that was written over, what was written last."""
-    if len(text) > MAX_TEXT:
-        text = f"{text[:MAX_TEXT]}\n... ({len(text) - MAX_TEXT:,} more characters)\n"
-    lines = strip_ansi(text).replace("\r\n", "\n").split("\n")
-    return printable("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines))
+    lines = text.replace("\r\n", "\n").split("\n")
+    return shown("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
 
 
 def _png(encoded: object) -> str | None:

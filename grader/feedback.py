@@ -11,8 +11,7 @@ from .checks import Check
 from .exercises import EXERCISES
 from .pages import write_page
 from .pictures import loss_plot, perplexity_bars
-from .summary import MAX_POINTS
-from .verdict import Verdict
+from .verdict import MAX_POINTS, Verdict
 
 
 @dataclass(frozen=True)

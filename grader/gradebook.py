@@ -24,13 +24,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, ProgrammingError, SAWarning, SQLAlchemyError
 
 from .exercises import EXERCISES, Exercise
-from .verdict import Verdict
+from .foreign import shown
+from .verdict import MAX_POINTS, Verdict
 
 MAX_NAME = 128  # characters; nbgrader's columns are no wider
 # Formgrader writes a student's name into its pages and scripts as it is, and nbgrader looks for files by its pattern.
 UNSAFE_IN_NAMES = set('<>"\\/*?[]')
 COMMENT_WIDTH, MAX_COMMENT = 100, 20_000  # characters
-MAX_POINTS = 100
 
 
 class GradebookError(RuntimeError):
@@ -183,16 +183,9 @@ def literal(text: str, limit: int) -> str:
 
     nbgrader's pages render Markdown with HTML and formulas in it, and scripts would run in them.
     """
-    if len(text) > limit:
-        text = f"{text[:limit]}\n... ({len(text) - limit:,} more characters)"
-    lines = [printable(line.expandtabs(4)) for line in text.splitlines()]
+    lines = shown(text, limit).splitlines()
     wrapped = (textwrap.wrap(line, COMMENT_WIDTH, break_on_hyphens=False) or [""] for line in lines)
     return "\n".join(f"    {part}".rstrip() for parts in wrapped for part in parts)
-
-
-def printable(text: str) -> str:
-    """`text` without control characters and what is no text; line ends and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cs"})
 
 
 @contextmanager

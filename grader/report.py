@@ -21,8 +21,8 @@ from .feedback import feedback_path
 from .pages import link, write_page
 from .pictures import Bar, LossPlot, histogram, loss_plot, perplexity_bars
 from .similarity import Fingerprint
-from .summary import MAX_POINTS, STATES, Reason, Summary, by_exercise, in_order
-from .verdict import State, Verdict
+from .summary import STATES, Reason, Summary, by_exercise, in_order
+from .verdict import MAX_POINTS, State, Verdict
 
 FEW = 10  # verdicts, each of which then has a section of its own on the report
 STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grader failed": "magenta"}

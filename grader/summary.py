@@ -11,7 +11,6 @@ from statistics import mean, median
 from .verdict import State, Verdict
 
 NUMBER = re.compile(r"\d[\d.,]*(?:e[-+]?\d+)?")
-MAX_POINTS = 100
 ONLY_WHERE_IT_FAILS = "can be evaluated"
 STATES: tuple[State, ...] = ("graded", "submission failed", "grader failed")
 

@@ -10,6 +10,7 @@ from loralab import RunRecord
 
 from .checks import Check
 
+MAX_POINTS = 100
 State = Literal["graded", "submission failed", "grader failed"]
 
 
