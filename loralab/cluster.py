@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long the first worker may take to join
 QUIET_SECONDS = 60  # without a result, before somebody looks whether there are workers at all
+CODE = (".py", ".json", ".jinja")  # files of a package that decide what its functions do
 AHEAD = 2  # jobs in flight for each thread of the workers: one that runs, one that waits beside it
 
 
@@ -76,7 +77,8 @@ def _digest(package: str) -> str:
     if spec is None:
         return "missing"
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))] or [Path(spec.origin)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in CODE]
+    files = files or [Path(spec.origin)]
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\n{path.read_text('utf-8')}".encode())  # as text: line ends differ between systems
