@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 from distributed import KilledWorker, LocalCluster
 from typer.testing import CliRunner
 
@@ -24,21 +24,6 @@ from loralab.pool import Died
 from loralab.sweep import FAILURE_FILE, plan, sweep, table
 
 THREADS = 2
-
-
-def work(job):
-    if job == "raise":
-        raise ValueError("no good")
-    if job == "die":
-        os._exit(3)
-    started = time.monotonic()
-    time.sleep(0.1)
-    return os.getpid(), started, time.monotonic()
-
-
-def linger(told):
-    told.write_text(str(os.getpid()))
-    time.sleep(300)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +59,11 @@ def test_a_worker_with_one_gpu_takes_one_job_at_a_time_that_wants_it(address):
 
 def test_a_caller_that_stops_leaves_nothing_running(address, tmp_path):
     told = tmp_path / "pid"
-    stop = threading.Timer(0, lambda: _wait_until(told.exists) or os.kill(os.getpid(), 2))
+    stop = threading.Timer(0, lambda: wait_until(told.exists) or os.kill(os.getpid(), 2))
     stop.start()
     with pytest.raises(KeyboardInterrupt):
         list(run_all(linger, [told], cluster=address))
-    _wait_until(lambda: not psutil.pid_exists(int(told.read_text())))
+    wait_until(lambda: not psutil.pid_exists(int(told.read_text())))
 
 
 @pytest.mark.parametrize("nowhere", ["nonsense", "tcp://127.0.0.1", "tcp://127.0.0.1:1"])
@@ -143,20 +128,6 @@ def test_the_embedded_base_is_found_on_every_machine():
     assert on_this_machine(mine) == mine
 
 
-def write_place(folder):
-    """Says that it has begun; ends when it is told to."""
-    (folder / f"begun-{os.getpid()}").touch()
-    _wait_until((folder / "go").exists)
-    return os.getpid()
-
-
-def _wait_until(happened, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def machines(tmp_path):
     """A scheduler and two workers, each a process of its own; the scheduler's address and the three processes."""
@@ -172,7 +143,7 @@ def machines(tmp_path):
             )
 
     start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", port)
-    _wait_until(port.exists)
+    wait_until(port.exists)
     address = json.loads(port.read_text())["address"]
     for _ in range(2):
         start("worker", address, "--no-nanny", "--nthreads", "1")
@@ -186,7 +157,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_a_lost_scheduler_is_one
     address, (scheduler, worker, _) = machines
 
     def kill_one():
-        _wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+        wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
         worker.kill()
         worker.wait()
         (tmp_path / "go").touch()
@@ -206,20 +177,6 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_a_lost_scheduler_is_one
     scheduler.kill()
     with pytest.raises(ValueError, match="was lost: start it"):
         list(again)
-
-
-def save_or_fail(job):
-    if job.rank == 2:
-        raise MemoryError("too much")
-    record = RunRecord(
-        name=job.name, base=job.base.name, trainable=job.rank, parameters=100, train_pairs=1, tokens=10,
-        epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed, losses=[1.0], seconds=1.0,
-        peak_memory=1, dtype="float32",
-    )  # fmt: skip
-    record.save(job.folder)
-    (job.folder / "deeper").mkdir()
-    (job.folder / "deeper" / "weights").write_bytes(b"\x00\xff" * job.rank)
-    return record
 
 
 def test_a_sweep_brings_the_files_of_its_runs_home_and_repeats_nothing(address, base, tmp_path):
