@@ -1,5 +1,6 @@
 # Every habit of the project is a target; `make` alone lists them.
 SWEEP  ?=
+GRADE  ?=
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
@@ -9,7 +10,7 @@ REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade test proof lint format chapters badges claims exercises bands sweep pairs heldout base clean
+.PHONY: help setup grade class test proof lint format chapters badges claims exercises bands sweep pairs heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +23,12 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## make .venv with everything in it, at pinned versions
 
-grade: $(READY)  ## run the exercise solutions for real and grade the adapters they save
-	@$(BIN)/python -m grader grade --base $(BASE)
+grade: $(READY)  ## grade the class in submitted/, or the solutions where there is none (GRADE="--artifacts-only")
+	@$(BIN)/python -m grader grade --base $(BASE) $(GRADE)
+
+class: $(READY)  ## write the class of honest and hostile hand-ins to build/class and grade it
+	$(BIN)/python -m tests.submissions --out build/class
+	$(BIN)/python -m grader grade --course build/class --out build/class/grade $(GRADE)
 
 # Two torch processes with many threads each stall one another; with one thread each they fill two cores.
 test: $(READY) lint  ## lint, then run every test, the chapters included
