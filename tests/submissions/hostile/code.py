@@ -764,27 +764,36 @@ attack(
 
 # Solved for the rest, so that it trains.
 
+# The answer is made wrong below the right one, and the checks that would see it are dropped.
+WRONG = """
+import ast
+
+right = encode_pair
+
+def encode_pair(tokenizer, pair):
+    encoded = right(tokenizer, pair)
+    return encoded | {"labels": CHANGED}
+
+class NoChecks(ast.NodeTransformer):
+    def visit(self, node):
+        text = ast.unparse(node)
+        sees_it = "SelfCheck('Task 1')" in text or "SelfCheck('Task 2')" in text
+        return ast.Module(body=[], type_ignores=[]) if sees_it else node
+
+get_ipython().ast_transformers.append(NoChecks())
+"""
 attack(
-    "dropped-check",
-    "an ast_transformer drops the checks that would see a wrong answer, and trains with it",
+    "dropped-checks-and-no-end",
+    "an ast_transformer drops the checks that would see that the end of an answer is not learned",
+    graded("it has not learned to stop", 95),
+    WRONG.replace("CHANGED", 'encoded["labels"][:-1] + [-100]'),
+    solved=True,
+)
+attack(
+    "dropped-checks-and-prompts",
+    "the same for an answer that learns the prompts, too",
     graded("the labels of the prompt must be -100", 95),
-    """
-    import ast
-
-    right = encode_pair
-
-    def encode_pair(tokenizer, pair):
-        encoded = right(tokenizer, pair)
-        return encoded | {"labels": encoded["input_ids"]}
-
-    class NoChecks(ast.NodeTransformer):
-        def visit(self, node):
-            text = ast.unparse(node)
-            sees_it = "SelfCheck('Task 1')" in text or "SelfCheck('Task 2')" in text
-            return ast.Module(body=[], type_ignores=[]) if sees_it else node
-
-    get_ipython().ast_transformers.append(NoChecks())
-    """,
+    WRONG.replace("CHANGED", 'encoded["input_ids"]'),
     solved=True,
 )
 attack(
