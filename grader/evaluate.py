@@ -104,6 +104,11 @@ class Evaluator:
             self._baselines[method, subject] = self._measure(self._model(method), subject)
         return self._baselines[method, subject]
 
+    def after(self, adapter: Adapter, method: Method, subject: Subject) -> Measured:
+        """What the base makes of them with the adapter on it."""
+        with self._wearing(adapter, method) as model:
+            return self._measure(model, subject)
+
     def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
         pairs = self.pairs(subject)
         few = habits(model, self.tokenizer, pairs["fresh"][:HABIT_PAIRS], self.base.max_length)
@@ -128,9 +133,7 @@ class Evaluator:
         """
         adapter = read_adapter(folder, self.base.source)
         claim = _read_claim(folder, self.base)
-        before = self.before(run.method, run.subject)
-        with self._wearing(adapter, run.method) as model:
-            after = self._measure(model, run.subject)
+        before, after = self.before(run.method, run.subject), self.after(adapter, run.method, run.subject)
         return Evidence(
             adapter=adapter,
             shape=adapter_shape(self.base.source, adapter.settings.r, adapter.settings.targets),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from grader.evaluate import Evaluator
 from grader.exercises import EXERCISES
 from grader.judging import judge
 from loralab import data_path, read_pairs
@@ -35,10 +36,11 @@ def test_an_honest_run_passes_with_all_points(verdict, honest):
     assert result.points == 100
 
 
-def test_grading_leaves_the_base_as_it_was(evaluator, verdict, honest):
-    first = verdict(honest)
-    assert verdict(honest) == first
-    again = evaluator._measure(evaluator.models["lora"], "desk")
+def test_grading_leaves_the_base_as_it_was(base, evaluator, honest):
+    run = EX1.runs[0]
+    plain = Evaluator(base, 123, baselines={("lora", "desk"): evaluator.before("lora", "desk")})
+    assert plain.evaluate(run, honest).fresh == plain.evaluate(run, honest).fresh
+    again = plain._measure(plain.models["lora"], "desk")
     assert again.fresh.ppl == pytest.approx(evaluator.before("lora", "desk").fresh.ppl)
 
 
