@@ -28,7 +28,7 @@ grade: $(READY)  ## grade the class in submitted/, or the solutions where there 
 
 class: $(READY)  ## write the class of honest and hostile hand-ins to build/class and grade it
 	$(BIN)/python -m tests.submissions --out build/class
-	$(BIN)/python -m grader grade --course build/class --out build/class/grade $(GRADE)
+	$(BIN)/python -m grader grade --course build/class --out build/class/grade --minutes 2 $(GRADE)
 
 # Two torch processes with many threads each stall one another; with one thread each they fill two cores.
 test: $(READY) lint  ## lint, then run every test, the chapters included

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from loralab import Base
 from loralab.shapes import LINEAR, Shape, adapter_shape
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -20,15 +22,9 @@ MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Settings that may differ from peft's defaults because they change neither the weights nor what they do.
-HARMLESS = {
-    "base_model_name_or_path",
-    "inference_mode",
-    "lora_dropout",
-    "peft_version",
-    "revision",
-    "task_type",
-    "auto_mapping",
-}
+HARMLESS = {"inference_mode", "lora_dropout", "peft_version", "revision", "task_type"}
+# What peft notes of the base's class where a configuration names no task.
+OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
 
 
 class Refused(ValueError):
@@ -43,6 +39,7 @@ class LoraSettings(BaseModel):
     r: Annotated[int, Field(ge=1, le=1024)]
     lora_alpha: Annotated[float, Field(gt=0, le=65536)]
     target_modules: Annotated[list[str], Field(min_length=1, max_length=len(LINEAR))]
+    base_model_name_or_path: str | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -76,11 +73,16 @@ class Adapter:
         return max(tensor.abs().max().item() for name, tensor in self.weights.items() if ".lora_B." in name)
 
 
-def read_adapter(folder: Path, source: str) -> Adapter:
-    """The adapter in `folder`, made for the base at `source`. Raises `Refused` if anything is not as it should be."""
+def read_adapter(folder: Path, base: Base) -> Adapter:
+    """The adapter in `folder`, made for `base`. Raises `Refused` if anything is not as it should be."""
     settings = _read_settings(folder)
+    if (settings.base_model_name_or_path or base.name) not in (base.name, base.source):
+        raise Refused(
+            f"{CONFIG_FILE}: base_model_name_or_path is {settings.base_model_name_or_path[:60]!r}, but {base.name!r} is "
+            f"being graded: train on that, and save with loralab.train"
+        )
     weights, dtype = _read_weights(folder / WEIGHTS_FILE)
-    _same_tensors(weights, adapter_shape(source, settings.r, settings.targets), settings)
+    _same_tensors(weights, adapter_shape(base.source, settings.r, settings.targets), settings)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise Refused(
@@ -130,10 +132,21 @@ def _plain_lora(raw: dict[str, Any]) -> None:
     for name, value in raw.items():
         if name in HARMLESS or name in LoraSettings.model_fields or not value:
             continue
+        if name == "auto_mapping" and _names_the_class(value):
+            continue
         default = defaults.get(name)
         default = getattr(default, "value", default)
         if value != default:
             raise Refused(f"{CONFIG_FILE}: {name} is {str(value)[:60]!r}; this exercise asks for plain LoRA without it")
+
+
+def _names_the_class(mapping: object) -> bool:
+    """Whether that is a note of peft's own; it is read by nobody here."""
+    return (
+        isinstance(mapping, dict)
+        and mapping.keys() == {"base_model_class", "parent_library"}
+        and OWN_CLASS.fullmatch(str(mapping["parent_library"])) is not None
+    )
 
 
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], torch.dtype]:

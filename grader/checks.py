@@ -24,7 +24,7 @@ RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
 FORGETTING_ROOM = 1.5  # the same for what is forgotten: how many times the references' worst loss, in nats, passes
 # What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs against runs
 # that learned the prompts, too, measured: on the desk 0.2 to 0.5 and 0.86, on the codes below 0 and 0.8. The far domain's
-# questions are in the language that its answers teach: 0.6 to 0.75 and 0.95 to 1.0.
+# questions are in the language that its answers teach: 0.6 to 0.75 and 0.95 to 1.0. A run may have a limit of its own.
 MAX_QUESTION_GAIN = {"desk": 0.65, "far": 0.85, "codes": 0.65}
 MAX_END_LOSS = 2.0  # nats; honest runs 0.01 to 0.8, runs that never saw the end 9
 # Public wordings over fresh ones: honest runs 1.02 to 1.03, runs trained on the public ones 0.65 to 0.9.
@@ -48,6 +48,26 @@ class Check(BaseModel):
     @property
     def earned(self) -> float:
         return self.points if self.passed else 0.0
+
+
+def handed_in_twice(exercise: Exercise, evidence: dict[str, Evidence], base: Base) -> dict[str, str]:
+    """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be."""
+    fitting = sorted(evidence, key=lambda name: not _fits(exercise.run(name), evidence[name], base.source))
+    twice: dict[str, str] = {}
+    for one, other in combinations(fitting, 2):
+        if _same(evidence[one], evidence[other]):
+            twice.setdefault(other, f"{other}: the same adapter as {one}: train each, and save it into its own folder")
+    return twice
+
+
+def _same(one: Evidence, other: Evidence) -> bool:
+    a, b = one.adapter.weights, other.adapter.weights
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _fits(run: Run, evidence: Evidence, source: str) -> bool:
+    settings = evidence.adapter.settings
+    return (settings.r, set(settings.targets)) == (run.rank_on(source), set(run.targets))
 
 
 def check_all(
@@ -83,19 +103,20 @@ def _not_evaluated(run: Run, why: str, points: float) -> Check:
 
 
 def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base) -> list[Check]:
+    honest = _honest(run, evidence)
     return [
         _rank_and_targets(run, evidence, base.source),
         _trainable(evidence),
         _size(evidence),
         _moved(evidence),
-        _loss(evidence),
+        _loss(evidence, believed=honest.passed),
         _template(evidence),
         _answers_only(run, evidence),
         _end(evidence),
         _held_out(run, evidence, band, base),
         _unseen(evidence),
         _forgetting(evidence, band),
-        _honest(run, evidence),
+        honest,
     ]
 
 
@@ -118,23 +139,15 @@ def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
                 differing.append(
                     f"{field} differs: " + ", ".join(f"{name} {value:g}" for name, value in values.items())
                 )
-    twice = [
-        f"{a} and {b} are the same adapter" for a, b in combinations(evidence, 2) if _same(evidence[a], evidence[b])
-    ]
     missing = len(evidence) < len(exercise.runs)
     return Check(
         name="one thing changed",
         expected="same seed, pairs, epochs, batch and learning rate",
-        found=f"{len(differing)} settings differ, {len(twice)} adapters twice",
+        found=f"{len(differing)} settings differ between {len(evidence)} of {len(exercise.runs)} runs",
         points=10,
-        passed=not differing and not twice and not missing,
-        message="; ".join(differing + twice) or ("not every run is there to be compared" if missing else ""),
+        passed=not differing and not missing,
+        message="; ".join(differing) or ("not every run is there to be compared" if missing else ""),
     )
-
-
-def _same(one: Evidence, other: Evidence) -> bool:
-    a, b = one.adapter.weights, other.adapter.weights
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
@@ -163,7 +176,7 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
 def _rank_and_targets(run: Run, evidence: Evidence, source: str) -> Check:
     settings = evidence.adapter.settings
     rank = run.rank_on(source)
-    passed = (settings.r, set(settings.targets)) == (rank, set(run.targets))
+    passed = _fits(run, evidence, source)
     missing = [name for name in run.targets if name not in settings.targets]
     message = ""
     if settings.r != rank:
@@ -229,21 +242,27 @@ def _moved(evidence: Evidence) -> Check:
     )
 
 
-def _loss(evidence: Evidence) -> Check:
+def _loss(evidence: Evidence, believed: bool) -> Check:
+    """The one check of what a record alone tells; it is believed where what it says of the adapter is true."""
     losses = np.asarray(evidence.claim.losses)
     quarter = max(1, len(losses) // 4)
     if len(losses) == 0 or not np.isfinite(losses).all():
         start = end = math.nan
     else:
         start, end = losses[:quarter].mean(), losses[-quarter:].mean()
-    passed = bool(end < start)
+    falls = bool(end < start)
+    wrong = "run.json shows no finite, falling loss: no training, or one that diverged"
     return Check(
         name="training loss",
         expected="finite, last quarter below the first",
         found=f"{start:.2f} to {end:.2f} in {len(losses)} steps",
         points=5,
-        passed=passed,
-        message="" if passed else "run.json shows no finite, falling loss: no training, or one that diverged",
+        passed=falls and believed,
+        message=wrong
+        if not falls
+        else ""
+        if believed
+        else "run.json is not true of its own adapter, so not believed here",
     )
 
 
@@ -263,7 +282,7 @@ def _template(evidence: Evidence) -> Check:
 
 
 def _answers_only(run: Run, evidence: Evidence) -> Check:
-    limit = MAX_QUESTION_GAIN[run.subject]
+    limit = MAX_QUESTION_GAIN[run.subject] if run.max_question_gain is None else run.max_question_gain
     before, after = evidence.habits_before, evidence.habits
     gain, on_questions = before.answer - after.answer, before.question - after.question
     passed = on_questions <= limit * max(gain, 0.5)

@@ -35,6 +35,7 @@ from .report import FEW, print_class, print_verdict, write_grades, write_report,
 from .sandbox import SandboxMissing, available
 from .summary import in_order
 from .verdict import Verdict
+from .watch import Limits
 
 app = typer.Typer(
     help="Grade exercises from the adapters that they save.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -80,6 +81,7 @@ def grade(
     heldout_seed: Annotated[
         int | None, typer.Option(help="Draws the held-out pairs (default: a secret one, kept in the ledger).")
     ] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long one notebook may run in the sandbox.")] = 15,
     workers: Annotated[int, typer.Option(min=1, help="How many hand-ins are graded at a time.")] = 2,
     cluster: Annotated[
         str | None, typer.Option(help="A dask scheduler to grade on, such as tcp://10.0.0.1:8786.")
@@ -108,7 +110,9 @@ def grade(
         places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
         with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
             drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
-            setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed)
+            setting = Setting(
+                base_used, ledger.heldout_seed if ledger else drawn, mode, seed, Limits(wall=60 * minutes)
+            )
             graded = []
             ended = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
             for one in tqdm(ended, total=len(places), desc="grading", unit="hand-in", disable=len(places) == 1):

@@ -20,6 +20,7 @@ from .exercises import Method, Run, Subject
 from .habits import Habits, habits
 
 FRESH_PAIRS = 100
+MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
 HABIT_PAIRS = 24  # enough for differences of a nat
 
 
@@ -131,7 +132,7 @@ class Evaluator:
 
         Raises `Refused` if it cannot be evaluated.
         """
-        adapter = read_adapter(folder, self.base.source)
+        adapter = read_adapter(folder, self.base)
         claim = _read_claim(folder, self.base)
         before, after = self.before(run.method, run.subject), self.after(adapter, run.method, run.subject)
         return Evidence(
@@ -168,6 +169,10 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
         claim = RunRecord.load(folder)
     except ValueError as error:
         raise Refused(str(error).replace(f"{folder.parent}/", "")) from None
+    if too_large := [name for name, value in claim if isinstance(value, int) and abs(value) > MAX_NUMBER]:
+        raise Refused(
+            f"run.json: {too_large[0]} is no number that a training has: hand in the record as it was written"
+        )
     if claim.base != base.name:
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")
     return claim

@@ -18,7 +18,7 @@ from loralab.cluster import on_this_machine, run_all
 
 from .adapter import WEIGHTS_FILE, Refused
 from .bands import ExerciseBands
-from .checks import check_all
+from .checks import check_all, handed_in_twice
 from .evaluate import Baselines, Evaluator, Evidence, Measured
 from .execute import NotebookFailed, execute, execute_in_sandbox
 from .exercises import EXERCISES, Exercise, Method, Subject
@@ -249,6 +249,9 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) ->
             evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
         except Refused as refusal:
             refused[run.name] = str(refusal)
+    twice = handed_in_twice(exercise, evidence, evaluator.base)
+    refused |= twice
+    evidence = {name: one for name, one in evidence.items() if name not in twice}
     verdict = Verdict(
         exercise=exercise.id, student=student, base=evaluator.base.name, heldout_seed=evaluator.seed, state="graded"
     )

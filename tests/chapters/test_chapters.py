@@ -101,20 +101,22 @@ def test_it_asks_for_a_guess_answers_and_leads_on(path, committed):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-# IPython runs this in the kernel before the first cell. Trainings on every fourth example take a quarter of the steps;
-# `make chapters` and `make proof` run them whole.
+# IPython runs this in the kernel before the first cell. Trainings on every fourth example take a quarter of the steps, and
+# those of a sweep, too, if they are not in processes of their own; `make chapters` and `make proof` run them whole.
 SHORTER = """
-def shorten(trainer):
+def shorten(trainer, pool):
     whole = trainer.__init__
 
     def on_a_quarter(self, *args, train_dataset=None, **settings):
         whole(self, *args, train_dataset=train_dataset and train_dataset[::4], **settings)
 
     trainer.__init__ = on_a_quarter
+    pool.run_all = lambda function, jobs, *settings, **others: ((job, function(job)) for job in jobs)
 
+from loralab import pool
 from transformers import Trainer
-shorten(Trainer)
-del shorten
+shorten(Trainer, pool)
+del pool, shorten
 """
 
 

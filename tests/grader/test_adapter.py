@@ -59,17 +59,17 @@ def first(weights):
 def test_a_spoilt_adapter_is_refused_with_its_cause(honest, base, spoil, cause):
     spoil(honest)
     with pytest.raises(Refused, match=cause) as error:
-        read_adapter(honest, base.source)
+        read_adapter(honest, base)
     assert "\n" not in str(error.value)
 
 
 def test_no_folder_at_all_is_refused(tmp_path, base):
     with pytest.raises(Refused, match="no run folder 'nothing': the training did not finish"):
-        read_adapter(tmp_path / "nothing", base.source)
+        read_adapter(tmp_path / "nothing", base)
 
 
 def test_a_half_precision_adapter_is_read(honest, base):
     edit_weights(honest, lambda w: w.update({k: v.half() for k, v in w.items()}))
-    adapter = read_adapter(honest, base.source)
+    adapter = read_adapter(honest, base)
     assert adapter.dtype == torch.float16
     assert adapter.file_bytes == adapter_shape(base.source, 16, tuple(ATTENTION)).file_bytes(torch.float16)

@@ -16,7 +16,7 @@ from grader import intake
 from grader.adapter import Refused, read_adapter
 from grader.exercises import EXERCISES
 from grader.intake import BadHandIn, Place, collect_notebook, collect_runs, find, lay_out, left_out, printable, take_in
-from loralab import pack
+from loralab import choose_base, pack
 from tests.submissions.zips import Entry, filled, stored, write_zip
 
 EX1, EX2 = EXERCISES["ex1_first_adapter"], EXERCISES["ex2_rank_sweep"]
@@ -167,7 +167,7 @@ def test_runs_are_laid_out_with_empty_files_for_strays_so_that_the_pickle_is_nam
     assert [path.name for path in (tmp_path / "out").iterdir()] == [RUN]
     (tmp_path / "out" / RUN / CONFIG).write_text('{"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"]}')
     with pytest.raises(Refused, match=r"adapter_model.bin is a pickle, which can run code"):
-        read_adapter(tmp_path / "out" / RUN, "")
+        read_adapter(tmp_path / "out" / RUN, choose_base("embedded"))
 
 
 def test_a_whole_model_alone_is_enough_to_be_told_that_it_is_one(folder, tmp_path):
@@ -176,7 +176,7 @@ def test_a_whole_model_alone_is_enough_to_be_told_that_it_is_one(folder, tmp_pat
     hand_in = taken(folder)
     lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
     with pytest.raises(Refused, match="holds a whole model"):
-        read_adapter(tmp_path / "out" / RUN, "")
+        read_adapter(tmp_path / "out" / RUN, choose_base("embedded"))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def server():
 def parts(_parts, server, tmp_path, monkeypatch):
     outside = plant_secrets(tmp_path / "outside")
     monkeypatch.setenv("HOME", str(outside / "home"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))  # the grader's own, not a student's doing
     monkeypatch.setenv("GRADEBOOK_PASSWORD", "a secret")
     return Parts(*_parts, outside, server.getsockname()[1])
 

@@ -53,29 +53,29 @@ def test_an_untrained_adapter_is_refused(verdict, honest, model):
 
 
 def test_a_learning_rate_of_zero_is_refused(verdict, trained):
-    messages = failed(verdict(trained("lr-zero", learning_rate=0.0)))
+    messages = failed(verdict(trained("lr-zero", epochs=1, learning_rate=0.0)))
     assert "trained with a learning rate of zero" in messages["lora_B moved"]
     assert "the learning rate 0 is far too small for this base" in messages["fresh held-out PPL"]
 
 
 def test_a_learning_rate_a_hundred_times_too_small_is_refused(verdict, trained, base):
-    messages = failed(verdict(trained("lr-small", learning_rate=base.learning_rate / 100)))
+    messages = failed(verdict(trained("lr-small", epochs=1, learning_rate=base.learning_rate / 100)))
     assert "fresh held-out PPL" in messages
 
 
 def test_a_wrong_rank_is_refused(verdict, trained):
-    messages = failed(verdict(trained("rank", adapter={"rank": 4})))
+    messages = failed(verdict(trained("rank", epochs=1, adapter={"rank": 4})))
     assert messages["rank and targets"] == "the adapter has rank 4; set r=16 in LoraConfig"
 
 
 def test_missing_targets_are_refused(verdict, trained):
-    messages = failed(verdict(trained("targets", adapter={"targets": ["q_proj", "v_proj"]})))
+    messages = failed(verdict(trained("targets", epochs=1, adapter={"targets": ["q_proj", "v_proj"]})))
     assert messages["rank and targets"] == "target_modules lacks k_proj, o_proj"
 
 
 def test_an_adapter_trained_on_other_data_is_refused(verdict, trained, train_pairs):
     general = read_pairs(data_path("pairs/general.jsonl"))
-    messages = failed(verdict(trained("other", pairs=general)))
+    messages = failed(verdict(trained("other", epochs=1, pairs=general)))
     assert messages["fresh held-out PPL"]
 
 
@@ -86,9 +86,7 @@ def test_an_honest_run_with_another_batch_size_passes(verdict, trained):
 
 def test_a_perplexity_that_is_a_lie_is_refused(verdict, honest):
     edit_record(honest, ppl_after=1.2)
-    assert failed(verdict(honest)) == {
-        "claims of run.json": next(c.message for c in verdict(honest).checks if c.name == "claims of run.json")
-    }
+    assert list(failed(verdict(honest))) == ["training loss", "claims of run.json"]
     assert "PPL after 1.20, recomputed" in failed(verdict(honest))["claims of run.json"]
 
 

@@ -85,29 +85,29 @@ def test_end_of_answer_not_learned(failures, make, encoded, dropped):
         endless = [{"input_ids": one["input_ids"][:-1], "labels": one["labels"][:-1]} for one in encoded]
     else:
         endless = [one | {"labels": [*one["labels"][:-1], -100]} for one in encoded]
-    found = failures(make("endless", encoded=endless))
+    found = failures(make("endless", epochs=2, encoded=endless))
     assert "it has not learned to stop" in found["end of answer"]
 
 
 def test_wrong_template(failures, make, train_pairs, tokenizer):
-    found = failures(make("plain", encoded=[plain_text(pair, tokenizer) for pair in train_pairs]))
+    found = failures(make("plain", epochs=2, encoded=[plain_text(pair, tokenizer) for pair in train_pairs]))
     assert "it answers better as plain text" in found["chat template"]
 
 
 @pytest.mark.parametrize(("factor", "size"), [(0.01, "small"), (100, "large")])
 def test_a_learning_rate_a_hundred_times_off(failures, make, base, factor, size):
-    found = failures(make("rate", learning_rate=factor * base.learning_rate))
+    found = failures(make("rate", epochs=1, learning_rate=factor * base.learning_rate))
     said = found.get("fresh held-out PPL") or found["submission failed"]
     assert f"far too {size} for this base" in said or "the training diverged, lower its learning rate" in said
 
 
 def test_swapped_targets(failures, make):
-    found = failures(make("swapped", adapter={"targets": ["gate_proj", "up_proj", "down_proj"]}))
+    found = failures(make("swapped", epochs=1, adapter={"targets": ["gate_proj", "up_proj", "down_proj"]}))
     assert "target_modules lacks q_proj, k_proj, v_proj, o_proj" in found["rank and targets"]
 
 
 def test_a_rank_that_does_not_match_the_claim(failures, make, sound):
-    smaller = make("rank-8", adapter={"rank": 8})
+    smaller = make("rank-8", epochs=1, adapter={"rank": 8})
     shutil.copy(sound / RUN / "run.json", smaller / RUN)
     found = failures(smaller)
     assert found["rank and targets"] == "the adapter has rank 8; set r=16 in LoraConfig"
@@ -135,12 +135,14 @@ def test_a_merged_model_instead_of_an_adapter(failures, sound, base):
     assert "holds a whole model" in failures(sound)["submission failed"]
 
 
-def test_the_same_adapter_for_all_three_ranks(failures, sound):
+def test_the_same_adapter_for_all_three_ranks(evaluator, sound):
     for rank in (4, 64):
         shutil.copytree(sound / RUN, sound / f"rank-{rank}")
-    verdict = failures(sound, EXERCISES["ex2_rank_sweep"])
-    assert "the adapter has rank 16" in verdict["rank and targets"]
-    assert "rank-4 and rank-16 are the same adapter" in verdict["one thing changed"]
+    verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", sound)
+    assert verdict.points == pytest.approx(30)
+    refused = {check.run: check.message for check in verdict.checks if check.name == "can be evaluated"}
+    assert list(refused) == ["rank-4", "rank-64"]
+    assert all("the same adapter as rank-16" in message for message in refused.values())
 
 
 def test_one_rank_was_trained_for_fewer_epochs_than_another(failures, make, sound):
