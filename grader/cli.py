@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from .execute import execute
 from .exercises import EXERCISES, ROOT, Exercise
 from .feedback import write_feedback
 from .gradebook import GradebookError, UnusableName, default_url, write_gradebook
-from .intake import HandIn, Place, find, left_out
+from .intake import HandIn, Place, find, left_out, printable
 from .judging import Graded, Mode, Setting, fingerprint, grade_class
 from .ledger import Ledger, LedgerError
 from .release import generate
@@ -35,7 +35,7 @@ from .report import FEW, print_class, print_verdict, write_grades, write_report,
 from .sandbox import SandboxMissing, available
 from .summary import in_order
 from .verdict import Verdict
-from .watch import Limits
+from .watch import GIB, Limits
 
 app = typer.Typer(
     help="Grade exercises from the adapters that they save.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -82,6 +82,7 @@ def grade(
         int | None, typer.Option(help="Draws the held-out pairs (default: a secret one, kept in the ledger).")
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="How long one notebook may run in the sandbox.")] = 15,
+    memory: Annotated[float, typer.Option(min=0.5, help="GiB that it may use there; a larger base needs more.")] = 4,
     workers: Annotated[int, typer.Option(min=1, help="How many hand-ins are graded at a time.")] = 2,
     cluster: Annotated[
         str | None, typer.Option(help="A dask scheduler to grade on, such as tcp://10.0.0.1:8786.")
@@ -93,61 +94,69 @@ def grade(
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     chosen = _exercises(exercise)
-    if artifacts_only and no_sandbox:
-        raise typer.BadParameter("--artifacts-only runs nothing, so there is nothing for --no-sandbox to do")
-    if artifacts is not None and len(chosen) != 1:
-        raise typer.BadParameter("--artifacts grades one exercise; name it")
+    limits = Limits(wall=60 * minutes, cpu=120 * minutes, memory=round(memory * GIB))
     base_used = _base(base)
     out.mkdir(parents=True, exist_ok=True)
     try:
         if artifacts is not None:
-            places, mode, a_class = [Place(artifacts.name, chosen[0].id, artifacts)], "artifacts", False
-        elif places := [place for place in find(course / "submitted") if EXERCISES[place.exercise] in chosen]:
-            mode, a_class = _mode(artifacts_only, no_sandbox), True
-        else:
+            places, mode, a_class = [_one_folder(artifacts, chosen)], "artifacts", False
+        elif (course / "submitted").exists() or course != ROOT:
+            places, mode, a_class = _class(course, chosen), _mode(artifacts_only, no_sandbox), True
+        elif artifacts_only:
+            raise ValueError("--artifacts-only grades what was handed in, and there is no folder submitted/")
+        else:  # the instructor's own code, which may run unprotected where there is no sandbox
             places = [Place("solution", one.id, one.solution.parent) for one in chosen]
-            mode, a_class = "no sandbox" if available() else "sandbox", False
-        places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
+            mode, a_class = "no sandbox" if no_sandbox or available() else "sandbox", False
         with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
             drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
-            setting = Setting(
-                base_used, ledger.heldout_seed if ledger else drawn, mode, seed, Limits(wall=60 * minutes)
-            )
+            setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed, limits)
             graded = []
-            ended = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
-            for one in tqdm(ended, total=len(places), desc="grading", unit="hand-in", disable=len(places) == 1):
+            for one in _with_progress(grade_class(places, setting, ledger, min(workers, len(places)), cluster), places):
                 graded.append(one)
                 if a_class:
                     _hand_back(one, course, out)
-    except (LedgerError, SandboxMissing, ValueError) as problem:
-        raise _refused(problem) from None
-    verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
-    _report(verdicts, graded if a_class else [], out)
-    if not a_class:
-        raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
-    try:
+        verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
+        _report(verdicts, graded if a_class else [], out)
+        if not a_class:
+            raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
         remarks = left_out(course / "submitted") + write_gradebook(verdicts, gradebook or default_url(course))
-    except GradebookError as problem:
-        raise _refused(problem) from None
+    except (GradebookError, LedgerError, SandboxMissing, ValueError) as problem:
+        console.print(f"[red]Error[/red]: {escape(str(problem))}", highlight=False)
+        raise typer.Exit(2) from None
     for remark in remarks:
         console.print(f"[yellow]left out[/yellow]: {escape(remark)}", highlight=False)
     raise typer.Exit(1 if any(verdict.state == "grader failed" for verdict in verdicts) else 0)
 
 
+def _one_folder(artifacts: Path, chosen: list[Exercise]) -> Place:
+    if len(chosen) != 1:
+        raise ValueError("--artifacts grades one exercise; name it")
+    return Place(printable(artifacts.resolve().name), chosen[0].id, artifacts)
+
+
+def _class(course: Path, chosen: list[Exercise]) -> list[Place]:
+    """The hand-ins to these exercises, the longest first: one that is begun last would run alone."""
+    submitted = course / "submitted"
+    places = [place for place in find(submitted) if EXERCISES[place.exercise] in chosen]
+    if not places:
+        what = "; ".join(left_out(submitted)[:3]) or "put them into submitted/<student>/<exercise>/"
+        raise ValueError(f"no hand-ins to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
+    return sorted(places, key=lambda place: -len(EXERCISES[place.exercise].runs))
+
+
+def _with_progress(graded: Iterable[Graded], places: Sequence[Place]) -> Iterable[Graded]:
+    return tqdm(graded, total=len(places), desc="grading", unit="hand-in", disable=len(places) == 1)
+
+
 def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
     """Raises `SandboxMissing` where notebooks are to be run and cannot be run safely."""
-    if artifacts_only:
-        return "artifacts"
-    if no_sandbox:
-        return "no sandbox"
+    if artifacts_only and no_sandbox:
+        raise ValueError("--artifacts-only runs nothing, so there is nothing for --no-sandbox to do")
+    if artifacts_only or no_sandbox:
+        return "artifacts" if artifacts_only else "no sandbox"
     if problem := available():
         raise SandboxMissing(problem)
     return "sandbox"
-
-
-def _refused(problem: Exception) -> typer.Exit:
-    console.print(f"[red]Error[/red]: {escape(str(problem))}", highlight=False)
-    return typer.Exit(2)
 
 
 def _hand_back(one: Graded, course: Path, out: Path) -> None:
