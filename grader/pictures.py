@@ -100,7 +100,7 @@ def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Ma
         counts[min(bins - 1, int(one * (bins - 1) / max_points))] += 1
     top = max([*counts[1:], counts[0] + failed, 1])
     levels = _ticks(0, top, whole=True)
-    frame = _Frame((0, bins), (0, levels[-1]))
+    frame = _Frame((0, bins), (0, 1.1 * levels[-1]))  # room for the number above the highest bar
     labels = [f"{max_points * i // 10}\u2013{max_points * (i + 1) // 10 - 1}" for i in range(bins - 1)]
     parts = [frame.axes([], levels, "points", "hand-ins")]
     for i, (count, label) in enumerate(zip(counts, [*labels, str(max_points)], strict=True)):
