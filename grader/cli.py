@@ -121,10 +121,10 @@ def grade(
             raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
         remarks = left_out(course / "submitted") + write_gradebook(verdicts, gradebook or default_url(course))
     except (GradebookError, LedgerError, SandboxMissing, ValueError) as problem:
-        console.print(f"[red]Error[/red]: {escape(str(problem))}", highlight=False)
+        console.print(f"[red]Error[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     for remark in remarks:
-        console.print(f"[yellow]left out[/yellow]: {escape(remark)}", highlight=False)
+        console.print(f"[yellow]left out[/yellow]: {escape(remark)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if any(verdict.state == "grader failed" for verdict in verdicts) else 0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
 from loralab.desk import draw, far_pair, first_facts, locker_codes
@@ -80,6 +81,7 @@ class Evaluator:
     def __init__(
         self, base: Base, seed: int, hardware: Precision | None = None, baselines: Baselines | None = None
     ) -> None:
+        disable_progress_bar()  # of transformers, at every load; the grader has one of its own
         self.base, self.seed, self.hardware = base, seed, hardware
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(base)
         self.models: dict[Method, PreTrainedModel] = {}

@@ -195,7 +195,7 @@ for numbers in {list(seccomp.REFUSED.values())}:
         ("while True: pass", {"wall": 1}, "ran longer than 1 s"),
         ("import time; time.sleep(60)", {"wall": 1}, "ran longer than 1 s"),
         ("import os\nos.fork()\nwhile True: pass", {"cpu": 1}, "used more than 1 s of processor time"),
-        ("import os\nwhile True: os.fork()", {}, "started more than 64 processes"),
+        ("import os\nwhile True:\n try: os.fork()\n except OSError: pass", {}, "started more than 64 processes"),
         ("x = []\nwhile True: x.append(b'1' * 10**7)", {"memory": 200 * MIB}, "used more than 200 MiB of memory"),
         (
             "import os, time\nfor i in range(60): os.write(os.memfd_create('x'), bytes(10**7))\ntime.sleep(60)",
