@@ -107,6 +107,7 @@ def grade(
         else:  # the instructor's own code, which may run unprotected where there is no sandbox
             places = [Place("solution", one.id, one.solution.parent) for one in chosen]
             mode, a_class = "no sandbox" if no_sandbox or available() else "sandbox", False
+        places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
         with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
             drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
             setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed, limits)
@@ -135,13 +136,13 @@ def _one_folder(artifacts: Path, chosen: list[Exercise]) -> Place:
 
 
 def _class(course: Path, chosen: list[Exercise]) -> list[Place]:
-    """The hand-ins to these exercises, the longest first: one that is begun last would run alone."""
+    """The hand-ins to these exercises; if there are none, `ValueError` says where they belong."""
     submitted = course / "submitted"
     places = [place for place in find(submitted) if EXERCISES[place.exercise] in chosen]
     if not places:
         what = "; ".join(left_out(submitted)[:3]) or "put them into submitted/<student>/<exercise>/"
         raise ValueError(f"no hand-ins to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
-    return sorted(places, key=lambda place: -len(EXERCISES[place.exercise].runs))
+    return places
 
 
 def _with_progress(graded: Iterable[Graded], places: Sequence[Place]) -> Iterable[Graded]:
