@@ -251,18 +251,16 @@ def _loss(evidence: Evidence, believed: bool) -> Check:
     else:
         start, end = losses[:quarter].mean(), losses[-quarter:].mean()
     falls = bool(end < start)
-    wrong = "run.json shows no finite, falling loss: no training, or one that diverged"
+    message = "" if believed else "run.json is not true of its own adapter, so not believed here"
+    if not falls:
+        message = "run.json shows no finite, falling loss: no training, or one that diverged"
     return Check(
         name="training loss",
         expected="finite, last quarter below the first",
         found=f"{start:.2f} to {end:.2f} in {len(losses)} steps",
         points=5,
         passed=falls and believed,
-        message=wrong
-        if not falls
-        else ""
-        if believed
-        else "run.json is not true of its own adapter, so not believed here",
+        message=message,
     )
 
 

@@ -49,13 +49,14 @@ class Setting:
     limits: Limits | None = None
 
     def key(self, hand_in: HandIn) -> Key:
-        """What must be the same for a verdict to be the same."""
+        """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise."""
+        bounds = f", {self.limits}" if self.mode == "sandbox" else ""
         return Key(
             student=hand_in.student,
             exercise=hand_in.exercise,
             digest=hand_in.digest,
             base=self.base.name,
-            mode=f"{self.mode}, seed {self.seed}",
+            mode=f"{self.mode}, seed {self.seed}{bounds}",
             grader_version=grader_version(),
             heldout_seed=self.heldout_seed,
         )

@@ -7,8 +7,11 @@ from typer.testing import CliRunner
 
 from grader.cli import app
 from grader.exercises import EXERCISES
+from grader.intake import HandIn
+from grader.judging import Setting
 from grader.ledger import Ledger
 from grader.sandbox import available
+from grader.watch import Limits
 
 EX1 = EXERCISES["ex1_first_adapter"]
 
@@ -57,6 +60,12 @@ def test_a_ledger_in_use_is_one_line(course):
     with Ledger(course / "out" / "ledger.db"):
         status, said = call("--course", course, "--out", course / "out", "--artifacts-only")
     assert status == 2 and "another grading run has this ledger" in said
+
+
+def test_a_longer_limit_is_another_verdict_and_the_same_one_is_not(base):
+    hand_in = HandIn("ann", EX1.id, None, {}, ())
+    keys = [Setting(base, 1, "sandbox", limits=Limits(wall=wall)).key(hand_in) for wall in (60, 60, 900)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_small_class_is_graded_handed_back_and_not_graded_again(course, honest):
