@@ -6,13 +6,36 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 # The linear layers of a block, in the order in which it uses them.
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = ("all-linear",)  # peft's word for every linear layer but the output layer, whatever a base calls them
+TARGETS = {
+    "q": ("q_proj",),
+    "v": ("v_proj",),
+    "qv": ("q_proj", "v_proj"),
+    "qkvo": ATTENTION,
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    "all": LINEAR,
+}
+
+
+def modules(words: str) -> tuple[str, ...]:
+    """The layers that `words` name: keys of `TARGETS` and names of layers, with commas; `all` is every linear layer.
+
+    Raises `ValueError` if there is no word.
+    """
+    named = [word.strip() for word in words.split(",") if word.strip()]
+    if not named:
+        raise ValueError(f"targets are {words!r}: give {', '.join(TARGETS)}, or names of layers with commas")
+    if {"all", *ALL_LINEAR} & set(named):
+        return ALL_LINEAR
+    return tuple(dict.fromkeys(layer for word in named for layer in TARGETS.get(word, (word,))))
 
 
 @dataclass(frozen=True)
@@ -34,16 +57,46 @@ class Shape:
         return len(save(tensors, metadata={"format": "pt"}))
 
 
+def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The linear layers by their full names (GPT-2 has them under the name of a convolution)."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+
+
+def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: float = 0.0) -> PeftModel:
+    """The model with a LoRA adapter; on the meta device no weight is made.
+
+    Raises `ValueError`, in one line, for a target that this model does not have.
+    """
+    if targets != ALL_LINEAR:
+        _check_targets(model, targets)
+    config = LoraConfig(
+        r=rank,
+        target_modules=targets[0] if targets == ALL_LINEAR else list(targets),
+        lora_dropout=dropout,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, low_cpu_mem_usage=True)
+
+
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    known = {name.rpartition(".")[2] for name in linear_layers(model)}
+    unknown = sorted(set(targets) - known)
+    if unknown:
+        raise ValueError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+
+
 @cache
 def _shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-        config = LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM")
-        model = get_peft_model(model, config, low_cpu_mem_usage=True)
+        model = adapted(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)), rank, targets)
     tensors = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
     return Shape(tensors, *model.get_nb_trainable_parameters())
 
 
 def adapter_shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
-    """The exact shape of a LoRA adapter, from the base's config alone (no weights are loaded)."""
-    return _shape(source, rank, tuple(sorted(targets, key=LINEAR.index)))
+    """The exact shape of a LoRA adapter, from the base's config alone (no weights are loaded).
+
+    `source` is a folder with a config.json, or a hub id; `targets` are names of layers, or `ALL_LINEAR`.
+    """
+    return _shape(source, rank, tuple(sorted(targets)))

@@ -27,18 +27,10 @@ from .memory import estimate
 from .pairs import read_pairs
 from .pool import portable
 from .record import RECORD_FILE, RunRecord, now
-from .shapes import ATTENTION, LINEAR, adapter_shape
+from .shapes import TARGETS, adapter_shape
 from .training import train
 
 FAILURE_FILE = "failure.json"
-TARGETS = {
-    "q": ("q_proj",),
-    "v": ("v_proj",),
-    "qv": ("q_proj", "v_proj"),
-    "qkvo": ATTENTION,
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-    "all": LINEAR,
-}
 # What each method changes about plain LoRA with alpha = 2r: arguments of peft.LoraConfig. Add your own.
 METHODS: dict[str, dict[str, object]] = {
     "lora": {},
