@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -99,8 +99,10 @@ def _located(base: Base, reason: str) -> Base:
 
 def hub_has(source: str, timeout: float = 5.0) -> bool:
     """Whether the model `source` (a hub id) can be had, from the hub within `timeout` seconds or from its cache."""
-    try:
-        hf_hub_download(source, "config.json", etag_timeout=timeout)
+    if isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return True
+    try:  # one question, where a download would be tried six times
+        get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)
     except Exception:  # offline, no such model, no permission: whatever it is, it cannot be had
         return False
     return True
