@@ -141,6 +141,40 @@ def sweep(
         raise typer.Exit(1)
 
 
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder with a config.json, or a name such as qwen2.5-7b.")],
+    method: Annotated[str, typer.Option(help="lora, qlora or full.")] = "lora",
+    rank: Annotated[int, typer.Option(help="The adapter's rank.")] = 16,
+    targets: Annotated[str, typer.Option(help="q, v, qv, qkvo, mlp, all, or names of layers; with commas.")] = "all",
+    batch: Annotated[int, typer.Option(help="Texts that go through at once.")] = 1,
+    length: Annotated[int, typer.Option(help="Tokens of a text.")] = 512,
+    gpu: Annotated[str, typer.Option(help="A card, such as t4, l4, a100-40, or its memory in GiB.")] = "t4",
+    checkpointing: Annotated[bool, typer.Option(help="Keep only each block's input for the backward pass.")] = True,
+    upcast: Annotated[bool, typer.Option(help="What prepare_model_for_kbit_training does to the rest.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Tell whether a training fits on a card, of what its memory is made, and what would make it fit."""
+    import json
+
+    from transformers.utils.logging import set_verbosity_error
+
+    from .fit import fit, show
+
+    set_verbosity_error()
+    try:
+        found = fit(model, method, rank, targets, batch, length, gpu, checkpointing, upcast)
+    except ValueError as error:
+        typer.echo(f"Error: {str(error).splitlines()[0]}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        show(found)
+    if found.verdict == "does not fit":
+        raise typer.Exit(1)
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 

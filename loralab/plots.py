@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from .memory import Memory
 from .record import RunRecord
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
@@ -45,5 +47,23 @@ def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None, colours: Sequen
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="held-out perplexity (lower is better, log scale)")
     axes.set_xlim(1, max(ppl.values()) * 1.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_memory(memory: Mapping[str, Memory], limit: float, card: str, axes: Axes | None = None) -> Axes:
+    """The parts of trainings' memory as stacked bars in GB, the largest total against a card's `limit` in bytes."""
+    axes = axes or plt.subplots(figsize=(9, 0.8 + 0.36 * len(memory)), layout="constrained")[1]
+    left = np.zeros(len(memory))
+    for part, colour in zip(asdict(next(iter(memory.values()))), COLOURS, strict=False):
+        sizes = np.array([getattr(one, part) for one in memory.values()]) / 1e9
+        bars = axes.barh(list(memory), sizes, left=left, color=colour, label=part)
+        left += sizes
+    axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4)
+    axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"memory of a {card}")
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set(title="Peak memory (estimate)", xlabel="GB")
+    axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     return axes

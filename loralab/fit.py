@@ -1,0 +1,425 @@
+"""Will it fit on my card? The memory of a training, from the base's config alone, against what a GPU offers.
+
+The estimate is that of `loralab.memory`; here stand the names of models, the cards, and what to change.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from inspect import signature
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+from .bases import choose_base, hub_has
+from .data import data_path
+from .memory import METHODS, T4_BYTES, Memory, at_rest, estimate
+from .plots import plot_memory
+from .shapes import ALL_LINEAR, TARGETS, adapter_shape, modules
+
+# What cannot be traced is told in one line; torch would print the whole way to it.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+
+GIB = 2**30
+# A GPU holds more than torch's tensors: CUDA's context, its libraries' work space, gaps between tensors. In bytes, from
+# the least to the most of it: what fits beside the most fits, and what fits only beside less than that is tight.
+OVERHEAD = (0.5e9, 1.5e9)
+VERDICTS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+SHORTEST, SMALLEST = 128, 8  # length and rank below which a change saves next to nothing
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: the memory that torch finds on it, in GiB, and how we know."""
+
+    name: str
+    gib: float
+    known: str = "given as a number"
+
+    @property
+    def bytes(self) -> float:
+        """The memory that torch finds on it, in bytes."""
+        return self.gib * GIB
+
+    def holds(self, total: float) -> str:
+        """The verdict on a training whose tensors take `total` bytes at their peak."""
+        least, most = OVERHEAD
+        if total + most <= self.bytes:
+            return "fits"
+        return "tight" if total + least <= self.bytes else "does not fit"
+
+
+# What torch finds is less than the name says. Reported: the total in an out-of-memory message of torch, and where.
+CARDS = (
+    Card("rtx3060-12", 11.75, "reported: github.com/Kunhao-Liu/StyleGaussian/issues/12"),
+    Card("t4", T4_BYTES / GIB, "reported on Colab"),
+    Card("v100-16", 15.75, "assumed: 16 GB"),
+    Card("a10", 21.99, "reported: github.com/zai-org/CogVLM/issues/236"),
+    Card("l4", 21.99, "assumed: 24 GB with error correction, as the a10"),
+    Card("rtx4090", 23.61, "reported: github.com/pinokiofactory/flux-webui/issues/11"),
+    Card("rtx3090", 23.69, "reported: github.com/ucwxb/GraphAvatar/issues/4"),
+    Card("a100-40", 39.50, "reported: github.com/TianheWu/CoSeR/issues/10"),
+    Card("h100-80", 79.11, "reported: github.com/vllm-project/vllm/issues/27508"),
+    Card("a100-80", 79.14, "reported: github.com/lianqi1008/Control-GIC/issues/6"),
+    Card("h200", 139.0, "assumed: 141 GB"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of a training: see `loralab.memory.estimate`; `targets` are words that `shapes.modules` knows."""
+
+    method: str = "lora"
+    rank: int = 16
+    targets: str = "all"
+    batch: int = 1
+    length: int = 512
+    checkpointing: bool = True
+    upcast: bool = False
+
+    def __str__(self) -> str:
+        adapter = "" if self.method == "full" else f", rank {self.rank} on {self.targets}"
+        saving = "with" if self.checkpointing else "without"
+        cast = ", up-cast to 32 bits" if self.upcast else ""
+        return f"{self.method}{adapter}, {self.batch} × {self.length} tokens, {saving} checkpointing{cast}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that differ from those asked for, in words, and the peak with them in bytes."""
+
+    words: str
+    settings: Settings
+    total: float
+
+    def __str__(self) -> str:
+        return f"{self.words}: {self.total / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A training's memory against a card's; see `fit`. Counts are of parameters, sizes in bytes.
+
+    `source` is where the model's config was found, a folder or a hub id.
+    """
+
+    model: str
+    source: str
+    settings: Settings
+    memory: Memory
+    trainable: int
+    parameters: int
+    card: Card
+
+    @property
+    def verdict(self) -> str:
+        """fits, tight or does not fit."""
+        return self.card.holds(self.memory.total)
+
+    @cached_property
+    def leanest(self) -> Change:
+        """Every change at once: the least that this training can be brought to."""
+        return _changed(self, _with_all(_knobs(self), self.settings))
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """What would make it fit, the change that costs the learner least first; a combination if none does alone.
+
+        None if it fits, and none if nothing would do: see `leanest`. Takes seconds.
+        """
+        if self.verdict == "fits" or self.card.holds(self.leanest.total) != "fits":
+            return ()
+        return tuple(_changed(self, settings) for settings in _cheapest(self))
+
+    def as_dict(self) -> dict[str, object]:
+        """What was asked for and what was found, for JSON."""
+        found = {name: value for name, value in asdict(self).items() if name != "source"}
+        found["memory"] |= {"total": self.memory.total, "overhead": OVERHEAD}
+        found["card"] |= {"bytes": self.card.bytes}
+        return found | {"verdict": self.verdict, "changes": [asdict(change) for change in self.changes]}
+
+
+def fit(
+    model: str,
+    method: str = "lora",
+    rank: int = 16,
+    targets: str = "all",
+    batch: int = 1,
+    length: int = 512,
+    gpu: str | float = "t4",
+    checkpointing: bool = True,
+    upcast: bool = False,
+) -> Fit:
+    """Whether training `model` fits on the card `gpu`, and what would make it fit. No weights are loaded.
+
+    `model` is a hub id, a folder, or the name of a config that the course carries (its own models' hub ids need no
+    network); `gpu` a name in `CARDS` or a number of GiB; `targets` as in `loralab.shapes.modules`; the rest as in
+    `loralab.memory.estimate`. Raises `ValueError`, in one line, for what is unknown or impossible.
+    """
+    card, source = _card(gpu), _source(model)
+    if upcast and method != "qlora":
+        raise ValueError(f"the up-cast is of what qlora does not quantise; with {method} there is none")
+    asked = Settings(method, rank, targets, batch, length, checkpointing, upcast)
+    return Fit(model, source, asked, _memory(source, asked), *_counts(source, asked), card)
+
+
+def smallest_card(total: float) -> Card | None:
+    """The smallest card of `CARDS` on which a training of `total` bytes fits, if there is one."""
+    return next((card for card in CARDS if card.holds(total) == "fits"), None)
+
+
+def _card(gpu: str | float) -> Card:
+    named = {card.name: card for card in CARDS}
+    if str(gpu).lower() in named:
+        return named[str(gpu).lower()]
+    try:
+        gib = float(gpu)
+    except ValueError:
+        raise ValueError(f"unknown card {gpu!r}: give one of {', '.join(named)}, or its memory in GiB") from None
+    if not 0 < gib < 10_000:
+        raise ValueError(f"a card of {gpu} GiB is impossible: give its memory in GiB, such as 11.5")
+    return Card("your card", gib)
+
+
+def known_models() -> list[str]:
+    """Names of the configs that the course carries."""
+    return ["embedded", *sorted(path.parent.name for path in data_path("configs").glob("*/config.json"))]
+
+
+def _source(model: str) -> str:
+    """Where the config of `model` is: a folder, or a hub id."""
+    owner, _, name = model.rpartition("/")
+    name = re.sub("-(instruct|chat|hf)", "", name.lower())  # trained further, in the same shape
+    if owner in ("", "Qwen", "HuggingFaceTB", "meta-llama") and name in known_models()[1:]:
+        source = str(data_path(f"configs/{name}"))
+    else:
+        source = _located(model)
+    _check_config(model, source)
+    return source
+
+
+def _located(model: str) -> str:
+    try:
+        base = choose_base(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; by name there are {', '.join(known_models())}") from None
+    if base.source == model and model.count("/") == 1 and not Path(model).is_dir() and not hub_has(model):
+        raise ValueError(
+            f"{model}: neither the hub nor its cache here gives a config.json; check the name, log in if the model asks "
+            "for it, or give a folder with the config"
+        )
+    return base.source
+
+
+def _check_config(model: str, source: str) -> None:
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # not JSON, a kind that transformers does not know, code of its own
+        raise ValueError(f"{model}: its config.json cannot be used: {_line(error)}") from None
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{model}: {config.model_type!r} is no causal language model")
+    if any(getattr(config.get_text_config(), name, 0) for name in ("num_experts", "num_local_experts")):
+        raise ValueError(
+            f"{model}: a mixture of experts; they are no linear layers, and this estimate cannot count them"
+        )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+
+
+def _memory(source: str, settings: Settings) -> Memory:
+    try:
+        return estimate(source, **asdict(settings) | {"targets": modules(settings.targets)})
+    except ValueError:
+        raise
+    except Exception as error:  # sizes that do not go together, or an operation that needs real numbers
+        raise ValueError(f"a model of this shape cannot be traced without its weights: {_line(error)}") from None
+
+
+def _counts(source: str, settings: Settings) -> tuple[int, int]:
+    """Parameters that are trained, and all of them, as peft counts them."""
+    shape = adapter_shape(source, settings.rank, modules(settings.targets))
+    if settings.method == "full":
+        base = shape.parameters - shape.trainable
+        return base, base
+    return shape.trainable, shape.parameters
+
+
+# What to change. Every knob has its values from the mildest to the strongest; the knobs stand in the order of what they
+# cost the learner: nothing; time alone, as the gradients stay the same (checkpointing computes each block twice, smaller
+# batches are accumulated); time and a rounded base; the ends of long texts; and last what the adapter can learn, which
+# saves little.
+Knobs = dict[str, list]
+
+
+def _knobs(found: Fit) -> Knobs:
+    asked = found.settings
+    knobs = {
+        "upcast": [False] if asked.upcast else [],
+        "checkpointing": [] if asked.checkpointing else [True],
+        "batch": _halves(asked.batch, 1),
+        "method": {"full": ["lora", "qlora"], "lora": ["qlora"], "qlora": []}[asked.method],
+        "length": _halves(asked.length, SHORTEST),
+        "rank": _halves(asked.rank, SMALLEST),
+        "targets": ["qv"] if _has_more_than_qv(found.source, asked.targets) else [],
+    }
+    return {name: values for name, values in knobs.items() if values}
+
+
+def _halves(value: int, least: int) -> list[int]:
+    values = []
+    while value // 2 >= least:
+        value //= 2
+        values.append(value)
+    return values
+
+
+def _has_more_than_qv(source: str, targets: str) -> bool:
+    chosen = modules(targets)
+    try:
+        adapter_shape(source, 1, TARGETS["qv"])
+    except ValueError:
+        return False  # it calls them otherwise
+    return chosen == ALL_LINEAR or set(chosen) > set(TARGETS["qv"])
+
+
+def _with_all(knobs: Knobs, asked: Settings) -> Settings:
+    return replace(asked, **{name: values[-1] for name, values in knobs.items()})
+
+
+def _fits(found: Fit, settings: Settings) -> bool:
+    layers = modules(settings.targets)
+    resting = at_rest(found.source, settings.method, settings.rank, layers, settings.upcast)  # spares the trace
+    return resting.total < found.card.bytes and found.card.holds(_memory(found.source, settings).total) == "fits"
+
+
+def _cheapest(found: Fit) -> list[Settings]:
+    """Every knob that is enough alone, turned as far as needed; or else the cheapest combination of them all."""
+    knobs = _knobs(found)
+    alone = [{name: values} for name, values in knobs.items()]
+    enough = [knob for knob in alone if _fits(found, _with_all(knob, found.settings))]
+    return [_turned_back(found, turned) for turned in enough or [knobs]]
+
+
+def _turned_back(found: Fit, knobs: Knobs) -> Settings:
+    """From all knobs at their end, which fits, each turned back as far as it goes, the dearest first."""
+    settings = _with_all(knobs, found.settings)
+    for name, values in reversed(knobs.items()):
+        milder = [replace(settings, **{name: value}) for value in (getattr(found.settings, name), *values[:-1])]
+        first = bisect_left(milder, True, key=lambda one: _fits(found, one))
+        settings = [*milder, settings][first]
+    return settings
+
+
+def _changed(found: Fit, settings: Settings) -> Change:
+    asked = found.settings
+    said = {
+        "upcast": "no up-cast to 32 bits",
+        "checkpointing": "gradient checkpointing",
+        "batch": f"batch {settings.batch} with {-(-asked.batch // settings.batch)} steps of accumulation",
+        "method": f"{settings.method} instead of {asked.method}",
+        "length": f"texts of {settings.length} tokens",
+        "rank": f"rank {settings.rank}",
+        "targets": f"targets {settings.targets}",
+    }
+    different = [words for name, words in said.items() if getattr(settings, name) != getattr(asked, name)]
+    return Change(" + ".join(different), settings, _memory(found.source, settings).total)
+
+
+def show(found: Fit, console: Console | None = None) -> None:
+    """The parts as a table (GB = 1e9 bytes), below it the verdict and what to change."""
+    console = console or Console(markup=False, highlight=False, soft_wrap=True)
+    share = 100 * found.trainable / found.parameters
+    console.print(f"{found.model}: {found.settings}")
+    console.print(f"{found.trainable:,} of {found.parameters:,} parameters are trained ({share:.4g} %)")
+    console.print(_table(found))
+    console.print(Text(found.verdict, f"bold {VERDICTS[found.verdict]}") + f" on {found.card.name}")
+    for line in _advice(found):
+        console.print(line)
+
+
+def _table(found: Fit) -> Table:
+    table = Table("part", "GB")
+    table.columns[1].justify = "right"
+    for part, size in asdict(found.memory).items():
+        table.add_row(part, f"{size / 1e9:.2f}")
+    table.add_section()
+    table.add_row("total", f"{found.memory.total / 1e9:.2f}")
+    table.add_row("CUDA's context and gaps", " to ".join(f"{size / 1e9:.1f}" for size in OVERHEAD))
+    table.add_section()
+    table.add_row(f"{found.card.name} ({found.card.gib:.2f} GiB)", f"{found.card.bytes / 1e9:.2f}")
+    return table
+
+
+def _advice(found: Fit) -> list[str]:
+    if found.verdict == "fits":
+        return []
+    asked = f"As asked, {_smallest(found.memory.total)}."
+    if found.changes:
+        return ["This would make it fit, what costs least first:", *(f"  {change}" for change in found.changes), asked]
+    if found.leanest.settings == found.settings:
+        return [f"Nothing is left to be changed. {asked}"]
+    return [
+        f"Nothing makes it fit. Everything at once: {found.leanest}; {_smallest(found.leanest.total)}.",
+        asked,
+    ]
+
+
+def _smallest(total: float) -> str:
+    card = smallest_card(total)
+    return f"the smallest card for that is {card.name}" if card else "no card of the table takes that"
+
+
+def picture(found: Fit) -> Figure:
+    """The parts as one stacked bar against the card, with the verdict above."""
+    figure = Figure(figsize=(8, 2.6), layout="constrained")  # not pyplot's: it is shown once, where it is asked for
+    axes = plot_memory({found.settings.method: found.memory}, found.card.bytes, found.card.name, figure.subplots())
+    axes.set_title(f"{found.model}, {found.settings}\n{found.memory.total / 1e9:.1f} GB: {found.verdict}", fontsize=10)
+    return figure
+
+
+def widget(**start: object) -> None:
+    """Controls for the arguments of `fit`, which begin at `start`, and its picture below; in a notebook.
+
+    Where no kernel runs, the picture of the start remains.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    steps = partial(ipywidgets.SelectionSlider, continuous_update=False)
+    controls = {
+        "model": ipywidgets.Dropdown(options=known_models()),
+        "method": ipywidgets.Dropdown(options=METHODS),
+        "targets": ipywidgets.Dropdown(options=list(TARGETS)),
+        "gpu": ipywidgets.Dropdown(options=[card.name for card in CARDS]),
+        "rank": steps(options=[2**i for i in range(9)]),
+        "batch": steps(options=[2**i for i in range(6)]),
+        "length": steps(options=[128 * 2**i for i in range(6)]),
+        "checkpointing": ipywidgets.Checkbox(),
+    }
+    usual = {name: parameter.default for name, parameter in signature(fit).parameters.items()}
+    for name, control in controls.items():
+        control.description = name
+        control.value = start.get(name, usual[name])
+
+    def drawn() -> Figure:
+        try:
+            return picture(fit(**{name: control.value for name, control in controls.items()}))
+        except ValueError as error:  # more tokens than the model reads
+            figure = Figure(figsize=(8, 2.6))
+            figure.text(0.02, 0.5, str(error), wrap=True)
+            return figure
+
+    display(ipywidgets.GridBox(list(controls.values()), layout={"grid_template_columns": "repeat(2, 22em)"}))
+    shown = display(drawn(), display_id=True)
+    for control in controls.values():
+        control.observe(lambda _: shown.update(drawn()), "value")
