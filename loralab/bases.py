@@ -99,10 +99,9 @@ def _located(base: Base, reason: str) -> Base:
 
 def hub_has(source: str, timeout: float = 5.0) -> bool:
     """Whether the model `source` (a hub id) can be had, from the hub within `timeout` seconds or from its cache."""
-    if isinstance(try_to_load_from_cache(source, "config.json"), str):
-        return True
-    try:  # one question, where a download would be tried six times
-        get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)
+    try:
+        if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)  # asks once; a download, six times
     except Exception:  # offline, no such model, no permission: whatever it is, it cannot be had
         return False
     return True

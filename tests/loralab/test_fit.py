@@ -250,6 +250,7 @@ def test_a_model_that_names_its_layers_otherwise_is_not_told_to_take_qv(tmp_path
     ("settings", "message"),
     [
         ({"model": "nobody/nothing"}, "nobody/nothing: neither the hub nor its cache"),
+        ({"model": "not a name/at all"}, "not a name/at all: neither the hub nor its cache"),
         ({"model": "qwen9"}, "unknown base 'qwen9': .* by name there are embedded, llama-2-13b"),
         ({"gpu": "t5"}, "unknown card 't5': give one of rtx3060-12, t4, "),
         ({"gpu": "-1"}, "a card of -1 GiB is impossible"),
