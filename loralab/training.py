@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -19,10 +20,13 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
+from .collate import AnswersAtTheEnd
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
-from .pairs import IGNORED, Pair, encode_all
+from .pairs import Pair, encode_all
 from .precision import precision
 from .record import RunRecord
+
+SHORT = 256  # tokens
 
 
 def train(
@@ -59,16 +63,18 @@ def train(
         model=model,
         args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate, seed, **arguments),
         train_dataset=examples,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),  # pads to the longest in the batch
+        data_collator=AnswersAtTheEnd(tokenizer),
         processing_class=tokenizer,
         callbacks=[*callbacks, *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     reset_peak_memory()
     started = time.perf_counter()
-    trainer.train()
+    with attention_for(model, max(len(example["input_ids"]) for example in examples)):
+        trainer.train()
     seconds = time.perf_counter() - started
     memory = peak_memory()
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would be measured under autocast
     trainable, parameters = parameter_counts(model)
     record = RunRecord(
         name=folder.name,
@@ -132,6 +138,23 @@ def training_arguments(
         **hardware.autocast,
     }
     return TrainingArguments(**usual | arguments)
+
+
+@contextmanager
+def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[None]:
+    """Within it, texts of up to `longest` tokens take the attention that is fastest for them on this machine.
+
+    On a CPU that trains in bf16, the fused kernel of sdpa has a slow backward pass: written out ("eager"), attention
+    over short texts costs a third of a step less (`benchmarks/training.py`). Over long ones it would take much memory.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    usual, hardware = base.config._attn_implementation, precision()
+    short = hardware.device == "cpu" and hardware.compute == torch.bfloat16 and longest <= SHORT
+    base.set_attn_implementation("eager" if short and usual == "sdpa" else usual)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(usual)
 
 
 class _Bar(ProgressCallback):

@@ -91,10 +91,12 @@ def test_precision_follows_the_compute_capability_alone(monkeypatch, capability,
     assert precision(capability).dtype == dtype
 
 
-def test_a_cpu_computes_in_fp32(monkeypatch):
+@pytest.mark.parametrize("able", [True, False])
+def test_a_cpu_holds_fp32_and_trains_in_bf16_where_it_multiplies_in_it(monkeypatch, able):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
     assert precision().dtype == torch.float32
-    assert precision().autocast == {"bf16": False, "fp16": False}
+    assert precision().autocast == {"bf16": able, "fp16": False}
 
 
 def test_the_embedded_base_is_apache_licensed(base):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from peft import PeftModel
 
 from loralab import RunRecord, load_model, perplexity, train
@@ -36,6 +37,15 @@ def test_the_adapter_config_names_the_base_and_no_path_of_this_machine(honest, b
 def test_the_same_seed_gives_the_same_run(trained, train_pairs):
     runs = [RunRecord.load(trained("again", pairs=train_pairs[:16], epochs=1, eval_pairs=(), seed=3)) for _ in range(2)]
     assert runs[0].losses == runs[1].losses
+
+
+def test_training_leaves_attention_and_number_format_as_they_were(base, model, tokenizer, train_pairs, tmp_path):
+    attention = model.config._attn_implementation
+    train(model, tokenizer, train_pairs[:4], tmp_path, base, epochs=1, learning_rate=0.0, quiet=True)
+    assert model.config._attn_implementation == attention
+    fresh = load_model(base)
+    tokens = torch.arange(20)[None]
+    assert torch.equal(model.eval()(tokens).logits, fresh(tokens).logits)
 
 
 def test_full_fine_tuning_is_recorded_as_such(base, model, tokenizer, train_pairs, tmp_path):
