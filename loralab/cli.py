@@ -81,7 +81,7 @@ def gate(
 @app.command()
 def sweep(
     ranks: Annotated[str, typer.Option(help="Ranks, with commas.")] = "1,4,16,64",
-    targets: Annotated[str, typer.Option(help="Of q, v, qv, qkvo, mlp, all.")] = "qv,qkvo,all",
+    targets: Annotated[str, typer.Option(help="Of q, k, v, o, qv, qkvo, mlp, all.")] = "qv,qkvo,all",
     methods: Annotated[str, typer.Option(help="Of lora, rslora, dora, pissa, qlora.")] = "lora",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = 3,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
@@ -146,7 +146,9 @@ def fit(
     model: Annotated[str, typer.Argument(help="A hub id, a folder with a config.json, or a name such as qwen2.5-7b.")],
     method: Annotated[str, typer.Option(help="lora, qlora or full.")] = "lora",
     rank: Annotated[int, typer.Option(help="The adapter's rank.")] = 16,
-    targets: Annotated[str, typer.Option(help="q, v, qv, qkvo, mlp, all, or names of layers; with commas.")] = "all",
+    targets: Annotated[
+        str, typer.Option(help="q, k, v, o, qv, qkvo, mlp, all, or names of layers; with commas.")
+    ] = "all",
     batch: Annotated[int, typer.Option(help="Texts that go through at once.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a text.")] = 512,
     gpu: Annotated[str, typer.Option(help="A card, such as t4, l4, a100-40, or its memory in GiB.")] = "t4",

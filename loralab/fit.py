@@ -381,7 +381,7 @@ def _smallest(total: float) -> str:
 
 def picture(found: Fit) -> Figure:
     """The parts as one stacked bar against the card, with the verdict above."""
-    figure = Figure(figsize=(8, 2.6), layout="constrained")  # not pyplot's: it is shown once, where it is asked for
+    figure = Figure(figsize=(8, 2.8), layout="constrained")  # not pyplot's: it is shown once, where it is asked for
     axes = plot_memory({found.settings.method: found.memory}, found.card.bytes, found.card.name, figure.subplots())
     axes.set_title(f"{found.model}, {found.settings}\n{found.memory.total / 1e9:.1f} GB: {found.verdict}", fontsize=10)
     return figure

@@ -53,17 +53,17 @@ def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None, colours: Sequen
 
 def plot_memory(memory: Mapping[str, Memory], limit: float, card: str, axes: Axes | None = None) -> Axes:
     """The parts of trainings' memory as stacked bars in GB, the largest total against a card's `limit` in bytes."""
-    axes = axes or plt.subplots(figsize=(9, 0.8 + 0.36 * len(memory)), layout="constrained")[1]
+    axes = axes or plt.subplots(figsize=(9, 1.2 + 0.36 * len(memory)), layout="constrained")[1]
     left = np.zeros(len(memory))
     for part, colour in zip(asdict(next(iter(memory.values()))), COLOURS, strict=False):
         sizes = np.array([getattr(one, part) for one in memory.values()]) / 1e9
         bars = axes.barh(list(memory), sizes, left=left, color=colour, label=part)
         left += sizes
     axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4)
-    axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"memory of a {card}")
+    axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"{card}: {limit / 1e9:.1f} GB")
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set(title="Peak memory (estimate)", xlabel="GB")
-    axes.legend(frameon=False, fontsize="small")
+    axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
     return axes

@@ -17,7 +17,9 @@ LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = ("all-linear",)  # peft's word for every linear layer but the output layer, whatever a base calls them
 TARGETS = {
     "q": ("q_proj",),
+    "k": ("k_proj",),
     "v": ("v_proj",),
+    "o": ("o_proj",),
     "qv": ("q_proj", "v_proj"),
     "qkvo": ATTENTION,
     "mlp": ("gate_proj", "up_proj", "down_proj"),
@@ -63,7 +65,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
 
 
 def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: float = 0.0) -> PeftModel:
-    """The model with a LoRA adapter; on the meta device no weight is made.
+    """The model with a LoRA adapter; on the meta device the adapter has no weights either.
 
     Raises `ValueError`, in one line, for a target that this model does not have.
     """
@@ -76,7 +78,7 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, low_cpu_mem_usage=True)
+    return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
 
 
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:

@@ -22,7 +22,8 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from loralab.shapes import LINEAR, Shape, adapter_shape
+from loralab.fit import fit
+from loralab.shapes import LINEAR, Shape, adapter_shape, modules
 
 ROOT = Path(__file__).parents[1]
 LEDGER, PAGE, CONFIGS = ROOT / "chapters" / "claims.toml", ROOT / "docs" / "claims.md", ROOT / "data" / "configs"
@@ -136,8 +137,7 @@ def _model(name: str) -> PreTrainedModel:
 
 def _shape(model: str, rank: int, targets: str) -> Shape:
     """The adapter's shape. Targets are written `q,v` for q_proj and v_proj, `all` for every linear layer of a block."""
-    names = LINEAR if targets == "all" else tuple(f"{name}_proj" for name in targets.split(","))
-    return adapter_shape(str(CONFIGS / model), rank, names)
+    return adapter_shape(str(CONFIGS / model), rank, modules(targets))
 
 
 def _linear_parameters(model: str, modules: tuple[str, ...] = LINEAR) -> int:
@@ -250,9 +250,17 @@ def nf4_comparison(model: str) -> list[float]:
     return [full, nf4, prepared, full / nf4, full / prepared]
 
 
-def base_gigabytes(model: str) -> list[float]:
-    """GB of the base's weights in 16 bits and in NF4 with double quantisation."""
-    return nf4_comparison(model)[:2]
+def training_gigabytes(model: str) -> list[float]:
+    """GB of the base in 16 bits and in NF4; then of the estimated peaks with LoRA and QLoRA, r=16 on q,k,v,o.
+
+    The peaks are those of 4 × 512 tokens, and of 1 × 512 tokens with gradient checkpointing.
+    """
+    peaks = [
+        fit(model, method, 16, "q,k,v,o", batch, 512, checkpointing=checkpointing).memory.total / 1e9
+        for batch, checkpointing in ((4, False), (1, True))
+        for method in ("lora", "qlora")
+    ]
+    return [*nf4_comparison(model)[:2], *peaks]
 
 
 def upcast_gigabytes(model: str) -> float:
@@ -295,7 +303,6 @@ CHECKS: dict[str, Callable[..., Any]] = {
         adapter_file_bytes,
         adapter_megabytes,
         all_parameters,
-        base_gigabytes,
         base_parameters,
         checkpoint_gigabytes,
         factor_shapes,
@@ -312,6 +319,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
         target_ratio,
         trainable_parameters,
         trainable_percent,
+        training_gigabytes,
         upcast_gigabytes,
         warmup_percent,
     )

@@ -169,6 +169,7 @@ def test_the_estimate_is_that_of_memory():
     [
         ("qv", ("q_proj", "v_proj")),
         ("q,v", ("q_proj", "v_proj")),
+        ("q,k,v,o", ATTENTION),
         ("q_proj, v_proj,q", ("q_proj", "v_proj")),
         ("qkvo,mlp", LINEAR),
         ("all", ("all-linear",)),
@@ -260,7 +261,7 @@ def test_a_model_that_names_its_layers_otherwise_is_not_told_to_take_qv(tmp_path
         ({"batch": -2}, "batch is -2"),
         ({"length": 9000}, "reads 8192 tokens at most"),
         ({"targets": "c_attn"}, "no layer c_attn; it has down_proj, gate_proj"),
-        ({"targets": " , "}, "give q, v, qv, qkvo, mlp, all, or names of layers"),
+        ({"targets": " , "}, "give q, k, v, o, qv, qkvo, mlp, all, or names of layers"),
         ({"upcast": True}, "with lora there is none"),
     ],
 )
@@ -338,7 +339,7 @@ def test_the_picture_has_every_part_and_the_cards_line():
     found = fit("smollm2-135m")
     axes = picture(found).axes[0]
     labels = axes.get_legend_handles_labels()[1]
-    assert set(vars(found.memory)) <= set(labels) and "memory of a t4" in labels
+    assert set(vars(found.memory)) <= set(labels) and "t4: 15.8 GB" in labels
     assert "fits" in axes.get_title()
     assert plt.get_fignums() == []
 

@@ -123,7 +123,7 @@ def test_a_folder_of_another_sweep_is_not_mixed_in(jobs):
         (["--ranks", "0,4"], "rank 0 is impossible"),
         (["--ranks", "4,x"], "'x' is not a rank"),
         (["--ranks", ""], "at least one rank"),
-        (["--targets", "qv,nowhere"], "unknown target 'nowhere': there are q, v, qv"),
+        (["--targets", "qv,nowhere"], "unknown target 'nowhere': there are q, k, v, o, qv"),
         (["--methods", "adalora"], "unknown method 'adalora': there are lora, rslora"),
         (["--methods", "pissa", "--ranks", "129"], "rank 129 is impossible for pissa: v_proj of embedded has 128"),
         (["--base", "nowhere"], "unknown base 'nowhere'"),
