@@ -407,9 +407,11 @@ def widget(**start: object) -> None:
         "checkpointing": ipywidgets.Checkbox(),
     }
     usual = {name: parameter.default for name, parameter in signature(fit).parameters.items()}
+    beginning = usual | {"model": "qwen2.5-7b"} | start
     for name, control in controls.items():
-        control.description = name
-        control.value = start.get(name, usual[name])
+        if hasattr(control, "options") and beginning[name] not in control.options:
+            control.options = [*control.options, beginning[name]]  # a model of the hub, names of layers
+        control.description, control.value = name, beginning[name]
 
     def drawn() -> Figure:
         try:

@@ -356,7 +356,7 @@ def test_the_widget_redraws_and_shows_an_error_as_text(monkeypatch):
         return Handle()
 
     monkeypatch.setattr("IPython.display.display", display)
-    module.widget(model="smollm2-135m", batch=4)
+    module.widget(model="HuggingFaceTB/SmolLM2-135M", batch=4)
     by_name = {control.description: control for control in controls[0].children}
     assert "4 × 512 tokens" in drawn[-1].axes[0].get_title()
     by_name["method"].value = "qlora"
