@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loralab import Pair, encode_all
-from loralab.measure import loss_of
+from loralab.measure import loss_of, token_losses
 from loralab.pairs import IGNORED
 
 Encoded = dict[str, list[int]]
@@ -45,22 +47,18 @@ def habits(
 ) -> Habits:
     """The habits of a model on `pairs`."""
     encoded = encode_all(pairs, tokenizer, max_length)
-
-    def loss(texts: list[Encoded]) -> float:
-        return loss_of(model, tokenizer, texts).loss
-
+    whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]
+    losses = token_losses(model, tokenizer, whole)
+    prompts = [one["labels"].count(IGNORED) - 1 for one in encoded]  # a text's first token has no loss
     return Habits(
-        question=loss([_question(one) for one in encoded]),
-        answer=loss(encoded),
-        end=loss([one | {"labels": [IGNORED] * (len(one["labels"]) - 1) + one["labels"][-1:]} for one in encoded]),
-        frames={name: loss([_framed(tokenizer, pair, frame) for pair in pairs]) for name, frame in FRAMES.items()},
+        question=fmean(chain.from_iterable(text[:prompt] for text, prompt in zip(losses, prompts, strict=True))),
+        answer=fmean(chain.from_iterable(text[prompt:] for text, prompt in zip(losses, prompts, strict=True))),
+        end=fmean(text[-1] for text in losses),
+        frames={
+            name: loss_of(model, tokenizer, [_framed(tokenizer, pair, frame) for pair in pairs]).loss
+            for name, frame in FRAMES.items()
+        },
     )
-
-
-def _question(encoded: Encoded) -> Encoded:
-    """The same text with labels on the prompt instead of the answer."""
-    pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
-    return encoded | {"labels": [token if label == IGNORED else IGNORED for token, label in pairs]}
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, pair: Pair, frame: str) -> Encoded:

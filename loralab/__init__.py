@@ -3,8 +3,14 @@
 Everything a chapter has shown once in plain transformers and peft code may be used from here in the next.
 """
 
+import gc
 import logging
 import warnings
+
+# Importing torch, transformers and peft makes half a million objects and no garbage: looking for it meanwhile would
+# take a fifth of the time (`benchmarks/start_up.py`), and looking through them again a third of a second each time.
+_collecting = gc.isenabled()
+gc.disable()
 
 # peft asks transformers by names that transformers will drop in its version 6; a learner can do nothing about it.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
@@ -36,6 +42,10 @@ from .plots import plot_loss, plot_ppl
 from .precision import Precision, precision
 from .record import RunRecord
 from .training import train
+
+gc.freeze()
+if _collecting:
+    gc.enable()
 
 __all__ = [
     "PROFILES",

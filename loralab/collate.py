@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from .pairs import IGNORED
 
@@ -22,7 +21,7 @@ class AnswersAtTheEnd:
 
     tokenizer: PreTrainedTokenizerBase
 
-    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> BatchEncoding:
         """`input_ids`, `attention_mask`, `position_ids` [batch, T]; `labels` [batch, kept]; `logits_to_keep` = kept."""
         tokens = {"input_ids": [example["input_ids"] for example in examples]}
         batch = self.tokenizer.pad(tokens, padding_side="left", return_tensors="pt")
@@ -34,7 +33,7 @@ class AnswersAtTheEnd:
             row[-len(last) :] = last
         # Padding in front must not move the text: its first token is at position 0, as in a text alone.
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        return {**batch, "position_ids": positions, "labels": labels, "logits_to_keep": kept}
+        return BatchEncoding({**batch, "position_ids": positions, "labels": labels, "logits_to_keep": kept})
 
 
 def _learned(labels: list[int]) -> int:

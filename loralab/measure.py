@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .collate import AnswersAtTheEnd
 from .pairs import IGNORED, Pair, encode_all
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -70,21 +71,34 @@ def loss_of(
     batch_size: int = 16,
 ) -> HeldOut:
     """The model's loss on the labels of texts that are encoded already (see `encode`); -100 leaves a token out."""
-    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    losses = token_losses(model, tokenizer, encoded, batch_size)
+    return HeldOut(tuple(sum(text) for text in losses), tuple(len(text) for text in losses))
+
+
+def token_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[dict[str, list[int]]],
+    batch_size: int = 16,
+) -> list[list[float]]:
+    """For each text the negative log-likelihood of every token that has a label, in nats, in the order of the text.
+
+    A text's first token is predicted by nothing: it has none, whatever its label.
+    """
+    collate = AnswersAtTheEnd(tokenizer)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    nll, tokens = [0.0] * len(encoded), [0] * len(encoded)
+    losses: list[list[float]] = [[] for _ in encoded]
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = collate([encoded[i] for i in rows]).to(model.device)
-            labels = batch.pop("labels")[:, 1:]  # [batch, T-1]: the token after each position
-            logits = model(**batch).logits[:, :-1]  # [batch, T-1, vocabulary]
+            labels = batch.pop("labels")[:, 1:]  # [batch, kept-1]: the token after each position
+            logits = model(**batch).logits[:, :-1]  # [batch, kept-1, vocabulary]
             counted = labels != IGNORED
-            losses = torch.zeros(labels.shape, device=labels.device)
-            losses[counted] = cross_entropy(logits[counted].float(), labels[counted], reduction="none")
-            for i, row, row_counted in zip(rows, losses, counted, strict=True):
-                nll[i], tokens[i] = row.sum().item(), int(row_counted.sum())
-    return HeldOut(tuple(nll), tuple(tokens))
+            of_tokens = cross_entropy(logits[counted].float(), labels[counted], reduction="none")
+            for i, text in zip(rows, of_tokens.split(counted.sum(1).tolist()), strict=True):
+                losses[i] = text.tolist()
+    return losses
 
 
 def perplexity(

@@ -44,7 +44,7 @@ def run_all(
         while True:
             for job in itertools.islice(waiting, workers - len(running)):
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_call, args=(function, job, threads, sender))
+                process = context.Process(target=_call, args=(function, job, dict(os.environ), threads, sender))
                 process.start()
                 sender.close()  # so that the end of the process is the end of the pipe
                 running[receiver] = job, process
@@ -60,9 +60,11 @@ def run_all(
             process.kill()
 
 
-def _call(function: Callable[[Job], Any], job: Job, threads: int, sender: Connection) -> None:
+def _call(
+    function: Callable[[Job], Any], job: Job, environment: dict[str, str], threads: int, sender: Connection
+) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ |= environment | {"OMP_NUM_THREADS": str(threads)}  # the fork server's is that of when it began
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)
     try:
