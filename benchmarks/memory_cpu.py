@@ -30,13 +30,12 @@ from loralab.record import hardware, now, versions
 RESULTS = Path(__file__).parent / "results" / "memory_cpu.json"
 CASES = [
     ("smollm2-135m", Settings("lora", 16, "all", 1, 256)),
-    ("smollm2-135m", Settings("lora", 64, "all", 1, 128)),
-    ("smollm2-135m", Settings("lora", 16, "qkvo", 2, 128, checkpointing=False)),
-    ("smollm2-135m", Settings("qlora", 16, "all", 1, 128)),
-    ("smollm2-135m", Settings("qlora", 16, "all", 2, 128, checkpointing=False)),
+    ("smollm2-135m", Settings("lora", 64, "qkvo", 2, 128, checkpointing=False)),
+    ("smollm2-135m", Settings("qlora", 16, "all", 1, 256)),
+    ("smollm2-135m", Settings("qlora", 16, "all", 1, 128, checkpointing=False)),
     ("smollm2-135m", Settings("full", 16, "all", 1, 128)),
-    ("qwen2.5-0.5b", Settings("lora", 16, "all", 1, 128, checkpointing=False)),
-    ("qwen2.5-0.5b", Settings("qlora", 16, "all", 1, 128)),
+    ("qwen2.5-0.5b", Settings("lora", 16, "all", 1, 128)),
+    ("qwen2.5-0.5b", Settings("qlora", 16, "qkvo", 1, 128, checkpointing=False)),
 ]
 
 
@@ -70,7 +69,7 @@ MEASURES = {"allocated": allocated, "resident": resident}
 def in_a_process(measure: str, model: str, settings: Settings) -> int:
     case = json.dumps([measure, model, asdict(settings)])
     # Freed tensors go back to the system at once: otherwise resident memory would show what malloc keeps.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-m", "benchmarks.memory_cpu", "--case", case]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])
@@ -95,8 +94,8 @@ def main() -> None:
             f"({deviation['allocated_percent']:+.1f} %), resident {found['resident'] / 1e9:.3f} "
             f"({deviation['resident_percent']:+.1f} %)"
         )
-    about = {"hardware": hardware(), "versions": versions(), "date": now()}
-    RESULTS.write_text(json.dumps({"cases": rows} | about, indent=1) + "\n")
+        about = {"hardware": hardware(), "versions": versions(), "date": now()}
+        RESULTS.write_text(json.dumps({"cases": rows} | about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

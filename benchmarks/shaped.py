@@ -49,7 +49,9 @@ def _replace_by_4bit(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _filled(parameter: torch.nn.Parameter, device: str, dtype: torch.dtype) -> torch.nn.Parameter:
-    values = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(std=0.02)
+    values = torch.empty(parameter.shape, dtype=dtype, device=device)
+    # Norms of nearly 0 would make numbers so small that a CPU takes many times as long for each.
+    values.fill_(1) if parameter.dim() == 1 else values.normal_(std=0.02)
     if isinstance(parameter, bnb.nn.Params4bit):
         return bnb.nn.Params4bit(values, requires_grad=False, quant_type="nf4").to(device)  # quantises on the way
     return torch.nn.Parameter(values)
