@@ -1,7 +1,8 @@
 """Grading a class: `nbgrader autograde`, this grader re-running every notebook, and this grader on the artifacts alone.
 
 All three grade the same honest hand-ins of exercise 1, one after the other. Then the artifacts of a larger class, with
-the memory of all the grader's processes as it goes. Writes `benchmarks/results/grading.json`.
+the memory of all the grader's processes as it goes, and the artifacts of the few again on one and two workers, of
+this machine and of a dask scheduler. Writes `benchmarks/results/grading.json`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
+from distributed import LocalCluster
 from nbgrader.api import Gradebook
 
 from grader.execute import execute
@@ -105,6 +107,18 @@ def memory_over(course: Path, hand_ins: int) -> dict[str, object]:
     return {"hand_ins": hand_ins, "peak_bytes_by_quarter": quarters}
 
 
+def scaled_out(course: Path, hand_ins: int) -> dict[str, float]:
+    """Seconds for the artifacts alone with one and with two workers, each of one thread and without a cluster."""
+    seconds = {}
+    for workers in (1, 2):
+        os.environ |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}  # the dask workers', too
+        with LocalCluster(workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+            on_dask = ("--artifacts-only", "--cluster", cluster.scheduler_address)
+            seconds[f"dask, {workers}"] = with_this(course, hand_ins, *on_dask)
+        seconds[f"here, {workers}"] = with_this(course, hand_ins, "--artifacts-only", "--workers", str(workers))
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hand-ins", type=int, default=20)
@@ -121,12 +135,14 @@ def main() -> None:
             "re-executing": with_this(few, chosen.hand_ins),
             "artifacts only": with_this(few, chosen.hand_ins, "--artifacts-only"),
         }
+        workers = scaled_out(few, chosen.hand_ins)
         memory = memory_over(many, chosen.many)
     first = seconds["nbgrader autograde"]
     result = {
         "hand_ins": chosen.hand_ins,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "times_as_fast": {name: round(first / value, 2) for name, value in seconds.items()},
+        "seconds_by_workers": {name: round(value, 1) for name, value in workers.items()},
         "memory": memory,
         "hardware": hardware(),
         "versions": versions(),

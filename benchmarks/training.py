@@ -1,0 +1,254 @@
+"""What a training costs: the source's recipe, TRL, a plain Trainer and loralab, and what each setting in between saves.
+
+Every recipe trains the same adapter (r = 16 on q, k, v, o) on the same 300 pairs, 16 pairs a step, each in a process of
+its own; the recipes alternate, and a figure is the median over the rounds. Writes `benchmarks/results/training.json`.
+TRL is not among the course's packages: `make bench` gives it an environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
+
+from loralab import (
+    choose_base,
+    data_path,
+    encode_all,
+    load_model,
+    load_tokenizer,
+    peak_memory,
+    perplexity,
+    precision,
+    read_pairs,
+    reset_peak_memory,
+    train,
+)
+from loralab.collate import AnswersAtTheEnd
+from loralab.record import hardware, now, versions
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "training.json"
+TRL_PYTHON = ROOT / "build" / "trl" / "bin" / "python"
+PAIRS, EPOCHS, LEARNING_RATE = 300, 2, 5e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a plain `transformers.Trainer`; `arguments` are further ones of `TrainingArguments`."""
+
+    note: str
+    batch: int = 16
+    accumulation: int = 1
+    collator: str = "padded"
+    attention: str = "sdpa"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+SOURCE = {"batch": 4, "accumulation": 4}
+BF16 = {"bf16": True}
+# The way from the source's recipe to loralab's, one setting at a time.
+LADDER = {
+    "source": Recipe("every text padded to 512 tokens, 4 x 4 pairs a step, fp32", **SOURCE, collator="to 512"),
+    "dynamic padding": Recipe("padded to the longest text of its batch", **SOURCE),
+    "one batch": Recipe("16 pairs at once in place of 4 x 4"),
+    "answers' logits": Recipe("no logits for prompts", collator="answers"),
+    "bf16 products": Recipe("autocast on a CPU that multiplies in bf16", collator="answers", arguments=BF16),
+    "written-out attention": Recipe(
+        'attn_implementation="eager"', collator="answers", attention="eager", arguments=BF16
+    ),
+}
+ASIDE = {
+    "source, bf16": Recipe("the source's recipe with its bf16=True", **SOURCE, collator="to 512", arguments=BF16),
+    "packed": Recipe(
+        "a batch as one long text, position ids in place of a mask; tried, not used", collator="flat", arguments=BF16
+    ),
+    "length grouping": Recipe(
+        "batches of texts of like length; tried, not used",
+        collator="answers",
+        attention="eager",
+        arguments=BF16 | {"train_sampling_strategy": "group_by_length"},
+    ),
+}
+TRL = {
+    "TRL": ("SFTTrainer with its defaults, 4 x 4 pairs a step", {}),
+    "TRL, packing": ("SFTTrainer with packing=True; fewer and longer steps", {"packing": True}),
+}
+OURS = "loralab"
+NOTES = (
+    {name: recipe.note for name, recipe in (LADDER | ASIDE).items()}
+    | {name: note for name, (note, _) in TRL.items()}
+    | {OURS: "loralab.train with batch_size=16"}
+)
+
+
+def measure(name: str, seed: int) -> dict[str, float]:
+    """Train by the recipe called `name`: seconds, useful (not padding) tokens a second, held-out perplexity, memory."""
+    base = choose_base("embedded")
+    tokenizer, model = load_tokenizer(base), load_model(base)
+    pairs = read_pairs(data_path("pairs/train.jsonl"))[:PAIRS]
+    tokens = EPOCHS * sum(len(one["input_ids"]) for one in encode_all(pairs, tokenizer, base.max_length))
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        task_type="CAUSAL_LM",
+    )
+    reset_peak_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        run = _with_trl if name in TRL else _with_loralab if name == OURS else _with_trainer
+        trained, start = run(name, model, tokenizer, pairs, config, base, folder, seed)
+        started = time.perf_counter()
+        start()
+        seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "ppl": perplexity(trained, tokenizer, read_pairs(data_path("pairs/eval.jsonl")), base.max_length),
+        "peak_memory": peak_memory(),
+    }
+
+
+def _arguments(folder: str, seed: int, batch: int, accumulation: int) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": EPOCHS,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": precision().device == "cpu",
+        "dataloader_pin_memory": precision().device == "cuda",
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+
+
+def _with_trainer(name, model, tokenizer, pairs, config, base, folder, seed) -> tuple[Any, Callable[[], Any]]:
+    recipe = (LADDER | ASIDE)[name]
+    collator = {
+        "to 512": lambda: DataCollatorForSeq2Seq(tokenizer, padding="max_length", max_length=512),
+        "padded": lambda: DataCollatorForSeq2Seq(tokenizer),
+        "answers": lambda: AnswersAtTheEnd(tokenizer),
+        "flat": lambda: DataCollatorWithFlattening(),
+    }[recipe.collator]()
+    adapted = get_peft_model(model, config)
+    model.set_attn_implementation(recipe.attention)
+    usual = _arguments(folder, seed, recipe.batch, recipe.accumulation)
+    trainer = Trainer(
+        adapted,
+        TrainingArguments(**usual | recipe.arguments),
+        train_dataset=encode_all(pairs, tokenizer, base.max_length),
+        data_collator=collator,
+    )
+    return adapted, trainer.train
+
+
+def _with_trl(name, model, tokenizer, pairs, config, base, folder, seed) -> tuple[Any, Callable[[], Any]]:
+    from datasets import Dataset  # not among the course's packages
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": pair.instruction}],
+            "completion": [{"role": "assistant", "content": pair.output}],
+        }
+        for pair in pairs
+    ]
+    settings = SFTConfig(**_arguments(folder, seed, **SOURCE), max_length=512, **TRL[name][1])
+    trainer = SFTTrainer(
+        model, settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=config
+    )
+    return trainer.model, trainer.train
+
+
+def _with_loralab(name, model, tokenizer, pairs, config, base, folder, seed) -> tuple[Any, Callable[[], Any]]:
+    adapted = get_peft_model(model, config)
+    settings = {"epochs": EPOCHS, "batch_size": 16, "learning_rate": LEARNING_RATE, "seed": seed, "quiet": True}
+    return adapted, lambda: train(adapted, tokenizer, pairs, folder, base, **settings)
+
+
+def _in_its_own_process(name: str, seed: int) -> dict[str, float]:
+    python = TRL_PYTHON if name in TRL else sys.executable
+    command = [str(python), "-m", "benchmarks.training", "--only", name, "--seed", str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Per recipe the medians and the range over the rounds; per ratio the median of the rounds' own ratios."""
+    recipes = {}
+    for name in rounds[0]:
+        speeds = [one[name]["tokens_per_second"] for one in rounds]
+        recipes[name] = {
+            "note": NOTES[name],
+            "tokens_per_second": statistics.median(speeds),
+            "lowest": min(speeds),
+            "highest": max(speeds),
+            "ppl": statistics.median(one[name]["ppl"] for one in rounds),
+            "peak_memory": statistics.median(one[name]["peak_memory"] for one in rounds),
+            "loralab_is_faster_by": statistics.median(
+                one[OURS]["tokens_per_second"] / one[name]["tokens_per_second"] for one in rounds
+            ),
+        }
+    steps = {}
+    for before, after in zip(LADDER, list(LADDER)[1:], strict=False):
+        if before in recipes and after in recipes:
+            ratios = [one[after]["tokens_per_second"] / one[before]["tokens_per_second"] for one in rounds]
+            steps[after] = statistics.median(ratios)
+    return {"recipes": recipes, "each_step_is_faster_by": steps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=NOTES, help="train once by this recipe and print what was measured")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    if chosen.only:
+        print(json.dumps(measure(chosen.only, chosen.seed)))
+        return
+    names = [name for name in NOTES if name not in TRL or TRL_PYTHON.exists()]
+    if len(names) < len(NOTES):
+        print("TRL is left out: `make bench` makes its environment, build/trl")
+    rounds = []
+    for seed in range(chosen.rounds):
+        rounds.append({})
+        for name in names:
+            rounds[-1][name] = _in_its_own_process(name, seed)
+            print(f"{seed} {name:24} " + "  ".join(f"{k} {v:,.1f}" for k, v in rounds[-1][name].items()), flush=True)
+    result = {
+        "rounds": rounds,
+        **summarise(rounds),
+        "pairs": PAIRS,
+        "epochs": EPOCHS,
+        "hardware": hardware(),
+        "versions": versions(),
+        "measured": now(),
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps({name: result[name] for name in ("recipes", "each_step_is_faster_by")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
