@@ -4,13 +4,14 @@ GRADE  ?=
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
+TRL    := build/trl
 SEED   ?= 7
 BASE   ?= embedded
 REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade class test proof lint format chapters badges claims exercises bands sweep pairs heldout base clean
+.PHONY: help setup grade class test proof lint format chapters badges claims exercises bands sweep bench pairs heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +62,21 @@ bands: $(READY)  ## measure the exercises' bands over ten seeds (BASE=embedded)
 
 sweep: $(READY)  ## sweep ranks and target modules over three seeds and draw the plots (SWEEP="--ranks 8 --methods lora,dora")
 	$(BIN)/loralab sweep --base $(BASE) $(SWEEP)
+
+# TRL and what it needs, beside the course's own packages and out of their way: transformers would import them too.
+$(TRL)/ready: $(READY)
+	$(BIN)/python -m venv $(TRL)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(TRL)/lib/python3*/site-packages)/course.pth
+	$(TRL)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl
+	@touch $@
+
+bench: $(READY) $(TRL)/ready  ## run every benchmark and write docs/benchmarks.md (an hour, on a machine with nothing else to do)
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.memory_cpu
+	$(BIN)/python -m benchmarks.grading
+	$(BIN)/python -m benchmarks.page
 
 pairs: $(READY)  ## write data/pairs/ from the fact tables in data/desk/
 	$(BIN)/python data/recipes/pairs.py

@@ -21,10 +21,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .fit import GIB, Card
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
+from .memory import estimate
 from .pairs import Pair, encode_all
 from .precision import precision
 from .record import RunRecord
+from .shapes import LINEAR
 
 SHORT = 256  # tokens
 
@@ -58,6 +61,8 @@ def train(
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
+    longest = max(len(example["input_ids"]) for example in examples)
+    arguments = checkpointing_for(model, base, batch_size, longest) | arguments
     ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
     trainer = Trainer(
         model=model,
@@ -70,7 +75,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     reset_peak_memory()
     started = time.perf_counter()
-    with attention_for(model, max(len(example["input_ids"]) for example in examples)):
+    with attention_for(model, longest):
         trainer.train()
     seconds = time.perf_counter() - started
     memory = peak_memory()
@@ -138,6 +143,35 @@ def training_arguments(
         **hardware.autocast,
     }
     return TrainingArguments(**usual | arguments)
+
+
+def checkpointing_for(
+    model: PreTrainedModel | PeftModel, base: Base, batch_size: int, longest: int, room: float | None = None
+) -> dict[str, Any]:
+    """The settings that recompute activations in the backward pass, if the estimate says that they would not fit.
+
+    `room` is the GPU's memory in bytes (default: this one's). Recomputing costs a second forward pass, so it is left
+    where it is not needed, and on a CPU. AdamW stays as it is: in 8 bits it would save 6 bytes a trainable parameter,
+    which are few.
+    """
+    if room is None:
+        if precision().device == "cpu":
+            return {}
+        room = torch.cuda.mem_get_info()[1]
+    adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    total = estimate(
+        base.source,
+        method="full" if adapter is None else "qlora" if getattr(model, "is_loaded_in_4bit", False) else "lora",
+        rank=adapter.r if adapter else 1,
+        targets=tuple(adapter.target_modules) if adapter else LINEAR,
+        batch=batch_size,
+        length=longest,
+        dropout=adapter.lora_dropout if adapter else 0.0,
+        checkpointing=False,
+    ).total
+    if Card("this GPU", room / GIB).holds(total) == "fits":
+        return {}
+    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import torch
 from peft import PeftModel
 
 from loralab import RunRecord, load_model, perplexity, train
+from loralab.training import checkpointing_for
+from tests.conftest import with_adapter
 
 
 def test_a_run_leaves_an_adapter_and_its_record(honest):
@@ -63,3 +65,19 @@ def test_a_record_survives_saving_and_says_what_is_wrong_with_a_broken_one(hones
         RunRecord.load(tmp_path)
     with pytest.raises(ValueError, match="no run.json in it; is this the folder of a finished run"):
         RunRecord.load(tmp_path / "elsewhere")
+
+
+def test_activations_are_recomputed_only_where_the_estimate_says_that_they_would_not_fit(base, model):
+    adapted = with_adapter(model)
+    saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    assert checkpointing_for(adapted, base, batch_size=4, longest=128, room=16e9) == {}
+    assert checkpointing_for(adapted, base, batch_size=64, longest=256, room=2.5e9) == saving
+    assert checkpointing_for(load_model(base), base, batch_size=64, longest=256, room=2.5e9) == saving
+    assert checkpointing_for(adapted, base, batch_size=4, longest=128) == {}  # nothing is asked of a CPU
+
+
+def test_recomputing_activations_changes_no_loss(trained, train_pairs):
+    saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    settings = {"pairs": train_pairs[:8], "epochs": 1, "eval_pairs": ()}
+    usual, saved = (RunRecord.load(trained("again", **settings, **more)).losses for more in ({}, saving))
+    assert saved == pytest.approx(usual, rel=1e-3)

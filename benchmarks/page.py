@@ -1,0 +1,246 @@
+"""The results of all benchmarks on one page, `docs/benchmarks.md`, and the README's table of what made it faster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from loralab.plots import COLOURS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+FIGURES = ROOT / "docs" / "benchmarks"
+BEGIN, END = "<!-- what made it faster: written by `make bench` -->", "<!-- end -->"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
+
+
+def figure(name: str, alternative: str) -> list[str]:
+    """Save the current figure; the line of Markdown that shows it."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    plt.savefig(FIGURES / f"{name}.png", dpi=130, facecolor="white")
+    plt.close()
+    return [f"![{alternative}](benchmarks/{name}.png)", ""]
+
+
+def origin(result: dict[str, Any], program: str) -> list[str]:
+    """The line under a section: by which program, on what, when."""
+    packages = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    when = result.get("measured") or result["date"]
+    return [f"*`python -m benchmarks.{program}`: {result['hardware']}; {packages}; {when[:10]}.*", ""]
+
+
+def faster(training: dict[str, Any]) -> list[str]:
+    """What each setting on the way from the source's recipe to loralab's saves, as a table."""
+    recipes, steps = training["recipes"], training["each_step_is_faster_by"]
+    start = recipes["source"]["tokens_per_second"]
+    rows = [
+        (of["note"], f"×{steps[name]:.2f}" if name in steps else "", f"×{of['tokens_per_second'] / start:.1f}")
+        for name, of in recipes.items()
+        if name in steps or name == "source"
+    ]
+    return table(("setting, each on top of those above", "faster by", "in all"), rows)
+
+
+def of_training(result: dict[str, Any]) -> list[str]:
+    """Tokens a second of every recipe, with the range over the rounds, and their perplexities."""
+    recipes = dict(sorted(result["recipes"].items(), key=lambda item: item[1]["tokens_per_second"]))
+    names, of = list(recipes), list(recipes.values())
+    axes = plt.subplots(figsize=(8, 4.6), layout="constrained")[1]
+    speeds = [one["tokens_per_second"] for one in of]
+    reach = [
+        [one["tokens_per_second"] - one["lowest"] for one in of],
+        [one["highest"] - one["tokens_per_second"] for one in of],
+    ]
+    colours = [COLOURS[1] if name == "loralab" else COLOURS[0] for name in names]
+    axes.barh(names, speeds, xerr=reach, color=colours, ecolor="#444444", capsize=3)
+    axes.set(
+        xlabel="useful tokens a second (padding not counted)", title="Training the embedded base, r = 16 on q, k, v, o"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    rows = [
+        (
+            f"**{name}**" if name == "loralab" else name,
+            one["note"],
+            f"{one['tokens_per_second']:,.0f}",
+            f"{one['lowest']:,.0f} to {one['highest']:,.0f}",
+            f"{one['loralab_is_faster_by']:.2f}",
+            f"{one['ppl']:.2f}",
+        )
+        for name, one in reversed(recipes.items())
+    ]
+    return [
+        "## Training",
+        "",
+        f"The same adapter on the same {result['pairs']} pairs for {result['epochs']} epochs, 16 pairs a step, the recipes "
+        f"alternating for {len(result['rounds'])} rounds, each training in a process of its own. loralab trains with nothing "
+        "but settings of transformers and a data collator; *written-out attention* is the same in a plain `Trainer`.",
+        "",
+        *figure("training", "Tokens a second of each recipe"),
+        *table(("recipe", "what it is", "tokens/s", "range", "loralab is faster by", "held-out PPL"), rows),
+        "What made it faster:",
+        "",
+        *faster(result),
+        *origin(result, "training"),
+    ]  # fmt: skip
+
+
+def of_cost(result: dict[str, Any]) -> list[str]:
+    """Time and memory against pairs, length and rank, with the fitted exponents."""
+    grown = result["grown"]
+    for axes, (what, of) in zip(
+        plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")[1], grown.items(), strict=True
+    ):
+        low, high = zip(*of["range"], strict=True)
+        axes.fill_between(of["sizes"], low, high, color=COLOURS[0], alpha=0.2)
+        label = f"seconds ∝ {what}$^{{{of['time_exponent']:.2f}}}$"
+        axes.plot(of["sizes"], of["seconds"], "o-", color=COLOURS[0], label=label)
+        label = f"MB ∝ {what}$^{{{of['memory_exponent']:.2f}}}$"
+        axes.plot(of["sizes"], [size / 1e6 for size in of["bytes"]], "s-", color=COLOURS[1], label=label)
+        axes.set(xscale="log", yscale="log", xlabel=what)
+        axes.set_xticks(of["sizes"], map(str, of["sizes"]))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    usual = ", ".join(
+        f"{size} {what}" if what == "pairs" else f"{what} {size}" for what, size in result["usual"].items()
+    )
+    rows = [(what, f"{of['time_exponent']:.2f}", f"{of['memory_exponent']:.2f}") for what, of in grown.items()]
+    return [
+        "## Cost against size",
+        "",
+        f"One of the three grows, the others stay as usual ({usual}; batches of {result['batch']}). An exponent of 1 is in "
+        "proportion, 0 is not at all. Memory is what torch had handed out at the peak.",
+        "",
+        *figure("cost", "Seconds and megabytes against pairs, length and rank"),
+        *table(("what grows", "exponent of time", "exponent of memory"), rows),
+        *origin(result, "cost"),
+    ]  # fmt: skip
+
+
+def of_start(result: dict[str, Any]) -> list[str]:
+    """Where the seconds from `make grade` to the first verdict go."""
+    axes = plt.subplots(figsize=(8, 1.9), layout="constrained")[1]
+    left = 0.0
+    for (part, seconds), colour in zip(result["parts"].items(), plt.get_cmap("tab10").colors, strict=False):
+        axes.barh(0, seconds, left=left, color=colour, label=f"{part}: {seconds:.1f} s")
+        left += seconds
+    axes.set(yticks=[], xlabel="seconds")
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    imports, verdict = result["imports"], result["to_the_first_verdict"]
+    rows = [
+        (
+            "`import loralab`, garbage collection off meanwhile",
+            f"{imports['collecting']['median']:.1f} s to {imports['not_collecting']['median']:.1f} s",
+            f"×{imports['collecting']['median'] / imports['not_collecting']['median']:.2f}",
+        ),
+        (
+            "`make grade` of one exercise, the processes' imports beside the command's own",
+            f"{verdict['one_after_another']['median']:.1f} s to {verdict['side_by_side']['median']:.1f} s",
+            f"×{verdict['one_after_another']['median'] / verdict['side_by_side']['median']:.2f}",
+        ),
+    ]
+    return [
+        "## From `make grade` to the first verdict",
+        "",
+        "Exercise 1's solution, piece by piece. Every notebook has a kernel of its own, and pays for its imports.",
+        "",
+        *figure("start_up", "Seconds of each part of a grading"),
+        *table(("what was done", "from, to", "faster by"), rows),
+        *origin(result, "start_up"),
+    ]  # fmt: skip
+
+
+def of_grading(result: dict[str, Any]) -> list[str]:
+    """The class: against nbgrader, over workers, and its memory."""
+    rows = [
+        (name, f"{seconds:.0f} s", f"×{result['times_as_fast'][name]:.2f}")
+        for name, seconds in result["seconds"].items()
+    ]
+    workers = [(name, f"{seconds:.0f} s") for name, seconds in result.get("seconds_by_workers", {}).items()]
+    quarters = ", ".join(f"{size / 1e9:.2f}" for size in result["memory"]["peak_bytes_by_quarter"])
+    return [
+        "## Grading a class",
+        "",
+        f"The same {result['hand_ins']} hand-ins of exercise 1, one grader after the other. `nbgrader autograde` runs "
+        "one notebook after the other, unprotected; the re-executing grader runs two at a time, each in a sandbox of its "
+        "own, and measures each adapter on 300 held-out pairs besides.",
+        "",
+        *table(("grader", "time", "as fast as nbgrader"), rows),
+        *(["The artifacts alone, by workers:", "", *table(("workers", "time"), workers)] if workers else []),
+        f"Over {result['memory']['hand_ins']} hand-ins the peak memory of all its processes, quarter by quarter: {quarters} GB.",
+        "",
+        *origin(result, "grading"),
+    ]  # fmt: skip
+
+
+def of_memory(result: dict[str, Any]) -> list[str]:
+    """The estimate of `loralab fit` beside what trainings on a CPU took."""
+    rows = [
+        (
+            case["model"],
+            f"{case['method']}, r = {case['rank']} on {case['targets']}, {case['batch']} × {case['length']}"
+            + ("" if case["checkpointing"] else ", no checkpointing"),
+            f"{case['estimate'] / 1e9:.2f}",
+            f"{case['allocated'] / 1e9:.2f}",
+            f"{case['allocated_percent']:+.1f} %",
+        )
+        for case in result["cases"]
+    ]
+    return [
+        "## Will it fit: the estimate against trainings",
+        "",
+        "Random weights of true shapes, trained for a few steps on a CPU in bf16 as on a GPU; *allocated* is what torch's "
+        "allocator had handed out at the peak.",
+        "",
+        *table(("base", "training", "estimate, GB", "allocated, GB", "estimate is off by"), rows),
+        *origin(result, "memory_cpu"),
+    ]  # fmt: skip
+
+
+SECTIONS = {
+    "training": of_training,
+    "cost": of_cost,
+    "start_up": of_start,
+    "grading": of_grading,
+    "memory_cpu": of_memory,
+}
+
+
+def main() -> None:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Every figure here comes from a program in `benchmarks/`; `make bench` runs them all and writes this page. These "
+        "machines are noisy: compare figures of one section with one another, and ratios rather than seconds.",
+        "",
+    ]
+    for name, section in SECTIONS.items():
+        if (RESULTS / f"{name}.json").exists():
+            lines += section(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
+    if not (RESULTS / "memory_gpu.json").exists():
+        lines += [
+            "## On a GPU",
+            "",
+            "Not yet measured. `python -m benchmarks.memory_gpu` is ready for whoever has one.",
+            "",
+        ]
+    PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    readme = README.read_text("utf-8")
+    before, rest = readme.split(BEGIN)
+    table_now = "\n".join(faster(json.loads((RESULTS / "training.json").read_text("utf-8"))))
+    README.write_text(f"{before}{BEGIN}\n\n{table_now}{END}{rest.split(END, 1)[1]}", "utf-8")
+    print(f"{PAGE.relative_to(ROOT)} and the README's table are written")
+
+
+if __name__ == "__main__":
+    main()
