@@ -70,7 +70,7 @@ $(TRL)/ready: $(READY)
 	$(TRL)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl
 	@touch $@
 
-bench: $(READY) $(TRL)/ready  ## run every benchmark and write docs/benchmarks.md (an hour, on a machine with nothing else to do)
+bench: $(READY) $(TRL)/ready  ## run every benchmark and write docs/benchmarks.md (long; on a machine with nothing else to do)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.start_up

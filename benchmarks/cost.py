@@ -8,24 +8,19 @@ profiler, weights included. Writes `benchmarks/results/cost.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
+from benchmarks.measured import peak_allocated, save
 from loralab import RunRecord, choose_base, load_model, load_tokenizer, train
 from loralab.pairs import IGNORED
-from loralab.record import hardware, now, versions
 
-RESULTS = Path(__file__).parent / "results" / "cost.json"
 USUAL = {"pairs": 96, "length": 96, "rank": 16}
 GRID = {
     "pairs": (24, 48, 96, 192, 384),
@@ -62,11 +57,7 @@ def run(pairs: int, length: int, rank: int) -> RunRecord:
 
 def allocated(**size: int) -> int:
     """The largest number of bytes that torch had handed out at one time, over the two steps that decide it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run(**size | {"pairs": 2 * BATCH})
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events))
+    return peak_allocated(lambda: run(**size | {"pairs": 2 * BATCH}))
 
 
 def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
@@ -102,8 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     found = measure(parser.parse_args().rounds)
-    about = {"usual": USUAL, "batch": BATCH, "hardware": hardware(), "versions": versions(), "measured": now()}
-    RESULTS.write_text(json.dumps({"grown": found} | about, indent=1) + "\n", "utf-8")
+    save("cost", {"grown": found, "usual": USUAL, "batch": BATCH})
     for what, of in found.items():
         print(f"{what}: time grows with its power {of['time_exponent']:.2f}, memory {of['memory_exponent']:.2f}")
 

@@ -23,12 +23,11 @@ import psutil
 from distributed import LocalCluster
 from nbgrader.api import Gradebook
 
+from benchmarks.measured import save
 from grader.execute import execute
 from grader.exercises import EXERCISES, ROOT
 from loralab.handin import RUN_FILES
-from loralab.record import hardware, now, versions
 
-RESULTS = ROOT / "benchmarks" / "results" / "grading.json"
 EX1 = EXERCISES["ex1_first_adapter"]
 RUN = EX1.runs[0].name
 BINARIES = Path(sys.executable).parent
@@ -144,11 +143,8 @@ def main() -> None:
         "times_as_fast": {name: round(first / value, 2) for name, value in seconds.items()},
         "seconds_by_workers": {name: round(value, 1) for name, value in workers.items()},
         "memory": memory,
-        "hardware": hardware(),
-        "versions": versions(),
-        "measured": now(),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save("grading", result)
     print(json.dumps(result, indent=1))
 
 

@@ -1,7 +1,8 @@
 """The memory estimate against trainings that really run, on a CPU: random weights of true shapes, bf16 as on a GPU.
 
 Two measures, each in a process of its own: what torch's allocator had handed out at the peak, counted by torch's
-profiler, is what the estimate estimates; by how much the process grew includes what libraries take for themselves. Run as `python -m benchmarks.memory_cpu`; writes `benchmarks/results/memory_cpu.json`.
+profiler, is what the estimate estimates; by how much the process grew includes what libraries take for themselves. Run
+as `python -m benchmarks.memory_cpu`; writes `benchmarks/results/memory_cpu.json`.
 """
 
 from __future__ import annotations
@@ -12,22 +13,18 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from itertools import accumulate
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import psutil
 import torch
-from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
+from benchmarks.measured import peak_allocated, save
 from benchmarks.shaped import random_base, train_steps
 from loralab.fit import Settings, fit
 from loralab.measure import peak_memory, reset_peak_memory
-from loralab.record import hardware, now, versions
 
-RESULTS = Path(__file__).parent / "results" / "memory_cpu.json"
 CASES = [
     ("smollm2-135m", Settings("lora", 16, "all", 1, 256)),
     ("smollm2-135m", Settings("lora", 64, "qkvo", 2, 128, checkpointing=False)),
@@ -41,11 +38,7 @@ CASES = [
 
 def allocated(source: str, settings: Settings) -> int:
     """The largest number of bytes that torch's allocator had handed out at one time during a training."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        train(source, settings)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events))
+    return peak_allocated(lambda: train(source, settings))
 
 
 def resident(source: str, settings: Settings) -> int:
@@ -95,8 +88,7 @@ def main() -> None:
             f"({deviation['allocated_percent']:+.1f} %), resident {found['resident'] / 1e9:.3f} "
             f"({deviation['resident_percent']:+.1f} %)"
         )
-        about = {"hardware": hardware(), "versions": versions(), "date": now()}
-        RESULTS.write_text(json.dumps({"cases": rows} | about, indent=1) + "\n")
+        save("memory_cpu", {"cases": rows})
 
 
 if __name__ == "__main__":

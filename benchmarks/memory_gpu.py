@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -22,12 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from benchmarks.measured import save
 from benchmarks.shaped import random_base, train_steps
 from loralab.fit import Settings, fit
 from loralab.memory import T4_BYTES
-from loralab.record import hardware, now, versions
 
-RESULTS = Path(__file__).parent / "results" / "memory_gpu.json"
 ACCUMULATE = (1, 2, 2, 2)  # batches of each step; the first step is not timed
 CASES = [
     ("qwen2.5-0.5b", Settings("lora", 16, "all", 1, 512)),
@@ -113,8 +111,7 @@ def main() -> None:
         print(json.dumps(measure(model, Settings(**settings))))
         return
     rows = [row(model, settings, in_a_process(model, settings)) for model, settings in tqdm(CASES, unit="case")]
-    about = {"limit": T4_BYTES, "hardware": hardware(), "versions": versions(), "date": now()}
-    RESULTS.write_text(json.dumps({"cases": rows} | about, indent=1) + "\n")
+    save("memory_gpu", {"cases": rows, "limit": T4_BYTES})
     Console(width=160).print(table(rows))
 
 

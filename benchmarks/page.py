@@ -9,10 +9,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from benchmarks.measured import RESULTS
 from loralab.plots import COLOURS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 FIGURES = ROOT / "docs" / "benchmarks"
 BEGIN, END = "<!-- what made it faster: written by `make bench` -->", "<!-- end -->"
@@ -35,8 +35,7 @@ def figure(name: str, alternative: str) -> list[str]:
 def origin(result: dict[str, Any], program: str) -> list[str]:
     """The line under a section: by which program, on what, when."""
     packages = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    when = result.get("measured") or result["date"]
-    return [f"*`python -m benchmarks.{program}`: {result['hardware']}; {packages}; {when[:10]}.*", ""]
+    return [f"*`python -m benchmarks.{program}`: {result['hardware']}; {packages}; {result['measured'][:10]}.*", ""]
 
 
 def faster(training: dict[str, Any]) -> list[str]:
@@ -235,11 +234,11 @@ def main() -> None:
             "",
         ]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
-    readme = README.read_text("utf-8")
-    before, rest = readme.split(BEGIN)
-    table_now = "\n".join(faster(json.loads((RESULTS / "training.json").read_text("utf-8"))))
-    README.write_text(f"{before}{BEGIN}\n\n{table_now}{END}{rest.split(END, 1)[1]}", "utf-8")
-    print(f"{PAGE.relative_to(ROOT)} and the README's table are written")
+    if (RESULTS / "training.json").exists():
+        before, rest = README.read_text("utf-8").split(BEGIN)
+        rows = "\n".join(faster(json.loads((RESULTS / "training.json").read_text("utf-8"))))
+        README.write_text(f"{before}{BEGIN}\n\n{rows}\n{END}{rest.split(END, 1)[1]}", "utf-8")
+    print(f"{PAGE.relative_to(ROOT)} is written, and the README's table if training was measured")
 
 
 if __name__ == "__main__":

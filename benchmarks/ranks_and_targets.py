@@ -64,7 +64,7 @@ def measure(seeds: int) -> dict:
         "seeds": seeds,
         "hardware": hardware(),
         "versions": versions(),
-        "date": now(),
+        "measured": now(),
     }
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import nbformat
 
+from benchmarks.measured import save
 from grader.evaluate import Evaluator
 from grader.execute import execute
 from grader.exercises import EXERCISES, ROOT
 from loralab import RunRecord, choose_base
-from loralab.record import hardware, now, versions
 
-RESULTS = ROOT / "benchmarks" / "results" / "start_up.json"
 EX1 = EXERCISES["ex1_first_adapter"]
 COMMAND = ["grade", EX1.id, "--heldout-seed", "7"]
 # The same command without the process that loads torch beside it.
@@ -83,11 +82,8 @@ def main() -> None:
         "to_the_first_verdict": alternating(
             rounds, one_after_another=("-c", ONE_AFTER_ANOTHER), side_by_side=("-m", "grader", *COMMAND)
         ),
-        "hardware": hardware(),
-        "versions": versions(),
-        "measured": now(),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save("start_up", result)
     print(json.dumps(result, indent=1))
 
 

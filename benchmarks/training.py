@@ -23,6 +23,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
 
+from benchmarks.measured import save
 from loralab import (
     choose_base,
     data_path,
@@ -37,10 +38,8 @@ from loralab import (
     train,
 )
 from loralab.collate import AnswersAtTheEnd
-from loralab.record import hardware, now, versions
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "training.json"
 TRL_PYTHON = ROOT / "build" / "trl" / "bin" / "python"
 PAIRS, EPOCHS, LEARNING_RATE = 300, 2, 5e-3
 
@@ -242,11 +241,8 @@ def main() -> None:
         **summarise(rounds),
         "pairs": PAIRS,
         "epochs": EPOCHS,
-        "hardware": hardware(),
-        "versions": versions(),
-        "measured": now(),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save("training", result)
     print(json.dumps({name: result[name] for name in ("recipes", "each_step_is_faster_by")}, indent=1))
 
 

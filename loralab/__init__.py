@@ -7,8 +7,8 @@ import gc
 import logging
 import warnings
 
-# Importing torch, transformers and peft makes half a million objects and no garbage: looking for it meanwhile would
-# take a fifth of the time (`benchmarks/start_up.py`), and looking through them again a third of a second each time.
+# Importing torch, transformers and peft makes very many objects and next to no garbage. Looking for it meanwhile takes
+# a good part of the time (`benchmarks/start_up.py` measures it), and looking through them later is for nothing, too.
 _collecting = gc.isenabled()
 gc.disable()
 

@@ -45,7 +45,7 @@ def precision(capability: tuple[int, int] | None = None) -> Precision:
 
 
 def _of_this_cpu() -> Precision:
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.12
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
     if abilities.get("avx512_bf16") or abilities.get("amx_bf16"):
         reason = "no GPU: fp32 on the CPU, with products in bf16 while training, which this CPU has instructions for"
         return Precision("cpu", torch.float32, torch.bfloat16, reason)

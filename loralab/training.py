@@ -23,11 +23,10 @@ from .bases import Base
 from .collate import AnswersAtTheEnd
 from .fit import GIB, Card
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
-from .memory import estimate
+from .memory import METHODS, estimate
 from .pairs import Pair, encode_all
 from .precision import precision
 from .record import RunRecord
-from .shapes import LINEAR
 
 SHORT = 256  # tokens
 
@@ -61,6 +60,8 @@ def train(
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
+    if not examples:
+        raise ValueError("no pairs to train on: give at least one")
     longest = max(len(example["input_ids"]) for example in examples)
     arguments = checkpointing_for(model, base, batch_size, longest) | arguments
     ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
@@ -158,37 +159,40 @@ def checkpointing_for(
         if precision().device == "cpu":
             return {}
         room = torch.cuda.mem_get_info()[1]
-    adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    total = estimate(
-        base.source,
-        method="full" if adapter is None else "qlora" if getattr(model, "is_loaded_in_4bit", False) else "lora",
-        rank=adapter.r if adapter else 1,
-        targets=tuple(adapter.target_modules) if adapter else LINEAR,
-        batch=batch_size,
-        length=longest,
-        dropout=adapter.lora_dropout if adapter else 0.0,
-        checkpointing=False,
-    ).total
-    if Card("this GPU", room / GIB).holds(total) == "fits":
-        return {}
-    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    asked = {"batch": batch_size, "length": longest, "checkpointing": False}
+    if isinstance(model, PeftModel):
+        adapter = model.peft_config["default"]
+        layers = {name.rpartition(".")[2] for name in model.base_model.targeted_module_names}
+        asked |= {"rank": adapter.r, "targets": tuple(layers), "dropout": adapter.lora_dropout}
+    method = _method(model)
+    try:
+        total = estimate(base.source, method if method in METHODS else "lora", **asked).total
+    except Exception:  # a shape that cannot be traced without its weights: rather slow than out of memory
+        return saving
+    return {} if Card("this GPU", room / GIB).holds(total) == "fits" else saving
 
 
 @contextmanager
 def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[None]:
     """Within it, texts of up to `longest` tokens take the attention that is fastest for them on this machine.
 
-    On a CPU that trains in bf16, the fused kernel of sdpa has a slow backward pass: written out ("eager"), attention
-    over short texts costs a third of a step less (`benchmarks/training.py`). Over long ones it would take much memory.
+    On a CPU that trains in bf16, the fused kernel of sdpa has a slow backward pass: over short texts, attention written
+    out ("eager") is faster (`benchmarks/training.py` measures it). Over long ones it would take much memory.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    usual, hardware = base.config._attn_implementation, precision()
-    short = hardware.device == "cpu" and hardware.compute == torch.bfloat16 and longest <= SHORT
-    base.set_attn_implementation("eager" if short and usual == "sdpa" else usual)
+    hardware = precision()
+    slow = (
+        hardware.device == "cpu" and hardware.compute == torch.bfloat16 and base.config._attn_implementation == "sdpa"
+    )
+    if not slow or longest > SHORT:
+        yield
+        return
+    base.set_attn_implementation("eager")
     try:
         yield
     finally:
-        base.set_attn_implementation(usual)
+        base.set_attn_implementation("sdpa")
 
 
 class _Bar(ProgressCallback):

@@ -81,3 +81,8 @@ def test_recomputing_activations_changes_no_loss(trained, train_pairs):
     settings = {"pairs": train_pairs[:8], "epochs": 1, "eval_pairs": ()}
     usual, saved = (RunRecord.load(trained("again", **settings, **more)).losses for more in ({}, saving))
     assert saved == pytest.approx(usual, rel=1e-3)
+
+
+def test_nothing_to_train_on_is_one_clear_line(base, model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="no pairs to train on: give at least one"):
+        train(model, tokenizer, [], tmp_path, base)
