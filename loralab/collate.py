@@ -25,11 +25,12 @@ class AnswersAtTheEnd:
         """`input_ids`, `attention_mask`, `position_ids` [batch, T]; `labels` [batch, kept]; `logits_to_keep` = kept."""
         tokens = {"input_ids": [example["input_ids"] for example in examples]}
         batch = self.tokenizer.pad(tokens, padding_side="left", return_tensors="pt")
-        learned = max(_learned(example["labels"]) for example in examples)
-        kept = min(1 + learned, batch["input_ids"].shape[1])  # the first is predicted by the token before it
+        # A text's first token is predicted by nothing, and with padding in front of it something would try.
+        wanted = [[IGNORED, *example["labels"][1:]] for example in examples]
+        kept = 1 + max(map(_learned, wanted))  # the first is predicted by the token before it
         labels = torch.full((len(examples), kept), IGNORED)
-        for row, example in zip(labels, examples, strict=True):
-            last = torch.tensor(example["labels"][-kept:])
+        for row, of_text in zip(labels, wanted, strict=True):
+            last = torch.tensor(of_text[-kept:])
             row[-len(last) :] = last
         # Padding in front must not move the text: its first token is at position 0, as in a text alone.
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)

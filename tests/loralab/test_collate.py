@@ -7,6 +7,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from loralab import encode_all
 from loralab.collate import AnswersAtTheEnd
+from loralab.measure import token_losses
 from loralab.pairs import IGNORED
 
 
@@ -45,6 +46,17 @@ def test_labels_may_begin_or_end_anywhere(model, tokenizer):
     pad = tokenizer.pad_token_id
     assert batch["input_ids"].tolist() == [[pad, 5, 6, 7, 8], [5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
-    assert batch["labels"].tolist() == [[IGNORED, 5, 6, 7, 8], [IGNORED, IGNORED, 7, 8, IGNORED]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7, 8], [IGNORED, 7, 8, IGNORED]]
     assert torch.isfinite(model(**batch).loss)
     assert torch.isfinite(model(**AnswersAtTheEnd(tokenizer)([whole])).loss)
+
+
+def test_a_whole_text_has_the_loss_that_it_has_alone(model, tokenizer):
+    """The padding before a shorter text predicts none of its tokens."""
+    texts = [{"input_ids": list(range(5, 5 + n)), "labels": list(range(5, 5 + n))} for n in (4, 9)]
+    together, alone = token_losses(model, tokenizer, texts), [token_losses(model, tokenizer, [one])[0] for one in texts]
+    assert [len(losses) for losses in together] == [3, 8]
+    for losses, wanted in zip(together, alone, strict=True):
+        assert losses == pytest.approx(wanted, rel=1e-4)
+    plain = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)(texts)
+    assert model(**AnswersAtTheEnd(tokenizer)(texts)).loss.item() == pytest.approx(model(**plain).loss.item(), rel=1e-5)
