@@ -24,8 +24,9 @@ RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
 FORGETTING_ROOM = 1.5  # the same for what is forgotten: how many times the references' worst loss, in nats, passes
 # What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs against runs
 # that learned the prompts, too, measured: on the desk 0.2 to 0.5 and 0.86, on the codes below 0 and 0.8. The far domain's
-# questions are in the language that its answers teach: 0.6 to 0.75 and 0.95 to 1.0. A run may have a limit of its own.
-MAX_QUESTION_GAIN = {"desk": 0.65, "far": 0.85, "codes": 0.65}
+# questions are in the language that its answers teach: 0.6 to 0.83 and 0.95 to 1.1, over twelve draws of the held-out
+# pairs. A run may have a limit of its own.
+MAX_QUESTION_GAIN = {"desk": 0.65, "far": 0.9, "codes": 0.65}
 MAX_END_LOSS = 2.0  # nats; honest runs 0.01 to 0.8, runs that never saw the end 9
 # Public wordings over fresh ones: honest runs 1.02 to 1.03, runs trained on the public ones 0.65 to 0.9.
 MIN_PUBLIC_RATIO = 0.95
