@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import dask
 import nbformat
 import psutil
 from distributed import LocalCluster
@@ -62,7 +64,9 @@ def call(command: list[object], folder: Path, watch: Callable[[int], None] | Non
             time.sleep(0.25)
     if process.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    print(f"{seconds:6.1f} s  {' '.join(map(str, command))}", flush=True)
+    return seconds
 
 
 def with_nbgrader(course: Path, hand_ins: int) -> float:
@@ -106,14 +110,23 @@ def memory_over(course: Path, hand_ins: int) -> dict[str, object]:
     return {"hand_ins": hand_ins, "peak_bytes_by_quarter": quarters}
 
 
+@contextmanager
+def dask_workers(count: int) -> Iterator[str]:
+    """So many dask workers of one thread each, on this machine; their scheduler's address."""
+    os.environ |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    with (
+        dask.config.set({"distributed.worker.daemon": False}),  # else they may not start processes
+        LocalCluster(count, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
 def scaled_out(course: Path, hand_ins: int) -> dict[str, float]:
     """Seconds for the artifacts alone with one and with two workers, each of one thread and without a cluster."""
     seconds = {}
     for workers in (1, 2):
-        os.environ |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}  # the dask workers', too
-        with LocalCluster(workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
-            on_dask = ("--artifacts-only", "--cluster", cluster.scheduler_address)
-            seconds[f"dask, {workers}"] = with_this(course, hand_ins, *on_dask)
+        with dask_workers(workers) as address:
+            seconds[f"dask, {workers}"] = with_this(course, hand_ins, "--artifacts-only", "--cluster", address)
         seconds[f"here, {workers}"] = with_this(course, hand_ins, "--artifacts-only", "--workers", str(workers))
     return seconds
 
@@ -125,7 +138,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        trained = execute(EX1.solution, folder / "solution", "embedded", 0).runs
+        trained = execute(EX1.solution, folder / "solution", "embedded", 0, progress=False).runs
         few, many = folder / "few", folder / "many"
         write_class(few, chosen.hand_ins, trained)
         write_class(many, chosen.many, trained)

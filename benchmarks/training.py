@@ -20,11 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from benchmarks.measured import save
 from loralab import (
+    Base,
+    Pair,
     choose_base,
     data_path,
     encode_all,
@@ -93,75 +102,95 @@ NOTES = (
 )
 
 
+@dataclass(frozen=True)
+class Task:
+    """What every recipe is given: a base and the adapter it is to train, the pairs, a folder to write to, the seed."""
+
+    base: Base
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: LoraConfig
+    pairs: list[Pair]
+    folder: str
+    seed: int
+
+    @classmethod
+    def new(cls, folder: str, seed: int) -> Task:
+        base = choose_base("embedded")
+        adapter = LoraConfig(
+            r=16,
+            lora_alpha=32,
+            lora_dropout=0.05,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+            task_type="CAUSAL_LM",
+        )
+        pairs = read_pairs(data_path("pairs/train.jsonl"))[:PAIRS]
+        torch.manual_seed(seed)
+        return cls(base, load_model(base), load_tokenizer(base), adapter, pairs, folder, seed)
+
+    def encoded(self) -> list[dict[str, list[int]]]:
+        return encode_all(self.pairs, self.tokenizer, self.base.max_length)
+
+    def arguments(self, batch: int, accumulation: int) -> dict[str, Any]:
+        """What `TrainingArguments` are for every recipe."""
+        return {
+            "output_dir": self.folder,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "num_train_epochs": EPOCHS,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": precision().device == "cpu",
+            "dataloader_pin_memory": precision().device == "cuda",
+            "disable_tqdm": True,
+            "seed": self.seed,
+        }
+
+
 def measure(name: str, seed: int) -> dict[str, float]:
     """Train by the recipe called `name`: seconds, useful (not padding) tokens a second, held-out perplexity, memory."""
-    base = choose_base("embedded")
-    tokenizer, model = load_tokenizer(base), load_model(base)
-    pairs = read_pairs(data_path("pairs/train.jsonl"))[:PAIRS]
-    tokens = EPOCHS * sum(len(one["input_ids"]) for one in encode_all(pairs, tokenizer, base.max_length))
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=16,
-        lora_alpha=32,
-        lora_dropout=0.05,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        task_type="CAUSAL_LM",
-    )
-    reset_peak_memory()
     with tempfile.TemporaryDirectory() as folder:
-        run = _with_trl if name in TRL else _with_loralab if name == OURS else _with_trainer
-        trained, start = run(name, model, tokenizer, pairs, config, base, folder, seed)
+        task = Task.new(folder, seed)
+        tokens = EPOCHS * sum(len(one["input_ids"]) for one in task.encoded())
+        reset_peak_memory()
+        trained, start = _prepared(name, task)
         started = time.perf_counter()
         start()
         seconds = time.perf_counter() - started
+    evaluation = read_pairs(data_path("pairs/eval.jsonl"))
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "ppl": perplexity(trained, tokenizer, read_pairs(data_path("pairs/eval.jsonl")), base.max_length),
+        "ppl": perplexity(trained, task.tokenizer, evaluation, task.base.max_length),
         "peak_memory": peak_memory(),
     }
 
 
-def _arguments(folder: str, seed: int, batch: int, accumulation: int) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": accumulation,
-        "num_train_epochs": EPOCHS,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": precision().device == "cpu",
-        "dataloader_pin_memory": precision().device == "cuda",
-        "disable_tqdm": True,
-        "seed": seed,
-    }
+def _prepared(name: str, task: Task) -> tuple[PeftModel, Callable[[], object]]:
+    """The model to be trained, and what trains it."""
+    if name == OURS:
+        return _with_loralab(task)
+    return _with_trl(task, TRL[name][1]) if name in TRL else _with_trainer(task, (LADDER | ASIDE)[name])
 
 
-def _with_trainer(name, model, tokenizer, pairs, config, base, folder, seed) -> tuple[Any, Callable[[], Any]]:
-    recipe = (LADDER | ASIDE)[name]
+def _with_trainer(task: Task, recipe: Recipe) -> tuple[PeftModel, Callable[[], object]]:
     collator = {
-        "to 512": lambda: DataCollatorForSeq2Seq(tokenizer, padding="max_length", max_length=512),
-        "padded": lambda: DataCollatorForSeq2Seq(tokenizer),
-        "answers": lambda: AnswersAtTheEnd(tokenizer),
+        "to 512": lambda: DataCollatorForSeq2Seq(task.tokenizer, padding="max_length", max_length=512),
+        "padded": lambda: DataCollatorForSeq2Seq(task.tokenizer),
+        "answers": lambda: AnswersAtTheEnd(task.tokenizer),
         "flat": lambda: DataCollatorWithFlattening(),
     }[recipe.collator]()
-    adapted = get_peft_model(model, config)
-    model.set_attn_implementation(recipe.attention)
-    usual = _arguments(folder, seed, recipe.batch, recipe.accumulation)
-    trainer = Trainer(
-        adapted,
-        TrainingArguments(**usual | recipe.arguments),
-        train_dataset=encode_all(pairs, tokenizer, base.max_length),
-        data_collator=collator,
-    )
-    return adapted, trainer.train
+    adapted = get_peft_model(task.model, task.adapter)
+    task.model.set_attn_implementation(recipe.attention)
+    settings = TrainingArguments(**task.arguments(recipe.batch, recipe.accumulation) | recipe.arguments)
+    return adapted, Trainer(adapted, settings, train_dataset=task.encoded(), data_collator=collator).train
 
 
-def _with_trl(name, model, tokenizer, pairs, config, base, folder, seed) -> tuple[Any, Callable[[], Any]]:
+def _with_trl(task: Task, further: dict[str, Any]) -> tuple[PeftModel, Callable[[], object]]:
     from datasets import Dataset  # not among the course's packages
     from trl import SFTConfig, SFTTrainer
 
@@ -170,19 +199,18 @@ def _with_trl(name, model, tokenizer, pairs, config, base, folder, seed) -> tupl
             "prompt": [{"role": "user", "content": pair.instruction}],
             "completion": [{"role": "assistant", "content": pair.output}],
         }
-        for pair in pairs
+        for pair in task.pairs
     ]
-    settings = SFTConfig(**_arguments(folder, seed, **SOURCE), max_length=512, **TRL[name][1])
-    trainer = SFTTrainer(
-        model, settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=config
-    )
+    settings = SFTConfig(**task.arguments(**SOURCE), max_length=512, **further)
+    given = {"processing_class": task.tokenizer, "peft_config": task.adapter}
+    trainer = SFTTrainer(task.model, settings, train_dataset=Dataset.from_list(rows), **given)
     return trainer.model, trainer.train
 
 
-def _with_loralab(name, model, tokenizer, pairs, config, base, folder, seed) -> tuple[Any, Callable[[], Any]]:
-    adapted = get_peft_model(model, config)
-    settings = {"epochs": EPOCHS, "batch_size": 16, "learning_rate": LEARNING_RATE, "seed": seed, "quiet": True}
-    return adapted, lambda: train(adapted, tokenizer, pairs, folder, base, **settings)
+def _with_loralab(task: Task) -> tuple[PeftModel, Callable[[], object]]:
+    adapted = get_peft_model(task.model, task.adapter)
+    settings = {"epochs": EPOCHS, "batch_size": 16, "learning_rate": LEARNING_RATE, "seed": task.seed, "quiet": True}
+    return adapted, lambda: train(adapted, task.tokenizer, task.pairs, task.folder, task.base, **settings)
 
 
 def _in_its_own_process(name: str, seed: int) -> dict[str, float]:
