@@ -17,7 +17,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
@@ -32,7 +32,7 @@ class: $(READY)  ## write the class of honest and hostile hand-ins to build/clas
 	$(BIN)/python -m grader grade --course build/class --out build/class/grade --minutes 2 $(GRADE)
 
 # Two torch processes with many threads each stall one another; with one thread each they fill two cores.
-test: $(READY) lint  ## lint, then run every test, the chapters included
+test: $(READY) lint  ## lint, then run the tests, the chapters included (those that take minutes each: make proof)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 proof: $(READY)  ## run the tests that take minutes each: true model shapes, every honest variant, the chapters as in Colab
@@ -70,7 +70,7 @@ $(TRL)/ready: $(READY)
 	$(TRL)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl
 	@touch $@
 
-bench: $(READY) $(TRL)/ready  ## run every benchmark and write docs/benchmarks.md (long; on a machine with nothing else to do)
+bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md (long; on a machine with nothing else to do)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.start_up
@@ -87,5 +87,5 @@ heldout: $(READY)  ## draw fresh held-out pairs (SEED=7) into build/
 base: $(READY)  ## pretrain the embedded base from scratch, measure it and write its card (about an hour)
 	$(BIN)/python data/recipes/pretrain.py && $(BIN)/python data/recipes/bars.py
 
-clean:  ## delete what was built (not .venv)
-	rm -rf build runs .pytest_cache .ruff_cache
+clean:  ## delete scratch (not .venv, not runs/, and nothing of what was graded)
+	rm -rf build/chapters build/class build/trl .pytest_cache .ruff_cache

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measured import peak_allocated, save
 from loralab import RunRecord, choose_base, load_model, load_tokenizer, train
@@ -56,8 +57,8 @@ def run(pairs: int, length: int, rank: int) -> RunRecord:
 
 
 def allocated(**size: int) -> int:
-    """The largest number of bytes that torch had handed out at one time, over the two steps that decide it."""
-    return peak_allocated(lambda: run(**size | {"pairs": 2 * BATCH}))
+    """The largest number of bytes that torch had handed out at one time."""
+    return peak_allocated(lambda: run(**size))
 
 
 def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
@@ -67,6 +68,7 @@ def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
 
 def measure(rounds: int) -> dict[str, Any]:
     """For each of pairs, length and rank: seconds and bytes at each size, the others as usual, and their exponents."""
+    disable_progress_bar()  # of every model that is loaded
     run(**USUAL)  # the first training of a process is slower
     found = {}
     with tqdm(total=sum(map(len, GRID.values())), unit="size") as bar:

@@ -16,13 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import dask
 import nbformat
 import psutil
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from nbgrader.api import Gradebook
 
 from benchmarks.measured import save
@@ -112,19 +111,24 @@ def memory_over(course: Path, hand_ins: int) -> dict[str, object]:
 
 @contextmanager
 def dask_workers(count: int) -> Iterator[str]:
-    """So many dask workers of one thread each, on this machine; their scheduler's address."""
-    os.environ |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    with (
-        dask.config.set({"distributed.worker.daemon": False}),  # else they may not start processes
-        LocalCluster(count, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
-    ):
-        yield cluster.scheduler_address
+    """So many dask workers on this machine, as `docs/cluster.md` starts them, with a processor each; the address."""
+    with LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster, ExitStack() as running:
+        address = cluster.scheduler_address
+        command = [BINARIES / "dask", "worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard"]
+        for _ in range(count):
+            worker = subprocess.Popen(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+            running.callback(worker.wait)
+            running.callback(worker.terminate)
+        with Client(address) as client:
+            client.wait_for_workers(count)
+        yield address
 
 
 def scaled_out(course: Path, hand_ins: int) -> dict[str, float]:
-    """Seconds for the artifacts alone with one and with two workers, each of one thread and without a cluster."""
+    """Seconds for the artifacts alone with one and with two workers, each of one thread, with and without a cluster."""
     seconds = {}
     for workers in (1, 2):
+        ENVIRONMENT["OMP_NUM_THREADS"] = str(workers)  # the grader divides them among its workers
         with dask_workers(workers) as address:
             seconds[f"dask, {workers}"] = with_this(course, hand_ins, "--artifacts-only", "--cluster", address)
         seconds[f"here, {workers}"] = with_this(course, hand_ins, "--artifacts-only", "--workers", str(workers))
@@ -147,8 +151,8 @@ def main() -> None:
             "re-executing": with_this(few, chosen.hand_ins),
             "artifacts only": with_this(few, chosen.hand_ins, "--artifacts-only"),
         }
-        workers = scaled_out(few, chosen.hand_ins)
         memory = memory_over(many, chosen.many)
+        workers = scaled_out(few, chosen.hand_ins)
     first = seconds["nbgrader autograde"]
     result = {
         "hand_ins": chosen.hand_ins,

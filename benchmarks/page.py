@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.measured import RESULTS
+from loralab.fit import Settings
 from loralab.plots import COLOURS
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,18 @@ def faster(training: dict[str, Any]) -> list[str]:
         if name in steps or name == "source"
     ]
     return table(("setting, each on top of those above", "faster by", "in all"), rows)
+
+
+def verdict(training: dict[str, Any]) -> str:
+    """How `loralab.train` compares with the source's recipe and with TRL, in a sentence."""
+    recipes = training["recipes"]
+    ours = recipes["loralab"]
+    compared = " and ".join(
+        f"{recipes[name]['loralab_is_faster_by']:.1f} times as fast as {what} (held-out perplexity {recipes[name]['ppl']:.1f})"
+        for name, what in {"source": "the source's recipe", "TRL": "TRL's `SFTTrainer` with its defaults"}.items()
+        if name in recipes
+    )
+    return f"`loralab.train` is {compared}, at perplexity {ours['ppl']:.1f}: medians over {len(training['rounds'])} rounds on a CPU."
 
 
 def of_training(result: dict[str, Any]) -> list[str]:
@@ -206,12 +219,38 @@ def of_memory(result: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def of_gpu(result: dict[str, Any]) -> list[str]:
+    """The estimate of `loralab fit` beside what trainings on a GPU took that may have no more than a T4 has."""
+    rows = [
+        (
+            case["model"],
+            str(Settings(**case["settings"])),
+            f"{case['estimate'] / 1e9:.2f}",
+            f"{case['allocated'] / 1e9:.2f}" if "allocated" in case else "",
+            {True: "yes", False: "no", None: "failed"}[case["fitted"]],
+            f"{case['deviation_percent']:+.1f} %" if case["fitted"] else "",
+            f"{case['tokens_per_second']:.0f}" if case["fitted"] else "",
+        )
+        for case in result["cases"]
+    ]
+    head = ("base", "training", "estimate, GB", "allocated, GB", "fitted", "estimate is off by", "tokens/s")
+    return [
+        "## On a GPU",
+        "",
+        f"True shapes with random weights, held to {result['limit'] / 2**30:.2f} GiB, in fp16 as on a T4.",
+        "",
+        *table(head, rows),
+        *origin(result, "memory_gpu"),
+    ]
+
+
 SECTIONS = {
     "training": of_training,
     "cost": of_cost,
     "start_up": of_start,
     "grading": of_grading,
     "memory_cpu": of_memory,
+    "memory_gpu": of_gpu,
 }
 
 
@@ -219,7 +258,7 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Every figure here comes from a program in `benchmarks/`; `make bench` runs them all and writes this page. These "
+        "Every figure here comes from a program in `benchmarks/`; `make bench` runs them and writes this page. These "
         "machines are noisy: compare figures of one section with one another, and ratios rather than seconds.",
         "",
     ]
@@ -236,8 +275,9 @@ def main() -> None:
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
     if (RESULTS / "training.json").exists():
         before, rest = README.read_text("utf-8").split(BEGIN)
-        rows = "\n".join(faster(json.loads((RESULTS / "training.json").read_text("utf-8"))))
-        README.write_text(f"{before}{BEGIN}\n\n{rows}\n{END}{rest.split(END, 1)[1]}", "utf-8")
+        training = json.loads((RESULTS / "training.json").read_text("utf-8"))
+        lines = [*faster(training), verdict(training), "[All benchmarks](docs/benchmarks.md) has the rest.", ""]
+        README.write_text("\n".join([f"{before}{BEGIN}", "", *lines, f"{END}{rest.split(END, 1)[1]}"]), "utf-8")
     print(f"{PAGE.relative_to(ROOT)} is written, and the README's table if training was measured")
 
 

@@ -160,13 +160,13 @@ def measure(name: str, seed: int) -> dict[str, float]:
         trained, start = _prepared(name, task)
         started = time.perf_counter()
         start()
-        seconds = time.perf_counter() - started
+        seconds, memory = time.perf_counter() - started, peak_memory()
     evaluation = read_pairs(data_path("pairs/eval.jsonl"))
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "ppl": perplexity(trained, task.tokenizer, evaluation, task.base.max_length),
-        "peak_memory": peak_memory(),
+        "peak_memory": memory,
     }
 
 

@@ -90,12 +90,16 @@ def grade(
     gradebook: Annotated[
         str | None, typer.Option(help="URL of nbgrader's gradebook (default: gradebook.db in the course folder).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where results go.")] = BUILD / "grade",
+    out: Annotated[
+        Path | None, typer.Option(help="Where results go (default: build/grade; with --artifacts, build/artifacts).")
+    ] = None,
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     chosen = _exercises(exercise)
-    limits = Limits(wall=60 * minutes, cpu=120 * minutes, memory=round(memory * GIB))
+    threads = max(2, (os.cpu_count() or 1) // workers)  # that each may have, and leave busy to its last minute
+    limits = Limits(wall=60 * minutes, cpu=60 * minutes * threads, memory=round(memory * GIB))
     base_used = _base(base)
+    out = out or BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
     out.mkdir(parents=True, exist_ok=True)
     try:
         if artifacts is not None:
@@ -206,9 +210,9 @@ def bands(
     """Run the solutions over several seeds and store what they measure as the exercise's bands."""
     base_used = _base(base)
     for one in _exercises(exercise):
-        evidence = []
+        evidence, made_from = [], _made_from(base_used, one)
         for seed in tqdm(range(1, seeds + 1), desc=f"bands of {one.id}", unit="run"):
-            folder = (out / base_used.name / one.id / f"seed-{seed}").resolve()
+            folder = (out / base_used.name / one.id / made_from / f"seed-{seed}").resolve()
             if not all((folder / "runs" / run.name / "run.json").exists() for run in one.runs):
                 execute(one.solution, folder, base, seed, progress=False)
             evaluator = Evaluator(base_used, seed)
@@ -236,6 +240,11 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
         base_sha256=_weights_hash(base),
         measured=now(),
     )
+
+
+def _made_from(base: Base, exercise: Exercise) -> str:
+    """What reference runs hang on: runs of another base or another solution are not taken for these."""
+    return hashlib.sha256(_weights_hash(base).encode() + exercise.solution.read_bytes()).hexdigest()[:8]
 
 
 def _weights_hash(base: Base) -> str:

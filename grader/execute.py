@@ -76,7 +76,8 @@ def execute(
         )
     except PapermillExecutionError as error:
         where = f"{notebook.name}, cell {error.exec_count}"
-        raise NotebookFailed(f"{where}: {error.ename}: {error.evalue.strip().splitlines()[0][:300]}") from None
+        what = next(iter(error.evalue.strip().splitlines()), "")[:300]
+        raise NotebookFailed(f"{where}: {error.ename}{what and ': '}{what}") from None
     except CellTimeoutError:
         raise NotebookFailed(f"{notebook.name}: a cell ran longer than {timeout:.0f} s") from None
     except DeadKernelError:

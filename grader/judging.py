@@ -95,7 +95,7 @@ def grade_class(
     """Grade every hand-in once, those that the ledger knows excepted; as each ends, its verdict.
 
     A verdict enters the ledger when the caller asks for the next one, so whatever the caller does with it is done
-    before. What the grader itself failed at is tried a second time, alone; if it fails again, that is its verdict.
+    before. What the grader itself failed at is tried a second time, on this machine alone; if it fails again, that is its verdict.
     """
     pending: dict[tuple[str, str], Place] = {}
     for place in places:
@@ -110,8 +110,8 @@ def grade_class(
         else:
             pending[place.student, place.exercise] = place
     failures: dict[tuple[str, str], str] = {}
+    baselines = measure_bases(setting, {exercise for _, exercise in pending}, workers, cluster)
     for side_by_side in (workers, 1):  # what the grader failed at is tried again, alone
-        baselines = measure_bases(setting, {exercise for _, exercise in pending}, workers)
         for job, outcome in run_all(grade, _jobs(pending.values(), setting, baselines), side_by_side, cluster):
             who = job.hand_in.student, job.hand_in.exercise
             if isinstance(outcome, Exception):
@@ -135,14 +135,18 @@ def _jobs(places: Iterable[Place], setting: Setting, baselines: Baselines) -> It
             continue  # it was sound a moment ago
 
 
-def measure_bases(setting: Setting, exercises: Iterable[str], workers: int) -> Baselines:
-    """What the bases themselves make of the pairs of these exercises; measured once for the whole class."""
+def measure_bases(setting: Setting, exercises: Iterable[str], workers: int, cluster: str | None = None) -> Baselines:
+    """What the bases themselves make of the pairs of these exercises; measured once for the whole class.
+
+    Raises `ValueError`, in one line, if a base cannot be measured.
+    """
     needed = {(run.method, run.subject) for exercise in exercises for run in EXERCISES[exercise].runs}
     jobs = [(setting.base, setting.heldout_seed, *which) for which in sorted(needed)]
     baselines = {}
-    for (_, _, method, subject), outcome in run_all(_measure_base, jobs, workers):
+    for (_, _, method, subject), outcome in run_all(_measure_base, jobs, workers, cluster):
         if isinstance(outcome, Exception):
-            raise outcome
+            what = next(iter(str(outcome).strip().splitlines()), "")
+            raise ValueError(f"the base {setting.base.name} cannot be measured: {type(outcome).__name__}: {what}")
         baselines[method, subject] = outcome
     return baselines
 
@@ -164,7 +168,7 @@ def fingerprint(hand_in: HandIn) -> Fingerprint:
 
 def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
     base, heldout_seed, method, subject = job
-    return Evaluator(base, heldout_seed).before(method, subject)
+    return Evaluator(on_this_machine(base), heldout_seed).before(method, subject)
 
 
 def grade(job: Job) -> Graded:

@@ -39,8 +39,12 @@ def check(pairs: Path, base: str = "embedded") -> None:
     from .bases import choose_base, load_tokenizer
     from .pairs import PairsError, encode, read_pairs
 
-    chosen = choose_base(base)
-    tokenizer = load_tokenizer(chosen)
+    try:
+        chosen = choose_base(base)
+        tokenizer = load_tokenizer(chosen)
+    except (ValueError, OSError) as error:
+        typer.echo(f"--base: {str(error).strip().splitlines()[0]}", err=True)
+        raise typer.Exit(2) from None
     try:
         good = read_pairs(pairs, tokenizer, chosen.max_length)
     except PairsError as error:

@@ -94,7 +94,7 @@ def _end_with_parent() -> None:
 def _outcome(receiver: Connection, process: Any) -> Any:
     try:
         return receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):  # before a byte of the result, or in the middle of it
         process.join()
         return Died(f"its process was killed (exit status {process.exitcode}); was there enough memory?")
     finally:

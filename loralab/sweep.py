@@ -83,6 +83,15 @@ class Job:
                 )
         if record.base != self.base.name:
             raise ValueError(f"{self.folder} holds a run on {record.base}, not {self.base.name}: give another --out")
+        adapter = {
+            "alpha": self.settings.get("lora_alpha", 2 * self.rank),
+            "dropout": self.settings.get("lora_dropout", 0),
+            "targets": sorted(self.modules),
+        }
+        for field, wanted in adapter.items():
+            if getattr(record, field) != wanted:
+                there = getattr(record, field)
+                raise ValueError(f"{self.folder} holds a run with {field} {there}, not {wanted}: give another --out")
         return record
 
 

@@ -54,7 +54,7 @@ def train(
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
     given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
     are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
-    the course's own.
+    the course's own. The record's batch is that of an optimiser step. On several GPUs one is used.
     """
     folder = Path(folder)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
@@ -91,7 +91,7 @@ def train(
         train_pairs=len(examples),
         tokens=round(epochs * sum(len(example["input_ids"]) for example in examples)),
         epochs=epochs,
-        batch_size=batch_size,
+        batch_size=batch_size * trainer.args.gradient_accumulation_steps,
         learning_rate=learning_rate,
         seed=seed,
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -126,7 +126,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
     hardware = precision()
-    steps = max(1, round(epochs * -(-examples // batch_size)))
+    at_once = batch_size * arguments.get("gradient_accumulation_steps", 1)
+    steps = max(1, round(epochs * -(-examples // at_once)))
     usual = {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch_size,
@@ -135,6 +136,7 @@ def training_arguments(
         "lr_scheduler_type": "cosine",
         "warmup_steps": max(1, round(0.05 * steps)),
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is logged as 0
         "save_strategy": "no",
         "report_to": "none",
         "seed": seed,
@@ -143,7 +145,10 @@ def training_arguments(
         "dataloader_pin_memory": hardware.device == "cuda",
         **hardware.autocast,
     }
-    return TrainingArguments(**usual | arguments)
+    settings = TrainingArguments(**usual | arguments)
+    if settings.n_gpu > 1:
+        settings._n_gpu = 1  # else a batch would be as many times as large as there are GPUs, and nobody be told
+    return settings
 
 
 def checkpointing_for(

@@ -31,6 +31,11 @@ def test_an_error_is_named_with_its_cell(tmp_path):
         execute(notebook(tmp_path, "1 / 0"), tmp_path / "out", "embedded", 0, progress=False)
 
 
+def test_an_error_without_a_message_is_named_too(tmp_path):
+    with pytest.raises(NotebookFailed, match=r"homework.ipynb, cell 3: ValueError$"):
+        execute(notebook(tmp_path, "raise ValueError"), tmp_path / "out", "embedded", 0, progress=False)
+
+
 def test_a_cell_that_takes_too_long_is_stopped(tmp_path):
     with pytest.raises(NotebookFailed, match="a cell ran longer than 2 s"):
         execute(notebook(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", "embedded", 0, 2, progress=False)

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 from grader.cli import app
 from grader.exercises import EXERCISES
 from grader.intake import HandIn
-from grader.judging import Setting
+from grader.judging import Setting, measure_bases
 from grader.ledger import Ledger
 from grader.sandbox import available
 from grader.watch import Limits
+from loralab import Base
 
 EX1 = EXERCISES["ex1_first_adapter"]
 
@@ -91,3 +92,9 @@ def test_a_small_class_is_graded_handed_back_and_not_graded_again(course, honest
     (good / honest.name / "run.json").write_text("{}")
     assert call(*options)[0] == 0
     assert (out / "results.json").read_text().count("submission failed") == 2
+
+
+def test_a_base_that_cannot_be_had_is_one_line():
+    nowhere = Setting(Base("nothing", "nobody/nothing", 1e-3, "none"), heldout_seed=1)
+    with pytest.raises(ValueError, match=r"^the base nothing cannot be measured: OSError: [^\n]+$"):
+        measure_bases(nowhere, {EX1.id}, workers=1)

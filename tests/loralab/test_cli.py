@@ -31,6 +31,13 @@ def test_check_names_the_bad_line_of_my_own_file(run, tmp_path):
     assert "mine.jsonl:2: the field 'output' is missing" in result.output
 
 
+def test_check_with_an_unknown_base_is_one_line(run, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    result = run("check", tmp_path / "mine.jsonl", "--base", "embeded")
+    assert result.exit_code == 2
+    assert result.output.startswith("--base: unknown base 'embeded'") and result.output.count("\n") == 1
+
+
 def test_check_of_a_good_file_tells_its_lengths(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     assert "1 good pairs" in run("check", tmp_path / "mine.jsonl").output

@@ -62,7 +62,7 @@ def fail_on_rank_2(job):
     record = RunRecord(
         name=job.name, base=job.base.name, trainable=job.rank, parameters=100, adapter_bytes=1000 * job.rank,
         train_pairs=1, tokens=10, epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed,
-        losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
+        alpha=2 * job.rank, dropout=0, targets=sorted(job.modules), losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
         ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
     )  # fmt: skip
     record.save(job.folder)
@@ -115,6 +115,15 @@ def test_a_folder_of_another_sweep_is_not_mixed_in(jobs):
     fail_on_rank_2(jobs[-1])
     with pytest.raises(ValueError, match="holds a run with epochs 2, not 3: give another --out"):
         replace(jobs[-1], epochs=3.0).record()
+
+
+def test_a_run_of_a_method_that_has_changed_since_is_not_taken_for_its_own(every_method):
+    job = every_method[0][0]
+    assert job.record() is not None
+    with pytest.raises(ValueError, match=r"holds a run with alpha 8\.0, not 16: give another --out"):
+        replace(job, settings={"lora_alpha": 16}).record()
+    with pytest.raises(ValueError, match="holds a run with targets .*, not .*: give another --out"):
+        replace(job, modules=("q_proj",)).record()
 
 
 @pytest.mark.parametrize(

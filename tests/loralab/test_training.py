@@ -1,13 +1,16 @@
 """Training and the run folder that it leaves."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 
 from loralab import RunRecord, load_model, perplexity, train
-from loralab.training import checkpointing_for
+from loralab.training import checkpointing_for, training_arguments
 from tests.conftest import with_adapter
 
 
@@ -86,3 +89,22 @@ def test_recomputing_activations_changes_no_loss(trained, train_pairs):
 def test_nothing_to_train_on_is_one_clear_line(base, model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no pairs to train on: give at least one"):
         train(model, tokenizer, [], tmp_path, base)
+
+
+def test_a_loss_that_is_no_number_is_recorded_as_such(base, model, tokenizer, train_pairs, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+
+    adapted = with_adapter(model)
+    record = train(
+        adapted, tokenizer, train_pairs[:8], tmp_path / "spoilt", base, epochs=1, callbacks=[Spoil()], quiet=True
+    )
+    assert math.isfinite(record.losses[0]) and math.isnan(record.losses[1])
+
+
+def test_accumulated_batches_are_one_of_the_record_and_of_the_warm_up(trained, train_pairs):
+    settings = {"pairs": train_pairs[:80], "epochs": 1, "eval_pairs": (), "batch_size": 1}
+    record = RunRecord.load(trained("accumulated", **settings, gradient_accumulation_steps=4))
+    assert (record.batch_size, len(record.losses)) == (4, 20)
+    assert training_arguments(Path("x"), 80, 1, 1, 1e-3, 0, gradient_accumulation_steps=4).warmup_steps == 1
