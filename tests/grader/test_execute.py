@@ -136,7 +136,7 @@ def test_a_folder_that_breaks_the_limits_is_not_left_behind(tmp_path):
 
 @needs_bwrap
 def test_runs_that_were_saved_before_another_limit_was_passed_are_left(tmp_path):
-    saved = "import os; os.mkdir(f'{RUNS}/first')\nwhile True: print('x' * 10**6)"
+    saved = "import os, time; os.mkdir(f'{RUNS}/first')\nwhile True: print('x' * 10**5); time.sleep(0.01)"
     assert "wrote more than 1 MiB of output" in failure(tmp_path, saved, output=MIB)
     assert (tmp_path / "out" / "runs" / "first").is_dir()
 
