@@ -27,9 +27,10 @@ setup: $(READY)  ## make .venv with everything in it, at pinned versions
 grade: $(READY)  ## grade the class in submitted/, or the solutions where there is none (GRADE="--artifacts-only")
 	@$(BIN)/python -m grader grade --base $(BASE) $(GRADE)
 
-class: $(READY)  ## write the class of honest and hostile hand-ins to build/class and grade it
+class: $(READY)  ## write the class of honest and hostile hand-ins to build/class, grade it, compare with what must come
 	$(BIN)/python -m tests.submissions --out build/class
 	$(BIN)/python -m grader grade --course build/class --out build/class/grade --minutes 2 $(GRADE)
+	$(BIN)/python -m tests.submissions.compare build/class $(filter --artifacts-only,$(GRADE))
 
 # Two torch processes with many threads each stall one another; with one thread each they fill two cores.
 test: $(READY) lint  ## lint, then run the tests, the chapters included (those that take minutes each: make proof)

@@ -1,7 +1,6 @@
 """A class of honest and hostile students: right states, no forged points, nothing outside changed, and nobody is left out."""
 
 import hashlib
-import re
 import socket
 import stat
 from pathlib import Path
@@ -16,6 +15,7 @@ from grader.sandbox import available
 from grader.watch import MIB, Limits
 from tests.submissions.__main__ import expected, plant_secrets
 from tests.submissions.case import EX1, RECORD, RUN, Case, Mode, Parts
+from tests.submissions.compare import differences
 from tests.submissions.honest import HONEST
 from tests.submissions.hostile import HOSTILE
 
@@ -99,24 +99,6 @@ def what_went_wrong(base, parts, server, tmp_path):
         return wrong
 
     return grade
-
-
-def differences(case: Case, mode: Mode, verdict) -> list[str]:
-    """What about the verdict is not as the case expects."""
-    must = case.expected(mode)
-    messages = [verdict.message, *(check.message for check in verdict.checks if not check.passed)]
-    wrong = []
-    if verdict.state != must.state:
-        wrong.append(f"{verdict.state}, not {must.state}: {verdict.message[:200]}")
-    if verdict.points is not None and not must.least <= verdict.points <= must.most:
-        wrong.append(f"{verdict.points:g} points, not {must.least:g} to {must.most:g}: {messages}")
-    if not any(re.search(must.message, message) for message in messages):
-        wrong.append(f"{must.message!r} is in none of {messages}")
-    if any(not (letter.isprintable() or letter == "\n") for message in messages for letter in message):
-        wrong.append(f"a message has characters that a terminal obeys: {messages!r}")
-    if max(map(len, messages)) > 5_000:
-        wrong.append(f"a message of {max(map(len, messages)):,} characters")
-    return wrong
 
 
 def of(cases, *kinds):
