@@ -67,9 +67,13 @@ def test_a_caller_that_stops_leaves_nothing_running(address, tmp_path):
         time.sleep(1)  # Python ignores an interrupt inside a finaliser; by then the caller does nothing but wait
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        list(run_all(linger, [told], cluster=address))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # another test may have left its own
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(run_all(linger, [told], cluster=address))
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
     wait_until(lambda: not psutil.pid_exists(int(told.read_text())))
 
 
