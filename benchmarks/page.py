@@ -56,16 +56,16 @@ def faster(training: dict[str, Any]) -> list[str]:
     return table(("setting, each on top of those above", "faster by", "in all"), rows)
 
 
-def verdict(training: dict[str, Any]) -> str:
+def compared(training: dict[str, Any]) -> str:
     """How `loralab.train` compares with the source's recipe and with TRL, in a sentence."""
     recipes = training["recipes"]
     ours = recipes["loralab"]
-    compared = " and ".join(
+    others = " and ".join(
         f"{recipes[name]['loralab_is_faster_by']:.1f} times as fast as {what} (held-out perplexity {recipes[name]['ppl']:.1f})"
         for name, what in {"source": "the source's recipe", "TRL": "TRL's `SFTTrainer` with its defaults"}.items()
         if name in recipes
     )
-    return f"`loralab.train` is {compared}, at perplexity {ours['ppl']:.1f}: medians over {len(training['rounds'])} rounds on a CPU."
+    return f"`loralab.train` is {others}, at perplexity {ours['ppl']:.1f}: medians over {len(training['rounds'])} rounds on a CPU."
 
 
 def of_training(result: dict[str, Any]) -> list[str]:
@@ -282,7 +282,7 @@ def main() -> None:
     if (RESULTS / "training.json").exists():
         before, rest = README.read_text("utf-8").split(BEGIN)
         training = json.loads((RESULTS / "training.json").read_text("utf-8"))
-        lines = [*faster(training), verdict(training), "[All benchmarks](docs/benchmarks.md) has the rest.", ""]
+        lines = [*faster(training), compared(training), "[All benchmarks](docs/benchmarks.md) has the rest.", ""]
         README.write_text("\n".join([f"{before}{BEGIN}", "", *lines, f"{END}{rest.split(END, 1)[1]}"]), "utf-8")
     print(f"{PAGE.relative_to(ROOT)} is written, and the README's table if training was measured")
 

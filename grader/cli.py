@@ -96,8 +96,8 @@ def grade(
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     chosen = _exercises(exercise)
-    threads = max(2, (os.cpu_count() or 1) // workers)  # that each may have, and leave busy to its last minute
-    limits = Limits(wall=60 * minutes, cpu=60 * minutes * threads, memory=round(memory * GIB))
+    # Not by the number of workers: a verdict that was reached under other limits would be reached anew.
+    limits = Limits(wall=60 * minutes, cpu=60 * minutes * max(2, os.cpu_count() or 1), memory=round(memory * GIB))
     base_used = _base(base)
     out = out or BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
     out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from nbformat import NotebookNode
 
 from loralab import PROFILES, Base
 from loralab.cluster import on_this_machine, run_all
+from loralab.pool import one_line
 
 from .adapter import WEIGHTS_FILE, Refused
 from .bands import ExerciseBands
@@ -95,7 +96,8 @@ def grade_class(
     """Grade every hand-in once, those that the ledger knows excepted; as each ends, its verdict.
 
     A verdict enters the ledger when the caller asks for the next one, so whatever the caller does with it is done
-    before. What the grader itself failed at is tried a second time, on this machine alone; if it fails again, that is its verdict.
+    before. What the grader itself failed at is tried a second time, without a cluster alone; if it fails again, that is
+    its verdict.
     """
     pending: dict[tuple[str, str], Place] = {}
     for place in places:
@@ -111,7 +113,7 @@ def grade_class(
             pending[place.student, place.exercise] = place
     failures: dict[tuple[str, str], str] = {}
     baselines = measure_bases(setting, {exercise for _, exercise in pending}, workers, cluster)
-    for side_by_side in (workers, 1):  # what the grader failed at is tried again, alone
+    for side_by_side in (workers, 1):  # a second time for what the grader failed at
         for job, outcome in run_all(grade, _jobs(pending.values(), setting, baselines), side_by_side, cluster):
             who = job.hand_in.student, job.hand_in.exercise
             if isinstance(outcome, Exception):
@@ -145,8 +147,7 @@ def measure_bases(setting: Setting, exercises: Iterable[str], workers: int, clus
     baselines = {}
     for (_, _, method, subject), outcome in run_all(_measure_base, jobs, workers, cluster):
         if isinstance(outcome, Exception):
-            what = next(iter(str(outcome).strip().splitlines()), "")
-            raise ValueError(f"the base {setting.base.name} cannot be measured: {type(outcome).__name__}: {what}")
+            raise ValueError(f"the base {setting.base.name} cannot be measured: {one_line(outcome)}")
         baselines[method, subject] = outcome
     return baselines
 

@@ -43,7 +43,7 @@ def check(pairs: Path, base: str = "embedded") -> None:
         chosen = choose_base(base)
         tokenizer = load_tokenizer(chosen)
     except (ValueError, OSError) as error:
-        typer.echo(f"--base: {str(error).strip().splitlines()[0]}", err=True)
+        typer.echo(f"--base: {next(iter(str(error).strip().splitlines()), error)}", err=True)
         raise typer.Exit(2) from None
     try:
         good = read_pairs(pairs, tokenizer, chosen.max_length)

@@ -23,6 +23,7 @@ from .bases import choose_base, hub_has
 from .data import data_path
 from .memory import METHODS, T4_BYTES, Memory, at_rest, estimate
 from .plots import plot_memory
+from .pool import one_line
 from .shapes import ALL_LINEAR, TARGETS, adapter_shape, modules
 
 # What cannot be traced is told in one line; torch would print the whole way to it.
@@ -223,7 +224,7 @@ def _check_config(model: str, source: str) -> None:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # not JSON, a kind that transformers does not know, code of its own
-        raise ValueError(f"{model}: its config.json cannot be used: {_line(error)}") from None
+        raise ValueError(f"{model}: its config.json cannot be used: {one_line(error)}") from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{model}: {config.model_type!r} is no causal language model")
     if any(getattr(config.get_text_config(), name, 0) for name in ("num_experts", "num_local_experts")):
@@ -232,17 +233,13 @@ def _check_config(model: str, source: str) -> None:
         )
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
-
-
 def _memory(source: str, settings: Settings) -> Memory:
     try:
         return estimate(source, **asdict(settings) | {"targets": modules(settings.targets)})
     except ValueError:
         raise
     except Exception as error:  # sizes that do not go together, or an operation that needs real numbers
-        raise ValueError(f"a model of this shape cannot be traced without its weights: {_line(error)}") from None
+        raise ValueError(f"a model of this shape cannot be traced without its weights: {one_line(error)}") from None
 
 
 def _counts(source: str, settings: Settings) -> tuple[int, int]:

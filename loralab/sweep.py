@@ -25,7 +25,7 @@ from .data import data_path
 from .fourbit import nf4
 from .memory import estimate
 from .pairs import read_pairs
-from .pool import portable
+from .pool import one_line, portable
 from .record import RECORD_FILE, RunRecord, now
 from .shapes import TARGETS, adapter_shape
 from .training import train
@@ -174,7 +174,7 @@ def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> 
     """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
     for _, outcome in run_all(_check_away, [jobs], cluster=cluster, gpu=gpu):
         if isinstance(outcome, Exception):
-            raise ValueError(str(outcome) if isinstance(outcome, ValueError) else _line(outcome))
+            raise ValueError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
 
 
 def _check_away(jobs: Sequence[Job]) -> None:
@@ -221,12 +221,8 @@ def record_failure(job: Job, error: Exception) -> None:
     """Write `failure.json` into the job's folder: what failed, why, and where in the code."""
     job.folder.mkdir(parents=True, exist_ok=True)
     trace = "".join(traceback.format_exception(error))
-    told = {"name": job.name, "error": _line(error), "traceback": trace, "created": now()}
+    told = {"name": job.name, "error": one_line(error), "traceback": trace, "created": now()}
     (job.folder / FAILURE_FILE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def sweep(
