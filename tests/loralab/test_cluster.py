@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,19 +60,15 @@ def test_a_worker_with_one_gpu_takes_one_job_at_a_time_that_wants_it(address):
 
 def test_a_caller_that_stops_leaves_nothing_running(address, tmp_path):
     told = tmp_path / "pid"
-
-    def interrupt():
-        wait_until(told.exists)
-        time.sleep(1)  # Python ignores an interrupt inside a finaliser; by then the caller does nothing but wait
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # another test may have left its own
+    stop = threading.Timer(0, lambda: wait_until(told.exists) or os.kill(os.getpid(), signal.SIGINT))
+    # Python does not heed interrupts where it was started to ignore them, as in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        threading.Thread(target=interrupt).start()
+        stop.start()
         with pytest.raises(KeyboardInterrupt):
             list(run_all(linger, [told], cluster=address))
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
     wait_until(lambda: not psutil.pid_exists(int(told.read_text())))
 
 
