@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from nbgrader import utils
+
+from loralab.files import write_whole
 
 from .exercises import Exercise
 from .foreign import shown
@@ -21,39 +25,60 @@ MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters a cell, characters an outpu
 MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
 PNG = b"\x89PNG\r\n\x1a\n"
+OURS = "loralab"  # in a notebook's metadata: what it was made from
 
 
-def write_autograded(student: str, exercise: Exercise, notebook: NotebookNode, course: Path) -> Path:
-    """Write `notebook` to `<course>/autograded/<student>/<exercise>/<exercise>.ipynb` and return the path.
+def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: Iterable[dict[str, Any]] = ()) -> bytes:
+    """A notebook that may be shown: the released cells, what `rebuilt` has in the solution cells, and outputs.
 
-    The cells are those that were released; of `notebook` (which a student's code may have written) come the sources of
-    the solution cells, and the outputs as plain text and PNG pictures. Raises `UnusableName`, for a name that could lead
-    elsewhere, too.
+    The outputs, as plain text and PNG pictures, are those of the cells `executed`: JSON that a student's code may have
+    written, in which anything may stand for anything. `origin` says what it was made from, for `origin_of`.
     """
-    check_name(student)
-    path = course / "autograded" / student / exercise.id / exercise.solution.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(nbformat.writes(_harmless(exercise, notebook)) + "\n", "utf-8")
-    unfinished.replace(path)
-    return path
-
-
-def _harmless(exercise: Exercise, notebook: NotebookNode) -> NotebookNode:
-    shown = exercise.released()
-    answers: dict[str, str] = {}
-    outputs: dict[str, list[dict[str, Any]]] = {}
-    for cell in notebook.cells:
-        outputs.setdefault(cell.id, cell.get("outputs", []))
-        about = cell.metadata.get("nbgrader")
-        if isinstance(about, dict) and isinstance(about.get("grade_id"), str):
-            answers.setdefault(about["grade_id"], cell.source)
-    for cell in shown.cells:
+    outputs: dict[str, Any] = {}
+    for cell in executed:
+        if isinstance(name := cell.get("id"), str):
+            outputs.setdefault(name, cell.get("outputs"))
+    notebook = exercise.released()
+    for cell, answered in zip(notebook.cells, rebuilt.cells, strict=True):
         if utils.is_solution(cell):
-            cell.source = _answer(cell, answers.get(cell.metadata.nbgrader.grade_id, ""))
+            cell.source = _answer(cell, answered.source)
         if cell.cell_type == "code":
-            cell.outputs = list(_outputs(outputs.get(cell.id, [])))
-    return shown
+            cell.outputs = list(_outputs(outputs.get(cell.id)))
+    notebook.metadata[OURS] = {"origin": origin}
+    return f"{nbformat.writes(notebook)}\n".encode()
+
+
+def write_autograded(student: str, exercise: Exercise, notebook: bytes, course: Path) -> Path:
+    """Write `notebook`, which `harmless` made, where formgrader looks for it, and return the path.
+
+    Raises `UnusableName`, for a name that could lead elsewhere, too.
+    """
+    return write_whole(_path(student, exercise, course), notebook)
+
+
+def origin_of(student: str, exercise: Exercise, course: Path) -> str:
+    """What the notebook that is there was made from; "" if there is none, or if somebody else made it."""
+    try:
+        found = json.loads(_path(student, exercise, course).read_bytes())["metadata"][OURS]["origin"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def remove_autograded(student: str, exercise: Exercise, course: Path) -> None:
+    """Take away the notebook of an earlier hand-in, and its folders if nothing else is in them."""
+    if not origin_of(student, exercise, course):
+        return
+    path = _path(student, exercise, course)
+    path.unlink()
+    with suppress(OSError):  # something else is in them
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
+
+
+def _path(student: str, exercise: Exercise, course: Path) -> Path:
+    check_name(student)
+    return course / "autograded" / student / exercise.id / exercise.solution.name
 
 
 def _answer(cell: NotebookNode, source: str) -> str:
@@ -65,21 +90,29 @@ def _answer(cell: NotebookNode, source: str) -> str:
     return shown(source, MAX_SOURCE)
 
 
-def _outputs(outputs: list[dict[str, Any]]) -> Iterator[NotebookNode]:
-    for output in outputs[:MAX_OUTPUTS]:
-        data = output.get("data", {})
-        if picture := _png(data.get("image/png")):
+def _outputs(outputs: object) -> Iterator[NotebookNode]:
+    found = [output for output in outputs if isinstance(output, dict)] if isinstance(outputs, list) else []
+    for output in found[:MAX_OUTPUTS]:
+        data = output.get("data")
+        data = data if isinstance(data, dict) else {}
+        if picture := _png(_text(data.get("image/png"))):
             yield new_output("display_data", {"image/png": picture})
-        elif text := _plain(_text(output)):
-            name = "stderr" if output.get("name") == "stderr" or output.output_type == "error" else "stdout"
-            yield new_output("stream", name=name, text=text)
-    if len(outputs) > MAX_OUTPUTS:
-        yield new_output("stream", name="stdout", text=f"... ({len(outputs) - MAX_OUTPUTS:,} more outputs)\n")
+        elif text := _plain(_said(output, data)):
+            error = output.get("name") == "stderr" or output.get("output_type") == "error"
+            yield new_output("stream", name="stderr" if error else "stdout", text=text)
+    if len(found) > MAX_OUTPUTS:
+        yield new_output("stream", name="stdout", text=f"... ({len(found) - MAX_OUTPUTS:,} more outputs)\n")
 
 
-def _text(output: dict[str, Any]) -> str:
-    found = output.get("text") or output.get("traceback") or output.get("data", {}).get("text/plain") or ""
-    return found if isinstance(found, str) else "\n".join(map(str, found))
+def _said(output: dict[str, Any], data: dict[str, Any]) -> str:
+    return _text(output.get("text")) or _text(output.get("traceback"), "\n") or _text(data.get("text/plain"))
+
+
+def _text(value: object, between: str = "") -> str:
+    """A text, or one that is kept line by line, as Jupyter does; "" for whatever else stands in its place."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return between.join(value)
+    return value if isinstance(value, str) else ""
 
 
 def _plain(text: str) -> str:
@@ -88,10 +121,10 @@ def _plain(text: str) -> str:
     return shown("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
 
 
-def _png(encoded: object) -> str | None:
+def _png(encoded: str) -> str | None:
     """The picture in base64 and nothing else, or None: it is written into a page as it is."""
     try:
-        content = base64.b64decode("".join(encoded.split()), validate=True) if isinstance(encoded, str) else b""
+        content = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
         return None
     return base64.b64encode(content).decode() if content.startswith(PNG) and len(content) <= MAX_IMAGE else None

@@ -13,6 +13,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
+from loralab import Base
+
+from .identity import asked_for, weights_of
+
 FOLDER = Path(__file__).parent / "bands"
 COVERAGE, CONFIDENCE = 0.99, 0.95
 
@@ -65,7 +69,7 @@ class BaseBands(BaseModel):
 
 
 class ExerciseBands(BaseModel):
-    """`grader/bands/<exercise>.json`: bands by base; a base that is not in it has not yet been measured."""
+    """`grader/bands/<exercise>.json`: bands by how a notebook asks for the base; not every base has been measured."""
 
     bases: dict[str, BaseBands] = {}
 
@@ -73,6 +77,11 @@ class ExerciseBands(BaseModel):
     def load(cls, exercise: str) -> ExerciseBands:
         path = FOLDER / f"{exercise}.json"
         return cls.model_validate_json(path.read_text("utf-8")) if path.exists() else cls()
+
+    def of(self, base: Base) -> BaseBands | None:
+        """The bands that were measured on `base`; None if there are none, or if it had other weights then."""
+        found = self.bases.get(asked_for(base))
+        return found if found and found.base_sha256 == weights_of(base) else None
 
     def save(self, exercise: str) -> Path:
         path = FOLDER / f"{exercise}.json"

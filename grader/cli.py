@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,16 +19,17 @@ from rich.console import Console
 from rich.markup import escape
 from tqdm.auto import tqdm
 
-from loralab import Base, choose_base
+from loralab import PROFILES, Base, choose_base
 from loralab.record import hardware, now, versions
 
-from .autograded import write_autograded
+from .autograded import origin_of, remove_autograded, write_autograded
 from .bands import Band, BaseBands, ExerciseBands, RunBands
 from .evaluate import Evaluator, Evidence
 from .execute import execute
 from .exercises import EXERCISES, ROOT, Exercise
 from .feedback import write_feedback
 from .gradebook import GradebookError, UnusableName, default_url, write_gradebook
+from .identity import asked_for, weights_of
 from .intake import HandIn, Place, find, left_out, printable
 from .judging import Graded, Mode, Setting, fingerprint, grade_class
 from .ledger import Ledger, LedgerError
@@ -52,8 +55,9 @@ def _exercises(names: list[str] | None) -> list[Exercise]:
 
 
 def _base(name: str) -> Base:
-    try:
-        base = choose_base(name)
+    try:  # a folder by its whole path: it has a name then, wherever it is asked for
+        base = choose_base(name if name in PROFILES or not Path(name).is_dir() else str(Path(name).resolve()))
+        weights_of(base)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if base.name == "embedded":
@@ -96,41 +100,73 @@ def grade(
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     chosen = _exercises(exercise)
-    # Not by the number of workers: a verdict that was reached under other limits would be reached anew.
-    limits = Limits(wall=60 * minutes, cpu=60 * minutes * max(2, os.cpu_count() or 1), memory=round(memory * GIB))
+    limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
     base_used = _base(base)
     out = out or BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
-    out.mkdir(parents=True, exist_ok=True)
+    a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
+    url = gradebook or default_url(course)
     try:
+        _make_folder(out)
         if artifacts is not None:
-            places, mode, a_class = [_one_folder(artifacts, chosen)], "artifacts", False
-        elif (course / "submitted").exists() or course != ROOT:
-            places, mode, a_class = _class(course, chosen), _mode(artifacts_only, no_sandbox), True
-        elif artifacts_only:
-            raise ValueError("--artifacts-only grades what was handed in, and there is no folder submitted/")
-        else:  # the instructor's own code, which may run unprotected where there is no sandbox
-            places = [Place("solution", one.id, one.solution.parent) for one in chosen]
-            mode, a_class = "no sandbox" if no_sandbox or available() else "sandbox", False
+            places, mode = [_one_folder(artifacts, chosen)], "artifacts"
+        elif a_class:
+            places, mode = _class(course, chosen), _mode(artifacts_only, no_sandbox)
+        else:
+            places, mode = _solutions(chosen), _mode_of_solutions(artifacts_only, no_sandbox)
         places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
+        _say_where_bands_are_missing(base_used, places)
         with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
+            if a_class:
+                write_gradebook([], url)  # one that cannot be opened is told before the hours that grading takes
             drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
             setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed, limits)
-            graded = []
-            for one in _with_progress(grade_class(places, setting, ledger, min(workers, len(places)), cluster), places):
-                graded.append(one)
-                if a_class:
-                    _hand_back(one, course, out)
+            grading = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
+            hand_back = partial(_hand_back, course=course, out=out) if a_class else None
+            graded = _each_as_it_ends(grading, len(places), hand_back)
         verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
         _report(verdicts, graded if a_class else [], out)
-        if not a_class:
-            raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
-        remarks = left_out(course / "submitted") + write_gradebook(verdicts, gradebook or default_url(course))
     except (GradebookError, LedgerError, SandboxMissing, ValueError) as problem:
-        console.print(f"[red]Error[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
+        _say("[red]Error[/red]", str(problem))
         raise typer.Exit(2) from None
-    for remark in remarks:
-        console.print(f"[yellow]left out[/yellow]: {escape(remark)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1 if any(verdict.state == "grader failed" for verdict in verdicts) else 0)
+    if not a_class:
+        raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
+    missed = left_out(course / "submitted")
+    for what in missed:
+        _say("[yellow]left out[/yellow]", what)
+    failed = any(verdict.state == "grader failed" for verdict in verdicts)
+    raise typer.Exit(0 if _into_gradebook(verdicts, url) and not missed and not failed else 1)
+
+
+def _say(kind: str, what: str) -> None:
+    console.print(f"{kind}: {escape(what)}", highlight=False, soft_wrap=True)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: no folder can be made there ({error.strerror}): name another one") from None
+
+
+def _say_where_bands_are_missing(base: Base, places: Sequence[Place]) -> None:
+    missing = sorted({place.exercise for place in places if ExerciseBands.load(place.exercise).of(base) is None})
+    if missing:
+        _say(
+            "[yellow]no bands[/yellow]",
+            f"{', '.join(missing)}: nothing was measured on these weights of the base {base.name}, so any improvement "
+            f"beyond chance counts: make bands BASE={asked_for(base)}",
+        )
+
+
+def _into_gradebook(verdicts: Sequence[Verdict], url: str) -> bool:
+    """Whether the gradebook has them now, those of students excepted whose names it cannot have."""
+    try:
+        for unusable in write_gradebook(verdicts, url):
+            _say("[yellow]not in the gradebook[/yellow]", unusable)
+    except GradebookError as problem:
+        _say("[red]Error[/red]", f"{problem}; then repeat the command: nothing is graded again")
+        return False
+    return True
 
 
 def _one_folder(artifacts: Path, chosen: list[Exercise]) -> Place:
@@ -149,8 +185,8 @@ def _class(course: Path, chosen: list[Exercise]) -> list[Place]:
     return places
 
 
-def _with_progress(graded: Iterable[Graded], places: Sequence[Place]) -> Iterable[Graded]:
-    return tqdm(graded, total=len(places), desc="grading", unit="hand-in", disable=len(places) == 1)
+def _solutions(chosen: list[Exercise]) -> list[Place]:
+    return [Place("solution", one.id, one.solution.parent) for one in chosen]
 
 
 def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
@@ -164,12 +200,40 @@ def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
     return "sandbox"
 
 
+def _mode_of_solutions(artifacts_only: bool, no_sandbox: bool) -> Mode:
+    """The instructor's own code may run unprotected where there is no sandbox."""
+    if artifacts_only:
+        raise ValueError("--artifacts-only grades what was handed in, and there is no folder submitted/")
+    return "no sandbox" if no_sandbox or available() else "sandbox"
+
+
+def _each_as_it_ends(
+    grading: Generator[Graded, None, None], total: int, hand_back: Callable[[Graded], None] | None
+) -> list[Graded]:
+    graded = []
+    with closing(grading):  # so that what still runs ends, and its folder is gone, however this is left
+        for one in tqdm(grading, total=total, desc="grading", unit="hand-in", disable=total == 1):
+            if hand_back:
+                hand_back(one)
+            graded.append(replace(one, notebook=None))  # it is written, and may be large
+    return graded
+
+
 def _hand_back(one: Graded, course: Path, out: Path) -> None:
     """What the instructor and the student get of one verdict, written as soon as it is there."""
     write_feedback(one.verdict, out)
-    if one.notebook is not None:
+    if one.verdict.state != "grader failed":  # then all stays as it is, as in the gradebook
         with suppress(UnusableName):  # the gradebook cannot have this student either, and says so at the end
-            write_autograded(one.verdict.student, EXERCISES[one.verdict.exercise], one.notebook, course)
+            _bring_up_to_date(one, course)
+
+
+def _bring_up_to_date(one: Graded, course: Path) -> None:
+    """See to it that the notebook that is shown is of this hand-in; what its run put out is kept for as long."""
+    where = one.verdict.student, EXERCISES[one.verdict.exercise]
+    if one.notebook is None:
+        remove_autograded(*where, course)
+    elif not (one.from_ledger and origin_of(*where, course) == one.origin):
+        write_autograded(*where, one.notebook, course)
 
 
 def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) -> None:
@@ -214,13 +278,13 @@ def bands(
         for seed in tqdm(range(1, seeds + 1), desc=f"bands of {one.id}", unit="run"):
             folder = (out / base_used.name / one.id / made_from / f"seed-{seed}").resolve()
             if not all((folder / "runs" / run.name / "run.json").exists() for run in one.runs):
-                execute(one.solution, folder, base, seed, progress=False)
+                execute(one.solution, folder, asked_for(base_used), seed, progress=False)
             evaluator = Evaluator(base_used, seed)
             evidence.append({run.name: evaluator.evaluate(run, folder / "runs" / run.name) for run in one.runs})
         stored = ExerciseBands.load(one.id)
-        stored.bases[base_used.name] = _measured(base_used, evidence, seeds)
+        measured = stored.bases[asked_for(base_used)] = _measured(base_used, evidence, seeds)
         console.print(stored.save(one.id).name, highlight=False)
-        for name, band in stored.bases[base_used.name].runs.items():
+        for name, band in measured.runs.items():
             console.print(f"  {name}: ratio {band.fresh_ratio.low:.4f} to {band.fresh_ratio.high:.4f}", highlight=False)
 
 
@@ -237,16 +301,11 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
         seeds=list(range(1, seeds + 1)),
         hardware=hardware(),
         versions=versions(),
-        base_sha256=_weights_hash(base),
+        base_sha256=weights_of(base),
         measured=now(),
     )
 
 
 def _made_from(base: Base, exercise: Exercise) -> str:
     """What reference runs hang on: runs of another base or another solution are not taken for these."""
-    return hashlib.sha256(_weights_hash(base).encode() + exercise.solution.read_bytes()).hexdigest()[:8]
-
-
-def _weights_hash(base: Base) -> str:
-    file = Path(base.source) / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "a model of the hub"
+    return hashlib.sha256(weights_of(base).encode() + exercise.solution.read_bytes()).hexdigest()[:8]

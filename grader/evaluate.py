@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from .habits import Habits, habits
 
 FRESH_PAIRS = 100
 MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
+MAX_LENGTH = 20_000  # losses, or letters: all claims of a class are in memory until its report is written
 HABIT_PAIRS = 24  # enough for differences of a nat
 
 
@@ -182,6 +183,11 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
     if too_large := [name for name, value in claim if isinstance(value, int) and abs(value) > MAX_NUMBER]:
         raise Refused(
             f"run.json: {too_large[0]} is no number that a training has: hand in the record as it was written"
+        )
+    if too_long := [name for name, value in claim if isinstance(value, Sized) and len(value) > MAX_LENGTH]:
+        raise Refused(
+            f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, and no training of the course comes near: "
+            "hand in the record as it was written"
         )
     if claim.base != base.name:
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")

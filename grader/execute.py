@@ -22,10 +22,11 @@ from papermill.parameterize import parameterize_notebook
 from pydantic import BaseModel, Field, ValidationError
 from traitlets.config import Config
 
-from loralab import PROFILES, Base, data_path
+from loralab import Base, data_path
 
 from . import inside, sandbox
 from .foreign import shown
+from .identity import asked_for
 from .sandbox import Ended, SandboxFailed
 from .watch import Limits, size
 
@@ -156,8 +157,7 @@ def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
     cached = Path(HF_HUB_CACHE) / name
     if not cached.is_dir():
         raise SandboxFailed(f"{base.source} is not in the hub's cache ({cached}), and the sandbox has no network")
-    known = base.name in PROFILES and PROFILES[base.name].source == base.source
-    return base.name if known else base.source, {cached: f"{HUB}/{name}"}
+    return asked_for(base), {cached: f"{HUB}/{name}"}
 
 
 def _outcome(path: Path) -> _Outcome | None:

@@ -367,14 +367,14 @@ class _Bounded(io.BytesIO):
 
 def _gather_zip(zips: list[_File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
     """As `_gather`, from the one zip of a hand-in. Raises `BadHandIn`, whatever is wrong with it."""
-    named = [file for file in zips if file.path[-1] == f"{exercise.id}.zip"] or zips
-    where = _shown(named[0].path)
-    if len(named) > 1:
-        raise BadHandIn(f"{where} and {_shown(named[1].path)} are both there: keep the one to be graded")
-    if named[0].size > MAX_TOTAL:
-        raise BadHandIn(f"{where} is too large, {named[0].size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
+    first, *others = zips
+    where = _shown(first.path)
+    if others:  # whichever is named like the exercise: a browser puts a number to the later one
+        raise BadHandIn(f"{where} and {_shown(others[0].path)} are both there: keep the one to be graded")
+    if first.size > MAX_TOTAL:
+        raise BadHandIn(f"{where} is too large, {first.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
     with _told_of(where):
-        content = named[0].read(named[0].size)
+        content = first.read(first.size)
         source = _Bounded(content)
         with zipfile.ZipFile(source) as archive:
             source.most = None

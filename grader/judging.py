@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -13,25 +13,27 @@ from typing import Literal
 import nbformat
 from nbformat import NotebookNode
 
-from loralab import PROFILES, Base
+from loralab import Base
 from loralab.cluster import on_this_machine, run_all
-from loralab.pool import one_line
+from loralab.pool import one_line, processors
 
 from .adapter import WEIGHTS_FILE, Refused
+from .autograded import harmless
 from .bands import ExerciseBands
 from .checks import check_all, handed_in_twice
 from .evaluate import Baselines, Evaluator, Evidence, Measured
 from .execute import NotebookFailed, execute, execute_in_sandbox
 from .exercises import EXERCISES, Exercise, Method, Subject
+from .identity import asked_for, weights_of
 from .intake import BadHandIn, HandIn, Place, Runs, collect_notebook, collect_runs, lay_out, take_in
 from .ledger import Key, Ledger, grader_version
-from .rebuild import rebuild, solution_sources
+from .rebuild import cells_of, rebuild, solution_sources
 from .report import perplexities
-from .sandbox import Limits
+from .scratch import folder_of_a_job, root_of_a_command
 from .similarity import Fingerprint
 from .verdict import State, Verdict
+from .watch import Limits
 
-MAX_SHOWN = 5_000_000  # bytes of an executed notebook; nbformat may take 200 times as many to read it
 Mode = Literal["sandbox", "artifacts", "no sandbox"]
 
 
@@ -40,48 +42,63 @@ class Setting:
     """How a class is graded: on which base, with which held-out pairs, and whether notebooks are run and where.
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
-    handed in are graded; in the others those that the rebuilt notebook trains anew.
+    handed in are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
+    at: a notebook may use, for as long as it may run, the processors of the machine on which it does.
     """
 
     base: Base
     heldout_seed: int
     mode: Mode = "sandbox"
     seed: int = 0
-    limits: Limits | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def key(self, hand_in: HandIn) -> Key:
-        """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise."""
-        bounds = f", {self.limits}" if self.mode == "sandbox" else ""
+        """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
+
+        Raises `ValueError`, in one line, if the base cannot be had.
+        """
+        bounds = f", {replace(self.limits, cpu=0)}" if self.mode == "sandbox" else ""
         return Key(
             student=hand_in.student,
             exercise=hand_in.exercise,
             digest=hand_in.digest,
-            base=self.base.name,
+            base=f"{asked_for(self.base)}, {weights_of(self.base)}",
             mode=f"{self.mode}, seed {self.seed}{bounds}",
             grader_version=grader_version(),
             heldout_seed=self.heldout_seed,
         )
 
+    def limits_here(self) -> Limits:
+        """The limits on this machine, with at least two processors: a machine with one of them only takes longer."""
+        return replace(self.limits, cpu=self.limits.wall * max(2, processors()))
+
 
 @dataclass(frozen=True)
 class Job:
-    """One hand-in to be graded, with all that a process on any machine needs to do it."""
+    """One hand-in to be graded, with all that a process on any machine needs to do it.
+
+    `origin` is that of its notebook, as in `Graded`; `root` is where its folder goes, on this machine.
+    """
 
     hand_in: HandIn
     setting: Setting
     baselines: Baselines
+    origin: str
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
 class Graded:
     """A verdict, and what else is wanted of the hand-in.
 
-    `notebook` is its notebook as it was run, or as it was rebuilt, where nothing was run; `fingerprint` is of what was
-    handed in, whatever was graded.
+    `notebook` is its notebook as it may be shown: as it was run, or as it was rebuilt, where it was not run now; None
+    where there is none to be shown. `origin` says which notebook that is. `fingerprint` is of what was handed in,
+    whatever was graded.
     """
 
     verdict: Verdict
-    notebook: NotebookNode | None = None
+    notebook: bytes | None = None
+    origin: str = ""
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     from_ledger: bool = False
 
@@ -92,49 +109,71 @@ def grade_class(
     ledger: Ledger | None = None,
     workers: int = 2,
     cluster: str | None = None,
-) -> Iterator[Graded]:
+) -> Generator[Graded, None, None]:
     """Grade every hand-in once, those that the ledger knows excepted; as each ends, its verdict.
 
     A verdict enters the ledger when the caller asks for the next one, so whatever the caller does with it is done
     before. What the grader itself failed at is tried a second time, without a cluster alone; if it fails again, that is
-    its verdict.
+    its verdict. Raises `ValueError`, in one line, if the base cannot be had or the cluster cannot be used.
     """
     pending: dict[tuple[str, str], Place] = {}
     for place in places:
-        try:
-            hand_in = take_in(place, EXERCISES[place.exercise])
-        except BadHandIn as problem:
-            yield Graded(_without_checks(place, setting, "submission failed", str(problem)))
-            continue
-        found = ledger.find(setting.key(hand_in)) if ledger else None
-        if found:
-            yield Graded(found, None, fingerprint(hand_in), from_ledger=True)
+        if known := _known(place, setting, ledger):
+            yield known
         else:
             pending[place.student, place.exercise] = place
+    if pending:  # else no cluster is asked, and no base measured
+        yield from _grade_anew(pending, setting, ledger, workers, cluster)
+
+
+def _known(place: Place, setting: Setting, ledger: Ledger | None) -> Graded | None:
+    """What can be said without grading: that nothing can be graded, or what the ledger has."""
+    try:
+        hand_in = take_in(place, EXERCISES[place.exercise])
+    except BadHandIn as problem:
+        return Graded(_without_checks(place, setting, "submission failed", str(problem)))
+    key = setting.key(hand_in)
+    found = ledger.find(key) if ledger else None
+    if found is None:
+        return None
+    try:
+        rebuilt = _rebuilt(hand_in)
+    except NotebookFailed:
+        rebuilt = None
+    notebook = rebuilt and harmless(EXERCISES[place.exercise], rebuilt, key.origin)
+    return Graded(found, notebook, key.origin, fingerprint(hand_in), from_ledger=True)
+
+
+def _grade_anew(
+    pending: dict[tuple[str, str], Place], setting: Setting, ledger: Ledger | None, workers: int, cluster: str | None
+) -> Generator[Graded, None, None]:
     failures: dict[tuple[str, str], str] = {}
     baselines = measure_bases(setting, {exercise for _, exercise in pending}, workers, cluster)
-    for side_by_side in (workers, 1):  # a second time for what the grader failed at
-        for job, outcome in run_all(grade, _jobs(pending.values(), setting, baselines), side_by_side, cluster):
-            who = job.hand_in.student, job.hand_in.exercise
-            if isinstance(outcome, Exception):
-                failures[who] = f"{type(outcome).__name__}: {outcome}"
-                continue
-            del pending[who]
-            yield replace(outcome, fingerprint=fingerprint(job.hand_in))
-            if ledger:
-                ledger.record(setting.key(job.hand_in), outcome.verdict)
+    with nullcontext() if cluster else root_of_a_command() as root:
+        for side_by_side in (workers, 1):  # a second time for what the grader failed at
+            jobs = _jobs(pending.values(), setting, baselines, root)
+            for job, outcome in run_all(grade, jobs, side_by_side, cluster) if pending else ():
+                who = job.hand_in.student, job.hand_in.exercise
+                if isinstance(outcome, Exception):
+                    failures[who] = f"{type(outcome).__name__}: {outcome}"
+                    continue
+                del pending[who]
+                yield replace(outcome, fingerprint=fingerprint(job.hand_in))
+                if ledger:
+                    ledger.record(setting.key(job.hand_in), outcome.verdict)
     for who, place in pending.items():
         message = failures.get(who, "the hand-in changed while it was being graded")
         yield Graded(_without_checks(place, setting, "grader failed", message))
 
 
-def _jobs(places: Iterable[Place], setting: Setting, baselines: Baselines) -> Iterator[Job]:
+def _jobs(places: Iterable[Place], setting: Setting, baselines: Baselines, root: Path | None) -> Iterator[Job]:
     """The jobs one by one, so that only the hand-ins that are being graded are in memory."""
     for place in list(places):
         try:
-            yield Job(take_in(place, EXERCISES[place.exercise]), setting, baselines)
+            hand_in = take_in(place, EXERCISES[place.exercise])
         except BadHandIn:
             continue  # it was sound a moment ago
+        yield Job(hand_in, setting, baselines, setting.key(hand_in).origin, root)
 
 
 def measure_bases(setting: Setting, exercises: Iterable[str], workers: int, cluster: str | None = None) -> Baselines:
@@ -174,25 +213,37 @@ def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
 
 def grade(job: Job) -> Graded:
     """One hand-in from its bytes to its verdict, in a folder that is gone afterwards."""
-    hand_in, setting = job.hand_in, replace(job.setting, base=on_this_machine(job.setting.base))
-    exercise = EXERCISES[hand_in.exercise]
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="grading-") as scratch:
-        folder = Path(scratch)
+    job = replace(job, setting=replace(job.setting, base=on_this_machine(job.setting.base)))
+    with folder_of_a_job(job.root) as folder:
         try:
-            ran = _run(hand_in, exercise, setting, folder)
-        except (NotebookFailed, BadHandIn) as failure:
-            verdict = _without_checks(hand_in, setting, "submission failed", str(failure))
-            verdict.seconds["notebook"] = time.perf_counter() - started
-            return Graded(verdict)
-        executed = time.perf_counter()
-        lay_out(ran.runs, ran.strays, folder / "collected")
-        evaluator = Evaluator(setting.base, setting.heldout_seed, baselines=job.baselines)
-        verdict = judge(evaluator, exercise, hand_in.student, folder / "collected")
+            rebuilt = _rebuilt(job.hand_in)
+        except NotebookFailed as failure:
+            return Graded(_without_checks(job.hand_in, job.setting, "submission failed", str(failure)))
+        verdict = _verdict(job, rebuilt, folder)
+        return Graded(verdict, rebuilt and _to_be_shown(job, rebuilt, folder), job.origin)
+
+
+def _rebuilt(hand_in: HandIn) -> NotebookNode | None:
+    """None where no notebook was handed in. Raises `NotebookFailed`."""
+    return None if hand_in.notebook is None else rebuild(EXERCISES[hand_in.exercise], hand_in.notebook)
+
+
+def _verdict(job: Job, rebuilt: NotebookNode | None, folder: Path) -> Verdict:
+    started = time.perf_counter()
+    try:
+        ran = _run(job, rebuilt, folder)
+    except (NotebookFailed, BadHandIn) as failure:
+        verdict = _without_checks(job.hand_in, job.setting, "submission failed", str(failure))
+        verdict.seconds["notebook"] = time.perf_counter() - started
+        return verdict
+    executed = time.perf_counter()
+    lay_out(ran.runs, ran.strays, folder / "collected")
+    evaluator = Evaluator(job.setting.base, job.setting.heldout_seed, baselines=job.baselines)
+    verdict = judge(evaluator, EXERCISES[job.hand_in.exercise], job.hand_in.student, folder / "collected")
     if ran.failure:
         verdict.message = f"{ran.failure}\n{verdict.message}".strip()
     verdict.seconds |= {"notebook": executed - started, "evaluation": time.perf_counter() - executed}
-    return Graded(verdict, ran.notebook)
+    return verdict
 
 
 @dataclass(frozen=True)
@@ -201,15 +252,14 @@ class _Ran:
 
     runs: Runs
     strays: tuple[str, ...]
-    notebook: NotebookNode | None = None
     failure: str = ""
 
 
-def _run(hand_in: HandIn, exercise: Exercise, setting: Setting, folder: Path) -> _Ran:
+def _run(job: Job, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
     """Runs the notebook if that is the mode. One that fails after it has saved a run is judged by what it saved."""
-    rebuilt = rebuild(exercise, hand_in.notebook) if hand_in.notebook is not None else None
+    hand_in, setting, exercise = job.hand_in, job.setting, EXERCISES[job.hand_in.exercise]
     if setting.mode == "artifacts":
-        return _Ran(hand_in.runs, hand_in.strays, rebuilt)
+        return _Ran(hand_in.runs, hand_in.strays)
     if rebuilt is None:
         others = [stray for stray in hand_in.strays if stray.endswith(".ipynb")]
         what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
@@ -217,7 +267,7 @@ def _run(hand_in: HandIn, exercise: Exercise, setting: Setting, folder: Path) ->
     failure = ""
     try:
         if setting.mode == "sandbox":
-            execute_in_sandbox(rebuilt, folder, exercise.id, setting.base, setting.seed, setting.limits)
+            execute_in_sandbox(rebuilt, folder, exercise.id, setting.base, setting.seed, setting.limits_here())
         else:
             _execute_openly(rebuilt, folder, exercise, setting)
     except NotebookFailed as problem:
@@ -225,16 +275,16 @@ def _run(hand_in: HandIn, exercise: Exercise, setting: Setting, folder: Path) ->
     runs, strays = collect_runs(folder / "runs", exercise)
     if failure and not runs:
         raise NotebookFailed(failure)
-    return _Ran(runs, strays, _executed(folder, exercise) or rebuilt, failure)
+    return _Ran(runs, strays, failure)
 
 
-def _executed(folder: Path, exercise: Exercise) -> NotebookNode | None:
-    """The notebook as it was run, which is for people to look at; None if it cannot be read, or not cheaply."""
+def _to_be_shown(job: Job, rebuilt: NotebookNode, folder: Path) -> bytes:
+    """The notebook with the outputs of its run in `folder`, or without any if there are none that can be read."""
+    exercise = EXERCISES[job.hand_in.exercise]
     try:
-        written = collect_notebook(folder, exercise)
-        return nbformat.reads(written.decode(), as_version=4) if len(written) <= MAX_SHOWN else None
+        return harmless(exercise, rebuilt, job.origin, cells_of(collect_notebook(folder, exercise)))
     except Exception:  # student code could write it, and no verdict hangs on it
-        return None
+        return harmless(exercise, rebuilt, job.origin)
 
 
 def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, setting: Setting) -> None:
@@ -242,8 +292,7 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     source = folder / "rebuilt" / f"{exercise.id}.ipynb"
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
-    base = setting.base.name if setting.base.name in PROFILES else setting.base.source
-    execute(source, folder, base, setting.seed, progress=False)
+    execute(source, folder, asked_for(setting.base), setting.seed, progress=False)
 
 
 def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) -> Verdict:
@@ -258,12 +307,10 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) ->
     twice = handed_in_twice(exercise, evidence, evaluator.base)
     refused |= twice
     evidence = {name: one for name, one in evidence.items() if name not in twice}
-    verdict = Verdict(
-        exercise=exercise.id, student=student, base=evaluator.base.name, heldout_seed=evaluator.seed, state="graded"
-    )
+    verdict = Verdict(exercise=exercise.id, student=student, base=evaluator.base.name, state="graded")
     if not evidence:
         return verdict.model_copy(update={"state": "submission failed", "message": "\n".join(refused.values())})
-    bands = ExerciseBands.load(exercise.id).bases.get(evaluator.base.name)
+    bands = ExerciseBands.load(exercise.id).of(evaluator.base)
     found = {
         "checks": check_all(exercise, evidence, refused, bands, evaluator.base),
         "claims": {name: one.claim for name, one in evidence.items()},
@@ -277,7 +324,6 @@ def _without_checks(who: HandIn | Place, setting: Setting, state: State, message
         exercise=who.exercise,
         student=who.student,
         base=setting.base.name,
-        heldout_seed=setting.heldout_seed,
         state=state,
         message=message,
     )

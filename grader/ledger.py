@@ -73,6 +73,12 @@ class Key:
     grader_version: str
     heldout_seed: int
 
+    @property
+    def origin(self) -> str:
+        """What a notebook that is shown was made from: a hand-in, and how it was run (SHA-256); nothing secret."""
+        made_from = [self.exercise, self.digest, self.base, self.mode]
+        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
 
 class Ledger:
     """The ledger at `path`, made if there is none (readable by its owner alone), and locked until it is closed.

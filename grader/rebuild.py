@@ -83,7 +83,7 @@ def _read(submitted: bytes, where: str) -> list[_Cell]:
     What is not needed is not looked at: nbformat would take 10 s and 900 MB for 5 MB of empty objects in the metadata.
     """
     try:
-        return [cell for cell in map(_solution, _cells(submitted)) if cell]
+        return [cell for cell in map(_solution, cells_of(submitted)) if cell]
     except _Unreadable as problem:
         what = str(problem)
     except RecursionError:
@@ -93,7 +93,8 @@ def _read(submitted: bytes, where: str) -> list[_Cell]:
     raise NotebookFailed(f"{where}: cannot be read as a notebook: {what}: save it again, or hand in a fresh copy")
 
 
-def _cells(submitted: bytes) -> list[dict[str, Any]]:
+def cells_of(submitted: bytes) -> list[dict[str, Any]]:
+    """The cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
     if len(submitted) > MAX_NOTEBOOK:
         raise _Unreadable(f"it has {len(submitted):,} bytes, more than the {MAX_NOTEBOOK:,} allowed")
     try:

@@ -122,7 +122,7 @@ def _named(check: Check) -> str:
 
 
 def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """Every verdict as JSON, with all checks and the run's own record.
+    """Every verdict as JSON, with all checks and the run's own record; the held-out seed is in the ledger alone.
 
     NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
     """

@@ -24,7 +24,6 @@ class Verdict(BaseModel):
     exercise: str
     student: str
     base: str
-    heldout_seed: int
     state: State
     message: str = ""
     checks: list[Check] = []

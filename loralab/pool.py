@@ -19,6 +19,19 @@ class Died(RuntimeError):
     """A process that ended without a result: killed from outside, or out of memory."""
 
 
+def processors() -> int:
+    """How many processors this process may use; Slurm and containers allow it fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def allowed_threads() -> int:
+    """How many threads may compute at once: as many as OMP_NUM_THREADS says, or else one for each of `processors`."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" is 4, and 2 inside each of these
+    return int(first) if first.isdecimal() and int(first) else processors()
+
+
 def run_all(
     function: Callable[[Job], Any],
     jobs: Iterable[Job],
@@ -38,7 +51,7 @@ def run_all(
     context = get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(["loralab", preload or function.__module__])
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // workers)
+    threads = max(1, allowed_threads() // workers)
     waiting, running = iter(jobs), {}
     try:
         while True:

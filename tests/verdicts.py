@@ -10,7 +10,6 @@ from loralab import RunRecord
 
 ACROSS = ("one thing changed", "trained on its own base")
 EACH = tuple(name for name in ADVICE if name not in (*ACROSS, "can be evaluated"))
-SECRET_SEED = 918273645
 
 
 def claim(losses=(5.0, 4.0, 3.0, 2.0), **changes) -> RunRecord:
@@ -34,7 +33,6 @@ def graded(
         exercise=exercise,
         student=student,
         base="embedded",
-        heldout_seed=SECRET_SEED,
         state="graded",
         checks=[
             Check(
@@ -56,6 +54,4 @@ def graded(
 
 def failed(student: str = "Ben", message: str = "no adapter", state="submission failed", exercise="ex1_first_adapter"):
     """A verdict without checks."""
-    return Verdict(
-        exercise=exercise, student=student, base="embedded", heldout_seed=SECRET_SEED, state=state, message=message
-    )
+    return Verdict(exercise=exercise, student=student, base="embedded", state=state, message=message)

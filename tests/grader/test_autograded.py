@@ -10,7 +10,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_output
 from nbgrader.server_extensions.formgrader import handlers
 
-from grader.autograded import MAX_TEXT, write_autograded
+from grader.autograded import MAX_TEXT, harmless, origin_of, remove_autograded, write_autograded
 from grader.exercises import EXERCISES
 from grader.gradebook import UnusableName
 
@@ -34,8 +34,13 @@ def cell(notebook, grade_id):
     return found
 
 
-def written(notebook, folder, student="ann"):
-    return nbformat.read(write_autograded(student, EXERCISE, notebook, folder), as_version=4)
+def write(notebook, folder, student="ann", origin="a hand-in"):
+    """Write the notebook, which serves as what was rebuilt and as what was executed."""
+    return write_autograded(student, EXERCISE, harmless(EXERCISE, notebook, origin, notebook.cells), folder)
+
+
+def written(notebook, folder):
+    return nbformat.read(write(notebook, folder), as_version=4)
 
 
 class Dangers(HTMLParser):
@@ -60,7 +65,7 @@ def formgrader_page(path):
 
 
 def test_it_lies_where_formgrader_looks_and_nbformat_reads_it(notebook, tmp_path):
-    path = write_autograded("ann", EXERCISE, notebook, tmp_path)
+    path = write(notebook, tmp_path)
     assert path == tmp_path / "autograded" / "ann" / EXERCISE.id / f"{EXERCISE.id}.ipynb"
     nbformat.validate(nbformat.read(path, as_version=4))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -83,28 +88,52 @@ def test_what_a_student_wrote_and_what_it_printed_are_shown(notebook, tmp_path):
 
 
 def test_an_unanswered_task_is_shown_as_it_was_released(notebook, tmp_path):
-    assert written(notebook, tmp_path) == notebook
-
-
-def test_only_answers_are_taken_from_a_notebook_that_was_tampered_with(notebook, tmp_path):
-    expected = written(notebook, tmp_path)
-    check = cell(notebook, "check1")
-    check.source, check.metadata["nbgrader"]["points"], check.metadata["tags"] = "pass", 100, ["remove-cell"]
-    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
-    notebook.cells[0].source = "<script>"
-    again = {"nbgrader": {"grade_id": "task1", "solution": True}}
-    notebook.cells.append(new_code_cell("second", metadata=again))
-    notebook.cells.reverse()
-    for odd in (None, "x", [], {"grade_id": []}, {"solution": True}):
-        notebook.cells.append(new_code_cell("extra", metadata={"nbgrader": odd}))
     shown = written(notebook, tmp_path)
-    assert cell(shown, "task1").source == "second"  # the first of that name, now that the order is reversed
-    cell(shown, "task1").source = cell(expected, "task1").source
-    assert shown == expected
+    assert (shown.cells, shown.metadata.kernelspec) == (notebook.cells, notebook.metadata.kernelspec)
+
+
+def test_only_outputs_are_taken_from_a_notebook_that_was_tampered_with(notebook):
+    rebuilt = EXERCISE.released()
+    cell(rebuilt, "task1").source = "r = 16"
+    expected = harmless(EXERCISE, rebuilt, "a hand-in")
+    for one in notebook.cells:
+        one.source, one.metadata = "<script>", {"tags": ["remove-cell"]}
+    notebook.cells.append(new_code_cell("second", metadata={"nbgrader": {"grade_id": "task1", "solution": True}}))
+    notebook.cells.reverse()
+    assert harmless(EXERCISE, rebuilt, "a hand-in", notebook.cells) == expected
+
+
+ODD = (None, 5, 1.5, True, "x", [], [5], [None, "x"], {}, {"x": 5}, [{}], [[[]]], "\udc80", ["\udc80"])
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_whatever_stands_for_anything_in_what_was_executed_the_rest_is_shown(notebook, odd):
+    sound = {"output_type": "stream", "name": "stdout", "text": ["done", " well"]}
+    spoilt = [sound | {"text": odd}, {"output_type": "error", "traceback": odd}, {"output_type": odd, "name": odd}]
+    spoilt += [{"data": odd}, *({"data": {kind: odd}} for kind in ("text/plain", "image/png")), odd]
+    executed = [{"id": odd, "outputs": [sound]}, {}, {"id": "task2", "source": odd, "metadata": odd, "outputs": odd}]
+    executed.append({"id": "task1", "outputs": [*spoilt, sound]})
+    shown = nbformat.reads(harmless(EXERCISE, notebook, "a hand-in", executed).decode(), as_version=4)
+    nbformat.validate(shown)
+    assert cell(shown, "task1").outputs[-1].text == "done well"
+
+
+def test_what_was_made_from_it_is_known_and_taken_away_with_its_empty_folders(notebook, tmp_path):
+    assert origin_of("ann", EXERCISE, tmp_path) == ""
+    path = write(notebook, tmp_path, origin="the first hand-in")
+    assert origin_of("ann", EXERCISE, tmp_path) == "the first hand-in"
+    remove_autograded("ann", EXERCISE, tmp_path)
+    assert list((tmp_path / "autograded").iterdir()) == []
+    remove_autograded("ann", EXERCISE, tmp_path)  # there is nothing to take away
+    path.parent.mkdir(parents=True)
+    for others in ("[]", "{", '{"metadata": 5}', '{"metadata": {"loralab": {"origin": 5}}}', nbformat.writes(notebook)):
+        path.write_text(others)
+        remove_autograded("ann", EXERCISE, tmp_path)
+        assert path.read_text() == others  # it is nbgrader's own, say
 
 
 def test_nothing_of_a_hostile_notebook_runs_in_formgrader(notebook, tmp_path):
-    plain = Dangers(formgrader_page(write_autograded("ann", EXERCISE, notebook, tmp_path)))
+    plain = Dangers(formgrader_page(write(notebook, tmp_path)))
     for name in ("task1", "essay"):
         cell(notebook, name).source = EVIL
     cell(notebook, "task2").outputs = [
@@ -117,7 +146,7 @@ def test_nothing_of_a_hostile_notebook_runs_in_formgrader(notebook, tmp_path):
         new_output("display_data", {"image/png": base64.b64encode(b"GIF89a").decode()}),
         new_output("display_data", {"image/png": PNG}, metadata={"image/png": {"width": '1" onerror="alert(1)'}}),
     ]  # fmt: skip
-    path = write_autograded("ann", EXERCISE, notebook, tmp_path)
+    path = write(notebook, tmp_path)
     found = Dangers(formgrader_page(path))
     harmless = [("src", f"data:image/png;base64,{PNG}")]
     assert [one for one in found.attributes if one not in plain.attributes] == harmless
@@ -130,7 +159,7 @@ def test_nothing_of_a_hostile_notebook_runs_in_formgrader(notebook, tmp_path):
 
 def test_an_endless_output_is_cut(notebook, tmp_path):
     cell(notebook, "task1").outputs = [new_output("stream", text="x" * 10**5) for _ in range(200)]
-    path = write_autograded("ann", EXERCISE, notebook, tmp_path)
+    path = write(notebook, tmp_path)
     assert path.stat().st_size < 60 * MAX_TEXT
     outputs = cell(nbformat.read(path, as_version=4), "task1").outputs
     assert outputs[0].text.endswith(" ... (80,000 more characters)")
@@ -140,5 +169,5 @@ def test_an_endless_output_is_cut(notebook, tmp_path):
 @pytest.mark.parametrize("name", ["..", "../ann", "a/b", "/tmp/ann", ".ann", "", "a\0b", "*", "n" * 129])
 def test_a_name_cannot_lead_elsewhere(notebook, tmp_path, name):
     with pytest.raises(UnusableName):
-        write_autograded(name, EXERCISE, notebook, tmp_path / "course")
+        write(notebook, tmp_path / "course", name)
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import pytest
 
 from grader.bands import Band, ExerciseBands, tolerance_factor
 from grader.exercises import EXERCISES
+from grader.identity import weights_of
 
 
 def test_the_tolerance_factor_is_that_of_the_tables():
@@ -46,7 +47,5 @@ def test_the_stored_bands_follow_from_their_values(exercise):
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_the_bands_were_measured_on_the_base_in_this_repository(exercise, base):
-    from grader.cli import _weights_hash
-
     stored = ExerciseBands.load(exercise).bases["embedded"]
-    assert stored.base_sha256 == _weights_hash(base), "the base changed: run `make bands`"
+    assert stored.base_sha256 == weights_of(base), "the base changed: run `make bands`"

@@ -13,7 +13,7 @@ from grader.feedback import feedback_path, write_feedback
 from grader.pictures import loss_plot, perplexity_bars
 from grader.verdict import Verdict
 from tests.grader.test_report import HOSTILE, Page
-from tests.verdicts import SECRET_SEED, failed, graded
+from tests.verdicts import failed, graded
 
 NAN, INF = float("nan"), float("inf")
 
@@ -90,13 +90,12 @@ def test_a_failure_of_the_grader_is_no_zero_and_keeps_its_cause_to_itself(page):
     assert "no zero" in text
 
 
-def test_the_held_out_seed_and_claimed_texts_are_not_on_it(page):
+def test_claimed_texts_are_not_on_it(page):
     verdict = graded(fails={"forgetting": "no"})
     claims = {
         name: one.model_copy(update={"name": "CLAIMED", "hardware": "CLAIMED"}) for name, one in verdict.claims.items()
     }
     text = page(verdict.model_copy(update={"claims": claims}))
-    assert str(SECRET_SEED) not in text
     assert "CLAIMED" not in text
 
 

@@ -1,10 +1,13 @@
 """The grader's command line: what it grades, and the one line it says where it cannot."""
 
+import os
 import shutil
 
+import nbformat
 import pytest
 from typer.testing import CliRunner
 
+from grader import cli
 from grader.cli import app
 from grader.exercises import EXERCISES
 from grader.intake import HandIn
@@ -12,9 +15,10 @@ from grader.judging import Setting, measure_bases
 from grader.ledger import Ledger
 from grader.sandbox import available
 from grader.watch import Limits
-from loralab import Base
+from loralab import Base, data_path
 
 EX1 = EXERCISES["ex1_first_adapter"]
+SECRET = "918273645"
 
 
 def call(*arguments):
@@ -73,7 +77,7 @@ def test_a_small_class_is_graded_handed_back_and_not_graded_again(course, honest
     good = course / "submitted" / "ann" / EX1.id
     shutil.copytree(honest, good / honest.name)
     (course / "submitted" / "ben" / EX1.id).mkdir(parents=True)
-    options = ("--course", course, "--out", course / "out", "--artifacts-only", "--heldout-seed", "123")
+    options = ("--course", course, "--out", course / "out", "--artifacts-only", "--heldout-seed", SECRET)
     status, said = call(*options)
     assert status == 0, said
     assert "100 of 100 points, passed" in said
@@ -86,12 +90,100 @@ def test_a_small_class_is_graded_handed_back_and_not_graded_again(course, honest
         "ledger.db",
     }
     assert (course / "gradebook.db").exists()
+    told = [path for path in course.rglob("*") if path.is_file() and path.name != "ledger.db"]
+    assert not [path for path in told if SECRET.encode() in path.read_bytes()]
     first = (out / "results.json").read_text()
     assert call(*options)[0] == 0
     assert (out / "results.json").read_text() == first  # the seconds, too: it was looked up
     (good / honest.name / "run.json").write_text("{}")
     assert call(*options)[0] == 0
     assert (out / "results.json").read_text().count("submission failed") == 2
+
+
+def hand_in(course, answer, student="ann"):
+    """The notebook alone, with this in the first task."""
+    folder = course / "submitted" / student / EX1.id
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook = EX1.released()
+    next(cell for cell in notebook.cells if cell.id == "task1").source = answer
+    nbformat.write(notebook, folder / f"{EX1.id}.ipynb")
+    return folder
+
+
+def test_formgrader_shows_the_notebook_that_was_handed_in_last(course):
+    options = ("--course", course, "--out", course / "out", "--artifacts-only")
+    shown = course / "autograded" / "ann" / EX1.id / f"{EX1.id}.ipynb"
+    for answer in ("# the first", "# the second", "# the first"):
+        folder = hand_in(course, answer)
+        assert call(*options)[0] == 0
+        assert answer in shown.read_text()
+    shutil.rmtree(course / "autograded")
+    assert call(*options)[0] == 0
+    assert "# the first" in shown.read_text()
+    os.utime(shown, (1, 1))
+    assert call(*options)[0] == 0
+    assert shown.stat().st_mtime == 1  # it has the outputs of a run, perhaps
+    (folder / "first-adapter").symlink_to("elsewhere")
+    assert call(*options)[0] == 0
+    assert not shown.exists()
+
+
+def test_what_was_left_out_has_no_verdict_and_the_status_says_so(course):
+    hand_in(course, "# mine")
+    (course / "submitted" / "ben").symlink_to("ann", target_is_directory=True)
+    status, said = call("--course", course, "--out", course / "out", "--artifacts-only")
+    assert status == 1
+    assert "left out: submitted/ben: a symlink" in said
+    assert (course / "gradebook.db").exists()
+
+
+def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(course, monkeypatch):
+    hand_in(course, "# mine")
+    monkeypatch.setattr(cli, "grade_class", None)
+    url = f"sqlite:///{course}/nowhere/gradebook.db"
+    status, said = call("--course", course, "--out", course / "out", "--artifacts-only", "--gradebook", url)
+    assert status == 2
+    assert said.startswith("Error: gradebook sqlite:///") and "cannot be written" in said
+
+
+def test_a_gradebook_that_is_lost_meanwhile_loses_no_verdict(course, monkeypatch):
+    hand_in(course, "# mine")
+    shutil.copytree(course / "submitted" / "ann", course / "submitted" / "ben")
+    hand_back, url = cli._hand_back, f"sqlite:///{course}/books/gradebook.db"
+    (course / "books").mkdir()
+
+    def lose(one, **where):
+        hand_back(one, **where)
+        shutil.rmtree(course / "books", ignore_errors=True)
+
+    monkeypatch.setattr(cli, "_hand_back", lose)
+    (course / "submitted" / "notes").touch()
+    status, said = call("--course", course, "--out", course / "out", "--artifacts-only", "--gradebook", url)
+    assert status == 1
+    assert "left out: submitted/notes" in said and "cannot be written" in said
+    assert (course / "out" / "grades.csv").read_text().count("submission failed") == 2
+
+
+def test_an_out_below_a_file_is_one_line(course):
+    hand_in(course, "# mine")
+    (course / "file").touch()
+    status, said = call("--course", course, "--out", course / "file" / "out", "--artifacts-only")
+    assert status == 2
+    assert said.startswith("Error: --out") and "no folder can be made there (Not a directory): name another" in said
+
+
+def test_a_folder_with_the_name_of_a_base_is_another_base_wherever_it_is_asked_for(course, monkeypatch):
+    hand_in(course, "# mine")
+    folder = shutil.copytree(data_path("base"), course / "embedded")
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    options = ("--course", course, "--out", course / "out", "--artifacts-only")
+    assert "no bands" not in call(*options)[1]
+    monkeypatch.chdir(folder)
+    status, said = call(*options, "--base", ".")
+    assert status == 0
+    assert f"no bands: {EX1.id}:" in said and "base embedded, so" in said and f"make bands BASE={folder}" in said
 
 
 def test_a_base_that_cannot_be_had_is_one_line():

@@ -25,7 +25,7 @@ def verdict(student="ann", exercise=FIRST, points=100.0, state="graded", message
     if points < 100:
         lost = {"name": "lost", "run": "r8", "message": "the adapter is <b>untrained</b>"}
         checks.append(Check(**lost, expected="", found="", points=100 - points, passed=False))
-    return Verdict(exercise=exercise, student=student, base="embedded", heldout_seed=1, state=state, message=message,
+    return Verdict(exercise=exercise, student=student, base="embedded", state=state, message=message,
                    checks=checks if state == "graded" else [])  # fmt: skip
 
 

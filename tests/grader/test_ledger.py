@@ -22,7 +22,7 @@ KEY = Key("ann", "ex1_first_adapter", "d1", "embedded", "sandbox", "v1", 7)
 
 def verdict(key=KEY, state="graded", points=100.0, **more):
     checks = [Check(name="all", expected="", found="", points=points, passed=True)] if state == "graded" else []
-    who = {"exercise": key.exercise, "student": key.student, "base": key.base, "heldout_seed": key.heldout_seed}
+    who = {"exercise": key.exercise, "student": key.student, "base": key.base}
     return Verdict(**who, state=state, checks=checks, **more)
 
 

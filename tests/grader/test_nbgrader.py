@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from nbgrader.api import Gradebook
 
-from grader.autograded import write_autograded
+from grader.autograded import harmless, write_autograded
 from grader.checks import Check
 from grader.exercises import EXERCISES, ROOT
 from grader.gradebook import default_url, write_gradebook
@@ -79,9 +79,7 @@ def cells(course, exercise):
 def verdict(student, points):
     lost = Check(name="lost", expected="", found="", points=100 - points, passed=False, message="</code><script>evil()")
     kept = Check(name="kept", expected="", found="", points=points, passed=True)
-    return Verdict(
-        exercise=LAST.id, student=student, base="embedded", heldout_seed=1, state="graded", checks=[kept, lost]
-    )
+    return Verdict(exercise=LAST.id, student=student, base="embedded", state="graded", checks=[kept, lost])
 
 
 def grade_with_ours(course, student, points):
@@ -90,7 +88,7 @@ def grade_with_ours(course, student, points):
     for cell in notebook.cells:
         if cell.metadata.get("nbgrader", {}).get("grade_id") == "essay":
             cell.source = "Low rank, <script>evil()</script>"
-    write_autograded(student, LAST, notebook, course)
+    write_autograded(student, LAST, harmless(LAST, notebook, "a hand-in"), course)
     assert write_gradebook([verdict(student, points)], default_url(course)) == []
 
 

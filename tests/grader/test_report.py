@@ -14,7 +14,7 @@ from grader.feedback import write_feedback
 from grader.report import print_class, print_verdict, write_grades, write_report, write_results
 from grader.similarity import Fingerprint
 from grader.verdict import Verdict
-from tests.verdicts import SECRET_SEED, failed, graded
+from tests.verdicts import failed, graded
 
 EXERCISES = ("ex1_first_adapter", "ex2_rank_sweep", "ex4_qlora")
 HOSTILE = "<script>alert(1)</script>"
@@ -206,11 +206,6 @@ def test_identical_hand_ins_are_named_together_with_the_solution(classful, tmp_p
     assert "adapter of first-adapter student 1, student 2" in words
     assert "adapter of first-adapter and the solution's student 7" in words
     assert "student 8" not in words
-
-
-def test_the_held_out_seed_is_not_on_the_report(classful, tmp_path):
-    assert str(SECRET_SEED) not in write_report(classful, tmp_path).read_text("utf-8")
-    assert str(SECRET_SEED) not in write_report(classful[:3], tmp_path).read_text("utf-8")
 
 
 def test_time_is_summed_and_the_slowest_is_named(classful, tmp_path):

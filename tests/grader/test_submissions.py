@@ -22,7 +22,8 @@ from tests.submissions.hostile import HOSTILE
 # The hostile ones whose code runs on every change; the others are run by `make proof`.
 ALWAYS = {
     "answers-for-the-kernel", "escape-in-an-error", "forged-run", "fork-bomb", "goes-on-after-the-end",
-    "output-of-200-megabytes", "planted-symlinks", "reaches-the-network", "reads-the-repository", "writes-outside",
+    "output-of-200-megabytes", "planted-nest", "planted-symlinks", "reaches-the-network", "reads-the-repository",
+    "spoilt-notebook", "writes-outside",
 }  # fmt: skip
 # Of those that are evaluated, the ones on every change: each shows something that no other one shows.
 EVALUATED = {

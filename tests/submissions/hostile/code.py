@@ -250,6 +250,40 @@ attack(
     before=INSIDE,
 )
 attack(
+    "spoilt-notebook",
+    "leaves a run to be judged and a notebook in which numbers stand for texts, and kills what would write a better one",
+    failed(r"no adapter_config\.json"),
+    """
+    import json, os, signal
+    folder = Path(RUNS) / "first-adapter"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    outputs = [{"output_type": "stream", "name": "stdout", "text": 5}, {"output_type": "error", "traceback": 5}, 5]
+    cells = [{"cell_type": "code", "id": f"task{n}", "metadata": 5, "source": 5, "outputs": outputs} for n in range(1, 5)]
+    content = json.dumps({"cells": [*cells, {}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    for path in Path(RUNS).parent.glob("*.ipynb"):
+        path.write_text(content)
+    os.kill(os.getppid(), signal.SIGKILL)
+    """,
+    before=INSIDE,
+)
+attack(
+    "notebook-of-empty-objects",
+    "leaves a notebook of five megabytes that takes nbformat seven hundred to read, and kills what would replace it",
+    failed(r"no adapter_config\.json"),
+    """
+    import os, signal
+    folder = Path(RUNS) / "first-adapter"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    many = "[" + ",".join(["{}"] * 1_550_000) + "]"
+    for path in Path(RUNS).parent.glob("*.ipynb"):
+        path.write_text('{"cells": [], "metadata": {"x": %s}, "nbformat": 4, "nbformat_minor": 5}' % many)
+    os.kill(os.getppid(), signal.SIGKILL)
+    """,
+    before=INSIDE,
+)
+attack(
     "speaks-for-the-runner",
     "writes a good result into every open file of every process that it sees",
     failed("."),
@@ -326,6 +360,22 @@ attack(
         os.mkfifo(folder / name)
     """,
     after=QUIET,
+)
+attack(
+    "planted-nest",
+    "leaves folders within folders, deeper than Python's own way to delete them reaches",
+    failed("deep|folders"),
+    """
+    import os
+    folder = Path(RUNS) / "first-adapter"
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    for _ in range(1_500):
+        os.mkdir("a")
+        os.chdir("a")
+    """,
+    after=QUIET,
+    before=INSIDE,
 )
 attack(
     "planted-permissions",

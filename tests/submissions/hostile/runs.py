@@ -318,7 +318,7 @@ RUNS += [
 ]
 
 
-@case("runs", "one adapter for all three ranks", graded("are the same adapter", 40), exercise="ex2_rank_sweep")
+@case("runs", "one adapter for all three ranks", graded("the same adapter as", 40), exercise="ex2_rank_sweep")
 def one_adapter_for_all_ranks(folder: Path, parts: Parts) -> None:
     for rank in (4, 16, 64):
         parts.run(folder / f"rank-{rank}", "one-adapter-for-all-ranks")
@@ -338,7 +338,7 @@ def one_adapter_under_three_configs(folder: Path, parts: Parts) -> None:
         edit(folder / f"rank-{rank}" / CONFIG, r=rank, lora_alpha=2 * rank)
 
 
-@case("runs", "one adapter for both bases of exercise 4", graded("are the same adapter", 50), exercise="ex4_qlora")
+@case("runs", "one adapter for both bases of exercise 4", graded("the same adapter as", 50), exercise="ex4_qlora")
 def one_adapter_for_both_bases(folder: Path, parts: Parts) -> None:
     for name in ("lora", "qlora"):
         parts.run(folder / name, "one-adapter-for-both-bases")

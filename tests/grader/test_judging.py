@@ -1,0 +1,181 @@
+"""From a hand-in to its verdict: what is shown of the notebook, whatever it does, and what a verdict hangs on."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import nbformat
+import pytest
+
+from grader import judging
+from grader.bands import ExerciseBands
+from grader.evaluate import MAX_LENGTH
+from grader.execute import NotebookFailed
+from grader.exercises import EXERCISES
+from grader.identity import asked_for
+from grader.intake import HandIn, Place
+from grader.judging import Job, Setting, grade, grade_class, judge
+from grader.ledger import Ledger
+from grader.watch import Limits
+from loralab import choose_base, data_path
+from tests.grader.test_scratch import nest
+
+EX1 = EXERCISES["ex1_first_adapter"]
+ANSWER = "# what the student wrote"
+
+
+@pytest.fixture
+def hand_in():
+    notebook = EX1.released()
+    next(cell for cell in notebook.cells if cell.id == "task1").source = ANSWER
+    return HandIn("ann", EX1.id, nbformat.writes(notebook).encode(), {}, ())
+
+
+@pytest.fixture
+def grade_what(base, hand_in, tmp_path, monkeypatch):
+    """Grades the hand-in as if its notebook, when it was run, had done what a function does to its folder."""
+
+    def grade_what(does):
+        monkeypatch.setattr(judging, "execute_in_sandbox", lambda notebook, folder, *_: does(folder))
+        graded = grade(Job(hand_in, Setting(base, 1), {}, "this hand-in", tmp_path))
+        assert list(tmp_path.iterdir()) == []
+        return graded
+
+    return grade_what
+
+
+def shown(graded):
+    """The first task's cell as it is shown."""
+    notebook = nbformat.reads(graded.notebook.decode(), as_version=4)
+    nbformat.validate(notebook)
+    return next(cell for cell in notebook.cells if cell.id == "task1")
+
+
+def spoilt_run(folder):
+    (folder / "runs" / "first-adapter").mkdir(parents=True)
+    (folder / "runs" / "first-adapter" / "run.json").write_text("{}")
+
+
+def executed(folder, **changes):
+    cell = {"cell_type": "code", "id": "task1", "metadata": {}, "source": "pass", "execution_count": 1}
+    cell |= {"outputs": [{"output_type": "stream", "name": "stdout", "text": "it ran"}]} | changes
+    content = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (folder / f"{EX1.id}.ipynb").write_text(json.dumps(content))
+
+
+def fail():
+    raise NotebookFailed("its process was killed")
+
+
+def test_an_executed_notebook_is_shown_with_the_students_answer_and_its_outputs(grade_what):
+    graded = grade_what(lambda folder: (spoilt_run(folder), executed(folder)))
+    assert graded.verdict.state == "submission failed"
+    assert (shown(graded).source, shown(graded).outputs[0].text) == (ANSWER, "it ran")
+
+
+@pytest.mark.parametrize("spoilt", [
+    {"outputs": [{"output_type": "stream", "name": "stdout", "text": 5}]},
+    {"outputs": [{"output_type": "error", "traceback": {"x": [5]}}]},
+    {"outputs": 5}, {"source": 5}, {"metadata": 5}, {"id": {}},
+])  # fmt: skip
+def test_a_notebook_that_student_code_has_spoilt_is_shown_and_stops_nothing(grade_what, spoilt):
+    graded = grade_what(lambda folder: (spoilt_run(folder), executed(folder, **spoilt), fail()))
+    assert graded.verdict.state == "submission failed"
+    assert graded.verdict.message.startswith("its process was killed")
+    assert shown(graded).source == ANSWER
+
+
+@pytest.mark.parametrize("content", ["", "[" * 10**6, '{"nbformat": 4, "cells": [5]}', "9" * 10**4, " " * 10_000_001])
+def test_a_notebook_that_cannot_be_read_is_shown_as_it_was_rebuilt(grade_what, content):
+    graded = grade_what(lambda folder: (spoilt_run(folder), (folder / f"{EX1.id}.ipynb").write_text(content)))
+    assert shown(graded).source == ANSWER
+
+
+@pytest.mark.parametrize("does", [
+    lambda folder: fail(),
+    lambda folder: (folder / "runs").symlink_to("/"),
+    lambda folder: None,
+])  # fmt: skip
+def test_a_notebook_that_leaves_no_run_is_shown_for_its_essay_is_graded_by_hand(grade_what, does):
+    graded = grade_what(does)
+    assert graded.verdict.state == "submission failed"
+    assert shown(graded).source == ANSWER
+
+
+def test_a_nest_of_folders_is_a_message_and_is_removed(grade_what):
+    def nests(folder):
+        spoilt_run(folder)
+        nest(folder / "runs", 1_500)
+
+    graded = grade_what(nests)
+    assert graded.verdict.state == "submission failed"
+    assert "deep" in graded.verdict.message
+
+
+def test_a_notebook_that_cannot_be_rebuilt_is_not_shown(base, hand_in, tmp_path):
+    graded = grade(Job(replace(hand_in, notebook=b"{}"), Setting(base, 1), {}, "", tmp_path))
+    assert (graded.verdict.state, graded.notebook) == ("submission failed", None)
+
+
+def test_a_claim_is_no_longer_than_a_training(evaluator, honest):
+    record = json.loads((honest / "run.json").read_text())
+    (honest / "run.json").write_text(json.dumps(record | {"losses": [1.0] * (MAX_LENGTH + 1)}))
+    verdict = judge(evaluator, EX1, "ann", honest.parent)
+    assert verdict.state == "submission failed"
+    assert verdict.message.startswith("run.json: losses has more than 20,000 entries")
+
+
+# What a verdict hangs on
+
+
+@pytest.fixture
+def namesake(tmp_path):
+    """Another base in a folder of the course's base's name: one byte of its weights differs."""
+    folder = shutil.copytree(data_path("base"), tmp_path / "x" / "embedded")
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    return choose_base(str(folder))
+
+
+def test_two_bases_of_one_name_share_neither_verdicts_nor_bands(base, namesake, hand_in):
+    assert base.name == namesake.name
+    assert Setting(base, 1).key(hand_in) != Setting(namesake, 1).key(hand_in)
+    assert (asked_for(base), asked_for(namesake)) == ("embedded", namesake.source)
+    bands = ExerciseBands.load(EX1.id)
+    assert bands.of(base) == bands.bases["embedded"]
+    assert bands.of(namesake) is None
+
+
+def test_bands_are_of_the_weights_that_the_base_had(base):
+    bands = ExerciseBands.load(EX1.id)
+    bands.bases["embedded"].base_sha256 = "0" * 64
+    assert bands.of(base) is None
+
+
+def test_the_weights_in_a_folder_may_change_under_its_name(namesake, base, hand_in, tmp_path):
+    other = shutil.copytree(data_path("base"), tmp_path / "other")
+    keys = {Setting(replace(namesake, source=str(folder)), 1).key(hand_in).base for folder in (namesake.source, other)}
+    (other / "model.safetensors").write_bytes(b"changed")
+    keys.add(Setting(replace(namesake, source=str(other), reason="anew"), 1).key(hand_in).base)
+    assert len(keys) == 3
+
+
+def test_the_processors_of_the_machine_limit_a_notebook_and_no_verdict_hangs_on_them(base, hand_in, monkeypatch):
+    allowed, keys = [], set()
+    for count in (1, 2, 64):
+        monkeypatch.setattr(judging, "processors", lambda count=count: count)
+        setting = Setting(base, 1, limits=Limits(wall=100, cpu=float(count)))
+        allowed.append(setting.limits_here().cpu)
+        keys.add(setting.key(hand_in))
+    assert allowed == [200, 200, 6400]
+    assert len(keys) == 1
+
+
+def test_with_nothing_left_to_grade_no_cluster_is_asked(base, tmp_path, honest):
+    place = Place("ann", EX1.id, honest.parent)
+    with Ledger(tmp_path / "out" / "ledger.db", heldout_seed=1) as ledger:
+        setting = Setting(base, 1, "artifacts")
+        (first,) = grade_class([place], setting, ledger)
+        (again,) = grade_class([place], setting, ledger, cluster="tcp://127.0.0.1:1")
+    assert again.from_ledger and again.verdict == first.verdict
