@@ -74,6 +74,7 @@ $(TRL)/ready: $(READY)
 bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md (long; on a machine with nothing else to do)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.ranks_and_targets
 	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.memory_cpu
 	$(BIN)/python -m benchmarks.grading

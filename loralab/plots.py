@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ from .record import RunRecord
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 plt.rcParams["axes.formatter.min_exponent"] = 6  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹
+DIVERGED = 10_000.0  # a perplexity that no training is left with which still learns
 
 
 def smoothed(losses: Sequence[float], window: int = 5) -> np.ndarray:
@@ -28,7 +30,7 @@ def plot_loss(records: RunRecord | Sequence[RunRecord], axes: Axes | None = None
     """Training loss against optimiser step, one line a run: every step faint, the running mean strong."""
     records = [records] if isinstance(records, RunRecord) else records
     axes = axes or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-    for record, colour in zip(records, COLOURS, strict=False):
+    for record, colour in zip(records, cycle(COLOURS)):
         steps = np.arange(1, len(record.losses) + 1)
         axes.plot(steps, record.losses, color=colour, alpha=0.3, linewidth=1)
         axes.plot(steps, smoothed(record.losses), color=colour, linewidth=2, label=record.name)
@@ -40,15 +42,25 @@ def plot_loss(records: RunRecord | Sequence[RunRecord], axes: Axes | None = None
 
 
 def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None, colours: Sequence[str] = COLOURS) -> Axes:
-    """Perplexities as labelled horizontal bars on a log scale, in the order given; `colours` are taken in turn."""
+    """Perplexities as labelled horizontal bars on a log scale, in the order given; `colours` are taken in turn.
+
+    A perplexity of `DIVERGED` or more, or one that is no number, is called diverged, and its bar ends there.
+    """
     axes = axes or plt.subplots(figsize=(7, 0.5 + 0.45 * len(ppl)), layout="constrained")[1]
-    bars = axes.barh(list(ppl), list(ppl.values()), color=[colours[i % len(colours)] for i in range(len(ppl))])
-    axes.bar_label(bars, fmt="%.3g", padding=4)
+    lengths = np.nan_to_num(list(ppl.values()), nan=DIVERGED).clip(max=DIVERGED)
+    bars = axes.barh(list(ppl), lengths, color=[colours[i % len(colours)] for i in range(len(ppl))])
+    axes.bar_label(bars, [_readable(length) for length in lengths], padding=4)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="held-out perplexity (lower is better, log scale)")
-    axes.set_xlim(1, max(ppl.values()) * 1.8)
+    axes.set_xlim(1, lengths.max() ** 1.2 * 1.2)  # room for the longest bar's label
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def _readable(ppl: float) -> str:
+    if ppl >= DIVERGED:
+        return "diverged"
+    return f"{ppl:.3g}" if ppl < 1000 else f"{ppl:,.0f}"
 
 
 def plot_memory(memory: Mapping[str, Memory], limit: float, card: str, axes: Axes | None = None) -> Axes:
