@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .bases import Base
+from .files import write_whole
 from .record import RunRecord
 
 CARD_FILE = "README.md"
@@ -60,10 +61,7 @@ def write_card(
         ppl_before=_number(record.ppl_before),
         ppl_after=_number(record.ppl_after),
     )
-    unfinished = path.with_suffix(".part")
-    card.save(unfinished)
-    unfinished.replace(path)
-    return path
+    return write_whole(path, str(card))
 
 
 def card_problem(path: Path) -> str:

@@ -1,38 +1,46 @@
-"""The operating gate: nine points that a finished run must pass before its adapter is used."""
+"""The operating gate: nine points that a finished run must pass before its adapter is used.
+
+They say that the run is complete and that it tells the truth about itself. How good its answers are, people must read.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
 from .card import CARD_FILE, Sample, card_problem, write_card
 from .data import data_path
+from .files import write_whole
 from .fourbit import nf4
-from .measure import ADAPTER_FILE, answer, perplexity
-from .pairs import IGNORED, Pair, PairsError, encode_all, read_pairs
+from .measure import ADAPTER_FILE, answer_and_end, perplexity
+from .pairs import Pair, PairsError, encode_all, read_pairs
+from .pool import one_line
 from .record import RunRecord
-from .shapes import LINEAR, Shape, adapter_shape
+from .shapes import LINEAR, Shape
 
 CONFIG_FILE, CHOICES_FILE = "adapter_config.json", "gate.json"
 SAMPLES, ANSWER_TOKENS = 3, 80
 RATE_FACTOR = 5  # learning rates within this factor of the base's own are usual
 EPOCHS_FACTOR = 2  # more than this many times the base's own number of epochs is learning by heart
 ALPHA_PER_RANK = (0.25, 4)  # from QLoRA (16 for rank 64) to LoRA Without Regret (32 for rank 8)
+ALPHA_PER_ROOT = (0.25, 8)  # rsLoRA's: the course's 8, which suits every rank, for ranks 1024 to 1
 MAX_DROPOUT = 0.2
 PPL_TOLERANCE = 0.05  # relative: fp16 on a GPU against fp32 on a CPU differ by less
 
@@ -57,10 +65,15 @@ class Point:
 
 
 class Settings(BaseModel):
-    """The part of `adapter_config.json` that shapes a LoRA adapter."""
+    """The part of `adapter_config.json` that shapes a LoRA adapter, and what the gate takes of it."""
 
+    peft_type: Literal["LORA"]
     r: Annotated[int, Field(ge=1)]
+    rank_pattern: Annotated[dict, Field(max_length=0)] = {}
     lora_alpha: float
+    alpha_pattern: Annotated[dict, Field(max_length=0)] = {}
+    use_rslora: bool = False
+    bias: Literal["none"] = "none"
     lora_dropout: float = 0.0
     target_modules: list[str]
     base_model_name_or_path: str | None = None
@@ -84,6 +97,7 @@ class Run:
     weights: dict[str, torch.Tensor]
     choices: Choices
     pairs: list[Pair]
+    recompute: bool = False
     base: Base | None = None
     shape: Shape | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -116,6 +130,7 @@ def gate(
 ) -> list[Point]:
     """Judge the finished run in `folder`, write its model card, and return the nine points in order.
 
+    A run that passes is complete and tells the truth about itself; whether its answers are good is for people to read.
     `base` names the base where the run's own name for it cannot be found; `decision` (keep, merge or swap), `licence`
     (the base's) and `data` (what the pairs are) are kept in `gate.json` for later calls. `eval_file` has the held-out
     pairs, by default the course's; with `recompute` both perplexities are measured again on them. Raises `ValueError`
@@ -130,7 +145,8 @@ def gate(
         )
     said = {"decision": decision, "licence": licence, "data": data}
     run.choices = _choose(folder, {name: value for name, value in said.items() if value is not None})
-    _look(run, base, recompute)
+    run.recompute = recompute
+    _look(run, base)
     return [point(run) for point in POINTS]
 
 
@@ -179,7 +195,10 @@ def _read_json(path: Path, kind: type[BaseModel]) -> BaseModel:
         raise ValueError(f"{path.parent}: no {path.name} in it; save the adapter with save_pretrained") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path}: {where}: {first['msg']}; the gate takes nothing else: correct it or make it anew"
+        ) from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not valid JSON") from None
 
@@ -191,19 +210,17 @@ def _choose(folder: Path, said: dict[str, str]) -> Choices:
     path = folder / CHOICES_FILE
     choices = (_read_json(path, Choices) if path.is_file() else Choices()).model_copy(update=said)
     if said:
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(choices.model_dump_json(indent=1) + "\n", "utf-8")
-        unfinished.replace(path)
+        write_whole(path, choices.model_dump_json(indent=1) + "\n")
     return choices
 
 
-def _look(run: Run, name: str | None, recompute: bool) -> None:
+def _look(run: Run, name: str | None) -> None:
     """Load the base, step by step, and try the adapter on it; the first step that fails leaves its reason."""
     try:
         run.base = _find_base(run, name)
-        run.shape = adapter_shape(run.base.source, run.settings.r, tuple(run.settings.target_modules))
+        run.shape = _expected_shape(run)
         run.tokenizer = load_tokenizer(run.base)
-        _try_adapter(run, recompute)
+        _try_adapter(run)
     except (OSError, ValueError) as error:
         run.trouble = str(error).splitlines()[0]
 
@@ -216,29 +233,55 @@ def _find_base(run: Run, name: str | None) -> Base:
     return base
 
 
-def _try_adapter(run: Run, recompute: bool) -> None:
+def _expected_shape(run: Run) -> Shape:
+    """What the run's own settings make of its base, from the base's config alone: no weights are loaded."""
+    base = AutoConfig.from_pretrained(run.base.source)
+    with _adapter_trouble(), torch.device("meta"):
+        settings = LoraConfig.from_pretrained(run.folder)
+        settings.inference_mode = False  # else nothing of it would count as trainable
+        settings.init_lora_weights = True  # PiSSA's start would need the base's weights, and has the same shape
+        settings.base_model_name_or_path = None  # else peft warns that the base has another name
+        model = get_peft_model(AutoModelForCausalLM.from_config(base), settings, low_cpu_mem_usage=True)
+        tensors = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    return Shape(tensors, *model.get_nb_trainable_parameters())
+
+
+@contextmanager
+def _adapter_trouble() -> Iterator[None]:
+    """Within it a failure of whatever kind is the adapter's trouble, in one line."""
+    try:
+        yield
+    except Exception as error:  # a damaged configuration can fail anywhere inside peft
+        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
+
+
+def _try_adapter(run: Run) -> None:
     """Answers of the base and of the adapter, and on demand their perplexities."""
     if not run.fits:
         raise ValueError("the adapter does not fit its base")
     model = load_model(run.base, quantization=nf4() if run.record.method == "qlora" else None)
-    model = PeftModel.from_pretrained(model, run.folder)
-    run.samples = [_sample(model, run.tokenizer, pair.instruction) for pair in run.pairs[:SAMPLES]]
-    if recompute:
-        after = perplexity(model, run.tokenizer, run.pairs, run.base.max_length)
-        with model.disable_adapter():
-            run.remeasured = perplexity(model, run.tokenizer, run.pairs, run.base.max_length), after
+    before, ppl_before = _try(model, run)  # as long as it is bare: PiSSA changes the base's own weights
+    with _adapter_trouble():
+        model = PeftModel.from_pretrained(model, run.folder)
+    after, ppl_after = _try(model, run)
+    run.samples = [
+        Sample(pair.instruction, old, new, ended)
+        for pair, (old, _), (new, ended) in zip(run.pairs[:SAMPLES], before, after, strict=True)
+    ]
+    if run.recompute:
+        run.remeasured = ppl_before, ppl_after
 
 
-def _sample(model: PeftModel, tokenizer: PreTrainedTokenizerBase, question: str) -> Sample:
-    after = answer(model, tokenizer, question, ANSWER_TOKENS)
-    longer = answer(model, tokenizer, question, ANSWER_TOKENS + 1)  # greedy: it grows only if it had not ended
-    with model.disable_adapter():
-        before = answer(model, tokenizer, question, ANSWER_TOKENS)
-    return Sample(question, before, after, ended=longer == after)
+def _try(model: PreTrainedModel | PeftModel, run: Run) -> tuple[list[tuple[str, bool]], float | None]:
+    """The model's first answers, each with whether it ended by itself, and on demand its perplexity."""
+    answers = [answer_and_end(model, run.tokenizer, pair.instruction, ANSWER_TOKENS) for pair in run.pairs[:SAMPLES]]
+    ppl = perplexity(model, run.tokenizer, run.pairs, run.base.max_length) if run.recompute else None
+    return answers, ppl
 
 
 def _not_judged(name: str, run: Run) -> Point:
-    return Point(name, None, run.trouble, "it needs the base: run the gate where the base can be loaded (see --base)")
+    advice = "it needs the base with the adapter on it: run the gate where both can be loaded (see --base)"
+    return Point(name, None, run.trouble, advice)
 
 
 def _base(run: Run) -> Point:
@@ -263,7 +306,8 @@ def _hyperparameters(run: Run) -> Point:
     if run.base is None:
         return _not_judged(name, run)
     settings, record = run.settings, run.record
-    wrong = _unusual_settings(settings) + _unusual_training(record, run.base) + _false_claims(record, settings)
+    wrong = _unusual_factor(settings) + _unusual_dropout(settings)
+    wrong += _unusual_training(record, run.base) + _false_claims(record, settings)
     found = (
         f"rank {settings.r}, alpha {settings.lora_alpha:g}, dropout {settings.lora_dropout:g}, "
         f"learning rate {record.learning_rate:g}, {record.epochs:g} epochs"
@@ -271,20 +315,27 @@ def _hyperparameters(run: Run) -> Point:
     return Point(name, not wrong, found, "; ".join(wrong))
 
 
-def _unusual_settings(settings: Settings) -> list[str]:
-    wrong = []
-    low, high = ALPHA_PER_RANK
-    if not low <= settings.lora_alpha / settings.r <= high:
-        wrong.append(
-            f"alpha/rank is {settings.lora_alpha / settings.r:g}, outside {low:g} to {high:g}: it scales the adapter, "
-            "so it acts like another learning rate; take alpha = 2 x rank"
-        )
-    if not 0 <= settings.lora_dropout <= MAX_DROPOUT:
-        wrong.append(
-            f"dropout {settings.lora_dropout:g} is outside 0 to {MAX_DROPOUT:g}: it hides too much of the input from "
-            "an adapter so small; take 0.05"
-        )
-    return wrong
+def _unusual_factor(settings: Settings) -> list[str]:
+    if settings.use_rslora:
+        name, divisor, (low, high), usual = "alpha/root of rank", math.sqrt(settings.r), ALPHA_PER_ROOT, "8"
+    else:
+        name, divisor, (low, high), usual = "alpha/rank", settings.r, ALPHA_PER_RANK, "2 x rank"
+    factor = settings.lora_alpha / divisor
+    if low <= factor <= high:
+        return []
+    return [
+        f"{name} is {factor:g}, outside {low:g} to {high:g}: it scales the adapter, so it acts like another learning "
+        f"rate; take alpha = {usual}"
+    ]
+
+
+def _unusual_dropout(settings: Settings) -> list[str]:
+    if 0 <= settings.lora_dropout <= MAX_DROPOUT:
+        return []
+    return [
+        f"dropout {settings.lora_dropout:g} is outside 0 to {MAX_DROPOUT:g}: it hides too much of the input from an "
+        "adapter so small; take 0.05"
+    ]
 
 
 def _unusual_training(record: RunRecord, base: Base) -> list[str]:
@@ -317,16 +368,17 @@ def _template(run: Run) -> Point:
     if run.tokenizer is None:
         return Point(name, False, run.trouble, "without a template, training and use frame a question differently")
     try:
-        examples = encode_all(run.pairs, run.tokenizer, run.base.max_length)
+        encode_all(run.pairs, run.tokenizer, run.base.max_length)
     except PairsError as error:
         advice = "the model would learn no end of an answer and would write on; use the base's instruct version"
         return Point(name, False, str(error), advice)
-    batch = DataCollatorForSeq2Seq(run.tokenizer, label_pad_token_id=IGNORED)(examples)
-    learned = [labels[labels != IGNORED] for labels in batch["labels"]]
-    ends = sum(labels[-1].item() == run.tokenizer.eos_token_id for labels in learned)
-    found = f"{run.tokenizer.eos_token} is the last label of {ends} of {len(examples)} padded answers"
-    advice = "an end that is masked is not learned, and padding that is not masked is; encode with loralab.encode"
-    return Point(name, ends == len(examples), found, "" if ends == len(examples) else advice)
+    ends, pairs = run.record.ends, run.record.train_pairs
+    if ends is None:
+        advice = "an older loralab did not count them; read where the answers end, or train again"
+        return Point(name, None, "how the training pairs ended is not recorded", advice)
+    found = f"{run.tokenizer.eos_token} is the last label of {ends} of {pairs} training pairs"
+    advice = "an end that is masked or cut off is not learned, and answers run on; encode with loralab.encode"
+    return Point(name, ends == pairs, found, "" if ends == pairs else advice)
 
 
 def _count(run: Run) -> Point:
@@ -352,6 +404,8 @@ def _ppl_before(run: Run) -> Point:
     if ppl is not None and not _agrees(ppl, again):
         advice = "run.json does not tell what this base does on these pairs: train again, or give its pairs with --eval"
     passed = _measured(ppl) and run.record.eval_pairs > 0 and _agrees(ppl, again)
+    if passed and run.recompute and again is None:
+        return Point("PPL before", None, found, f"it could not be measured again: {run.trouble}")
     return Point("PPL before", passed, found, "" if passed else advice)
 
 

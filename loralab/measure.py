@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -140,14 +141,24 @@ def peak_memory() -> int:
     with suppress(OSError, IndexError):  # Linux
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", memory.rss)  # Windows knows the peak; elsewhere what is held now
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80
 ) -> str:
     """The model's greedy answer to one instruction, as text without special tokens."""
+    return answer_and_end(model, tokenizer, instruction, max_new_tokens)[0]
+
+
+def answer_and_end(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80
+) -> tuple[str, bool]:
+    """What `answer` gives, and whether the model ended it by itself within `max_new_tokens`, its end included."""
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": instruction}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
@@ -159,4 +170,5 @@ def answer(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    new = output[0, prompt["input_ids"].shape[1] :]
+    return tokenizer.decode(new, skip_special_tokens=True), tokenizer.eos_token_id in new

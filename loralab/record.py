@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .files import write_whole
+
 RECORD_FILE = "run.json"
 PACKAGES = ("torch", "transformers", "peft")
 
@@ -51,6 +53,9 @@ class RunRecord(BaseModel):
     parameters: int
     adapter_bytes: int | None = None
     train_pairs: int
+    ends: int | None = Field(
+        None, description="training pairs whose last label is the end-of-answer token; None if nobody counted"
+    )
     tokens: int = Field(description="tokens that went through the model, padding not counted")
     epochs: float
     batch_size: int
@@ -74,12 +79,7 @@ class RunRecord(BaseModel):
 
     def save(self, folder: str | Path) -> Path:
         """Write `run.json` into `folder`; it appears whole or not at all."""
-        path = Path(folder) / RECORD_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
-        unfinished.replace(path)
-        return path
+        return write_whole(Path(folder) / RECORD_FILE, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> RunRecord:

@@ -24,7 +24,7 @@ from .collate import AnswersAtTheEnd
 from .fit import GIB, Card
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
 from .memory import METHODS, estimate
-from .pairs import Pair, encode_all
+from .pairs import IGNORED, Pair, encode_all
 from .precision import precision
 from .record import RunRecord
 
@@ -54,7 +54,8 @@ def train(
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
     given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
     are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
-    the course's own. The record's batch is that of an optimiser step. On several GPUs one is used.
+    the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
+    step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on.
     """
     folder = Path(folder)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
@@ -64,7 +65,9 @@ def train(
         raise ValueError("no pairs to train on: give at least one")
     longest = max(len(example["input_ids"]) for example in examples)
     arguments = checkpointing_for(model, base, batch_size, longest) | arguments
-    ppl_before = perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None
+    measured = {"eval_pairs": len(eval_pairs)}
+    if eval_pairs:
+        measured["ppl_before"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
     trainer = Trainer(
         model=model,
         args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate, seed, **arguments),
@@ -74,38 +77,60 @@ def train(
         callbacks=[*callbacks, *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
-    reset_peak_memory()
-    started = time.perf_counter()
-    with attention_for(model, longest):
-        trainer.train()
-    seconds = time.perf_counter() - started
-    memory = peak_memory()
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would be measured under autocast
-    trainable, parameters = parameter_counts(model)
-    record = RunRecord(
-        name=folder.name,
-        base=base.name,
-        method=_method(model),
-        trainable=trainable,
-        parameters=parameters,
-        train_pairs=len(examples),
-        tokens=round(epochs * sum(len(example["input_ids"]) for example in examples)),
-        epochs=epochs,
-        batch_size=batch_size * trainer.args.gradient_accumulation_steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        seconds=seconds,
-        peak_memory=memory,
-        ppl_before=ppl_before,
-        ppl_after=perplexity(model, tokenizer, eval_pairs, base.max_length) if eval_pairs else None,
-        eval_pairs=len(eval_pairs),
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    measured |= _run(trainer, longest)
+    if eval_pairs:
+        measured["ppl_after"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
+    record = _record(trainer, name=folder.name, base=base.name, **measured)
     if isinstance(model, PeftModel):
         record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)
     return record
+
+
+def _run(trainer: Trainer, longest: int) -> dict[str, float]:
+    """Train, and tell what it cost: seconds, and the peak memory in bytes."""
+    reset_peak_memory()
+    started = time.perf_counter()
+    with attention_for(trainer.model, longest):
+        trainer.train()
+    cost = {"seconds": time.perf_counter() - started, "peak_memory": peak_memory()}
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # else it is measured under autocast
+    return cost
+
+
+def _record(trainer: Trainer, **known: Any) -> RunRecord:
+    """The record of what really ran, as the trainer knows it: the arguments of a call may have been overridden."""
+    model, args, examples = trainer.model, trainer.args, trainer.train_dataset
+    trainable, parameters = parameter_counts(model)
+    epochs = _epochs(trainer)
+    return RunRecord(
+        method=_method(model),
+        trainable=trainable,
+        parameters=parameters,
+        train_pairs=len(examples),
+        ends=_ends(examples, trainer.processing_class.eos_token_id),
+        tokens=round(epochs * sum(len(example["input_ids"]) for example in examples)),
+        epochs=epochs,
+        batch_size=trainer.state.train_batch_size * args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        dtype=str(model.dtype).removeprefix("torch."),
+        **known,
+    )
+
+
+def _epochs(trainer: Trainer) -> float:
+    """As many as were asked for, or as were done where a number of steps or a callback ended the training."""
+    args, state = trainer.args, trainer.state
+    to_the_end = args.max_steps <= 0 and state.global_step == state.max_steps
+    return args.num_train_epochs if to_the_end else state.epoch  # 0.5 of 25 steps are 13, which are 0.52
+
+
+def _ends(examples: Sequence[dict[str, list[int]]], end: int) -> int:
+    """How many examples have the token `end` as their last label."""
+    learned = ([label for label in example["labels"] if label != IGNORED] for example in examples)
+    return sum(labels[-1:] == [end] for labels in learned)
 
 
 def _method(model: PreTrainedModel | PeftModel) -> str:

@@ -10,11 +10,23 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from loralab import PROFILES, RunRecord, choose_base, data_path, encode_all, load_tokenizer, write_pairs
+from loralab import (
+    PROFILES,
+    RunRecord,
+    answer,
+    choose_base,
+    data_path,
+    encode_all,
+    load_model,
+    load_tokenizer,
+    nf4,
+    write_pairs,
+)
 from loralab import gate as gate_module
 from loralab.card import MARK, write_card
 from loralab.cli import app
 from loralab.gate import gate
+from loralab.sweep import METHODS, plan, train_job
 
 ADAPTER = "adapter_model.safetensors"
 POINTS = [
@@ -72,6 +84,22 @@ def test_a_good_run_passes_all_nine_points(run):
     assert [point.name for point in points] == POINTS
     assert all(point.passed for point in points), points
     assert not any(point.advice for point in points)
+
+
+@pytest.mark.parametrize(("method", "rank"), [("rslora", 1), ("rslora", 64), *((method, 4) for method in METHODS)])
+def test_a_run_of_every_method_of_the_sweep_is_found_complete_and_true(
+    method, rank, base, tokenizer, eval_pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gate_module, "ANSWER_TOKENS", 24)
+    (job,) = plan(base, [rank], ["qv"], [method], 1, tmp_path, epochs=0.5)
+    train_job(job)
+    points = gate(job.folder, decision="keep", recompute=True)
+    after = by_name(points)["PPL after and samples"]
+    assert set(failed(points)) <= {after.name}  # after so short a training, answers may not end
+    assert not not_judged(points)
+    assert "run.json" not in after.advice
+    bare = load_model(base, quantization=nf4() if method == "qlora" else None)
+    assert f"before: {answer(bare, tokenizer, eval_pairs[0].instruction, 24)}\n" in after.details
 
 
 def unknown_licence(run, monkeypatch):
@@ -137,10 +165,15 @@ def test_hyperparameters_of_the_training_are_judged(fields, said, run):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "said"), [("lora_alpha", 128, "alpha/rank"), ("lora_dropout", 0.5, "dropout")]
+    ("setting", "value", "more", "said"),
+    [
+        ("lora_alpha", 128, {}, "alpha/rank is 8"),
+        ("lora_alpha", 64, {"use_rslora": True}, "alpha/root of rank is 16"),
+        ("lora_dropout", 0.5, {}, "dropout"),
+    ],
 )
-def test_hyperparameters_of_the_adapter_are_judged(setting, value, said, run):
-    change(run / "adapter_config.json", **{setting: value})
+def test_hyperparameters_of_the_adapter_are_judged(setting, value, more, said, run):
+    change(run / "adapter_config.json", **{setting: value}, **more)
     change(run / "run.json", **{setting.removeprefix("lora_"): value})
     assert said in by_name(gate(run))["hyperparameters"].advice
 
@@ -164,12 +197,24 @@ def test_held_out_pairs_that_do_not_fit_the_base_fail_the_template(run, eval_pai
     assert failed(gate(run, eval_file=tmp_path / "long.jsonl")) == ["chat template and EOS"]
 
 
-def test_an_end_that_is_masked_fails_the_template(run, monkeypatch):
-    def mask_the_end(*args):
-        return [row | {"labels": [*row["labels"][:-1], -100]} for row in encode_all(*args)]
+def test_a_run_that_was_trained_with_masked_ends_fails_the_template(base, tokenizer, train_pairs, trained):
+    whole = encode_all(train_pairs[:8], tokenizer, base.max_length)
+    endless = [row | {"labels": [*row["labels"][:-1], -100]} for row in whole[:5]]
+    folder = trained("endless", pairs=train_pairs[:8], encoded=[*endless, *whole[5:]], eval_pairs=(), epochs=1)
+    point = by_name(gate(folder))["chat template and EOS"]
+    assert point.passed is False
+    assert "3 of 8 training pairs" in point.found
+    assert "encode with loralab.encode" in point.advice
 
-    monkeypatch.setattr(gate_module, "encode_all", mask_the_end)
-    assert failed(gate(run)) == ["chat template and EOS"]
+
+def test_a_run_of_before_ends_were_counted_is_not_blamed(run):
+    record = json.loads((run / "run.json").read_text())
+    del record["ends"]
+    (run / "run.json").write_text(json.dumps(record))
+    points = gate(run)
+    assert not failed(points)
+    assert not_judged(points) == ["chat template and EOS"]
+    assert "not recorded" in by_name(points)["chat template and EOS"].found
 
 
 def test_a_missing_tensor_fails_the_count(run):
@@ -216,6 +261,24 @@ def test_recomputing_finds_a_false_perplexity(field, name, run, eval_pairs, tmp_
 def test_recomputing_wants_the_pairs_of_the_run(run):
     with pytest.raises(ValueError, match="measured on 32 pairs"):
         gate(run, recompute=True)
+
+
+def test_recomputing_that_nothing_came_of_leaves_the_perplexity_unjudged(run, eval_pairs, tmp_path):
+    write_pairs(tmp_path / "eval.jsonl", eval_pairs[:32])
+    change(run / "run.json", base="mystery")
+    points = gate(run, eval_file=tmp_path / "eval.jsonl", recompute=True)
+    assert by_name(points)["PPL before"].passed is None
+    assert "trained on 'mystery'" in by_name(points)["PPL before"].advice
+
+
+def test_an_adapter_that_peft_cannot_load_is_told_in_one_line(run):
+    change(run / "adapter_config.json", eva_config=3)
+    points = gate(run)
+    assert not failed(points)
+    assert "PPL after and samples" in not_judged(points)
+    told = by_name(points)["PPL after and samples"].advice
+    assert "the adapter cannot be put on its base (TypeError: " in told
+    assert "\n" not in told
 
 
 def test_a_merge_into_4_bits_is_warned_about(run):
@@ -315,6 +378,7 @@ BROKEN = {
     "truncated or not safetensors": lambda run: (run / ADAPTER).write_bytes(b"not tensors"),
     "adapter_config.json: not valid JSON": lambda run: (run / "adapter_config.json").write_bytes(b"\xff{"),
     "adapter_config.json: r:": lambda run: change(run / "adapter_config.json", r=0),
+    "adapter_config.json: peft_type: Field required": lambda run: (run / "adapter_config.json").write_text('{"r": 16}'),
     "targets c_attn": lambda run: change(run / "adapter_config.json", target_modules=["c_attn"]),
     "gate.json: not valid JSON": lambda run: (run / "gate.json").write_text("{"),
 }
@@ -326,6 +390,25 @@ def test_the_command_ends_with_2_and_one_line_for_a_folder_that_is_no_run(messag
     result = call(run)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"peft_type": [1]},
+        {"peft_type": "NOVEL"},
+        {"bias": "novel"},
+        {"rank_pattern": {"q_proj": 8}},
+        {"alpha_pattern": {"q_proj": 8}},
+    ],
+    ids=str,
+)
+def test_the_command_ends_with_2_and_one_line_for_an_adapter_that_it_cannot_judge(setting, run):
+    change(run / "adapter_config.json", **setting)
+    result = call(run)
+    assert result.exit_code == 2
+    assert f"adapter_config.json: {next(iter(setting))}: " in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -1,12 +1,15 @@
 """Perplexity and the other measurements."""
 
 import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from loralab import adapter_bytes, answer, encode, held_out, parameter_counts, peak_memory, reset_peak_memory
-from loralab.measure import HeldOut
+from loralab.measure import HeldOut, answer_and_end
 from tests.conftest import with_adapter
 
 
@@ -48,6 +51,29 @@ def test_peak_memory_sees_an_allocation():
     before = peak_memory()
     block = torch.ones(50_000_000)  # 200 MB
     assert peak_memory() - before > 0.9 * block.nbytes
+
+
+def test_peak_memory_on_macos_is_the_peak_that_the_system_knows(monkeypatch):
+    resource = pytest.importorskip("resource")  # Windows has none
+
+    def no_such_file(*args):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Path, "read_text", no_such_file)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2**40))
+    assert peak_memory() == 2**40
+
+
+def test_an_answer_is_known_to_end_where_its_end_is_within_the_limit(model, tokenizer):
+    question = "In what form does my data package come?"
+    text, ended = answer_and_end(model, tokenizer, question, 80)
+    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert ended
+    assert answer_and_end(model, tokenizer, question, tokens + 1) == (text, True)
+    assert answer_and_end(model, tokenizer, question, tokens) == (text, False)
+    assert answer(model, tokenizer, question, tokens) == text
 
 
 def test_an_answer_has_no_special_tokens_and_ends(model, tokenizer):

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from loralab import RunRecord, load_model, perplexity, train
+from loralab import RunRecord, encode_all, load_model, perplexity, train
 from loralab.training import checkpointing_for, training_arguments
 from tests.conftest import with_adapter
 
@@ -108,3 +108,52 @@ def test_accumulated_batches_are_one_of_the_record_and_of_the_warm_up(trained, t
     record = RunRecord.load(trained("accumulated", **settings, gradient_accumulation_steps=4))
     assert (record.batch_size, len(record.losses)) == (4, 20)
     assert training_arguments(Path("x"), 80, 1, 1, 1e-3, 0, gradient_accumulation_steps=4).warmup_steps == 1
+
+
+def test_the_record_of_a_run_with_nothing_overridden_tells_what_was_asked_for(trained, train_pairs):
+    record = RunRecord.load(trained("half", pairs=train_pairs[:20], epochs=0.5, eval_pairs=(), seed=3))
+    assert (record.epochs, record.batch_size, record.learning_rate, record.seed) == (0.5, 4, 5e-3, 3)
+    assert len(record.losses) == 3  # of 5 steps an epoch
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "batch_size", "steps"),
+    [
+        ({"max_steps": 3}, 3 / 5, 4, 3),
+        ({"epochs": 1, "num_train_epochs": 0.2, "per_device_train_batch_size": 8}, 0.2, 8, 1),
+    ],
+)
+def test_the_record_tells_what_really_ran(settings, epochs, batch_size, steps, trained, train_pairs):
+    record = RunRecord.load(trained("overridden", pairs=train_pairs[:20], eval_pairs=(), **settings))
+    whole = RunRecord.load(trained("whole", pairs=train_pairs[:20], eval_pairs=(), epochs=1))
+    assert (record.epochs, record.batch_size, len(record.losses)) == (pytest.approx(epochs), batch_size, steps)
+    assert record.tokens == round(epochs * whole.tokens)
+
+
+def test_the_record_of_a_run_that_a_callback_stopped_counts_the_epochs_until_then(trained, train_pairs):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 4
+
+    record = RunRecord.load(trained("stopped", pairs=train_pairs[:20], epochs=2, eval_pairs=(), callbacks=[Stop()]))
+    assert (record.epochs, len(record.losses)) == (pytest.approx(4 / 5), 4)
+
+
+def test_the_record_counts_the_examples_that_end_on_the_end_of_answer_token(base, tokenizer, trained, train_pairs):
+    examples = encode_all(train_pairs[:4], tokenizer, base.max_length)
+    masked, cut = ([*examples[0]["labels"][:-1], -100], examples[1]["labels"][:-1])
+    encoded = [
+        examples[0] | {"labels": masked},
+        {"input_ids": examples[1]["input_ids"][:-1], "labels": cut},
+        *examples[2:],
+    ]
+    settings = {"pairs": train_pairs[:4], "epochs": 1, "eval_pairs": ()}
+    assert RunRecord.load(trained("ends", **settings)).ends == 4
+    assert RunRecord.load(trained("ends", **settings, encoded=encoded)).ends == 2
+
+
+def test_a_record_without_a_count_of_ends_can_be_read(honest):
+    record = json.loads((honest / "run.json").read_text())
+    del record["ends"]
+    (honest / "run.json").write_text(json.dumps(record))
+    assert RunRecord.load(honest).ends is None
