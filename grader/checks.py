@@ -13,6 +13,7 @@ from scipy import stats
 from loralab import Base
 
 from .bands import BaseBands, RunBands
+from .change import likeness
 from .evaluate import Evidence
 from .exercises import Exercise, Run
 
@@ -20,6 +21,10 @@ CLAIM_TOLERANCE = 0.05  # relative, on perplexities: fp16 on a GPU against fp32 
 # The share of the reference runs' gain, in nats, that passes: seeds alone do not know other honest batch sizes. A wrong
 # template, a masked end and the like are found by checks of their own, not by a narrow band.
 HONEST_SHARE = 0.6
+# Cosines of the changes that two runs of one hand-in make, measured: of one method 0.2 to 0.6, whatever rank and layers.
+MAX_LIKENESS = 0.9
+# With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
+COPIED = 0.9999
 RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
 FORGETTING_ROOM = 1.5  # the same for what is forgotten: how many times the references' worst loss, in nats, passes
 # What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs against runs
@@ -52,18 +57,18 @@ class Check(BaseModel):
 
 
 def handed_in_twice(exercise: Exercise, evidence: dict[str, Evidence], base: Base) -> dict[str, str]:
-    """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be."""
+    """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be.
+
+    An adapter is the same if it makes the same change, whatever was padded, left out or scaled.
+    """
     fitting = sorted(evidence, key=lambda name: not _fits(exercise.run(name), evidence[name], base.source))
     twice: dict[str, str] = {}
     for one, other in combinations(fitting, 2):
-        if _same(evidence[one], evidence[other]):
+        alike = exercise.run(one).method == exercise.run(other).method
+        changes = (evidence[name].adapter.change for name in (one, other))
+        if likeness(*changes) > (MAX_LIKENESS if alike else COPIED):
             twice.setdefault(other, f"{other}: the same adapter as {one}: train each, and save it into its own folder")
     return twice
-
-
-def _same(one: Evidence, other: Evidence) -> bool:
-    a, b = one.adapter.weights, other.adapter.weights
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _fits(run: Run, evidence: Evidence, source: str) -> bool:

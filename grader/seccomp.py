@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import platform
+import socket
 import struct
 
 # The numbers of the calls, on x86_64 and on aarch64.
@@ -30,7 +31,10 @@ REFUSED = {
     "syslog": (103, 116),
     "shmget": (29, 194),  # memory that belongs to no process, so that none is seen to use it
 }
-CLONE, CLONE3 = (56, 220), 435
+CLONE, CLONE3, SOCKET = (56, 220), 435, (41, 198)
+# The others are not divided by network namespaces, or are parts of the kernel that nobody here needs: by AF_VSOCK a
+# virtual machine reaches its host.
+FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_NETLINK", 16))
 NEW_USER = 0x10000000  # the flag of clone that asks for a user namespace
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -54,7 +58,10 @@ def program() -> bytes | None:
     ]
     for numbers in REFUSED.values():
         steps += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, refuse)]
+    families = [(EQUAL, len(FAMILIES) - i, 0, family) for i, family in enumerate(FAMILIES)]
     steps += [
+        (EQUAL, 0, len(families) + 3, SOCKET[column]),
+        *((LOAD, 0, 0, FIRST_ARGUMENT), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)),
         (EQUAL, 0, 3, CLONE[column]),
         *((LOAD, 0, 0, FIRST_ARGUMENT), (ANY_BIT, 0, 1, NEW_USER), (RETURN, 0, 0, refuse)),
         (RETURN, 0, 0, ALLOW),

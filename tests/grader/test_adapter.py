@@ -24,6 +24,12 @@ def edit_weights(folder, change):
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def in_four_bits(folder):
+    """A file that its own library can describe, but not read."""
+    header = json.dumps({"odd": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+
+
 def first(weights):
     return sorted(weights)[0]
 
@@ -52,7 +58,17 @@ def first(weights):
         (lambda f: edit_config(f, target_modules=["q_proj"]), "is not part of it"),
         (lambda f: edit_weights(f, lambda w: w.pop(first(w))), "lora_A.weight is missing"),
         (lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))), "extra is not part of it"),
+        (
+            lambda f: edit_weights(f, lambda w: w.update({"x" * 5_000: torch.zeros(1)})),
+            "x{120} ... .* is not part of it",
+        ),
         (lambda f: edit_weights(f, lambda w: w[first(w)].fill_(float("nan"))), "holds NaN or infinity"),
+        (lambda f: edit_weights(f, lambda w: [w[n][:, 12:].zero_() for n in w if "lora_B" in n]), "of a lower rank"),
+        (
+            lambda f: edit_weights(f, lambda w: [w[n][:, 1:].copy_(w[n][:, :1]) for n in w if "lora_B" in n]),
+            "of a lower rank",
+        ),
+        (in_four_bits, "cannot be read|tensors of type F4"),
         (lambda f: edit_weights(f, lambda w: w.update({k: v.double() for k, v in w.items()})), "tensors of type F64"),
     ],
 )
@@ -73,3 +89,15 @@ def test_a_half_precision_adapter_is_read(honest, base):
     adapter = read_adapter(honest, base)
     assert adapter.dtype == torch.float16
     assert adapter.file_bytes == adapter_shape(base.source, 16, tuple(ATTENTION)).file_bytes(torch.float16)
+
+
+def test_what_is_too_large_is_refused_before_its_weights_are_read(honest, base, monkeypatch):
+    edit_weights(honest, lambda w: w.update(extra=torch.zeros(10)))
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: pytest.fail("a weight was read"))
+    with pytest.raises(Refused, match="extra is not part of it"):
+        read_adapter(honest, base)
+
+
+def test_an_adapter_that_was_never_trained_can_still_be_judged(honest, base):
+    edit_weights(honest, lambda w: [w[n].zero_() for n in w if "lora_B" in n])
+    assert read_adapter(honest, base).largest_b == 0

@@ -158,6 +158,18 @@ for family, place in {places}:
 
 
 @needs_bwrap
+def test_only_families_of_sockets_that_the_network_namespace_divides(folder):
+    code = """
+import errno, socket
+for name in ("UNIX", "INET", "INET6", "NETLINK", "VSOCK", "PACKET", "ALG"):
+    try: socket.socket(getattr(socket, "AF_" + name), socket.SOCK_STREAM if name != "NETLINK" else socket.SOCK_RAW); print(name)
+    except OSError as error: print(name, errno.errorcode[error.errno])
+"""
+    wanted = ["UNIX", "INET", "INET6", "NETLINK", *(f"{name} EAFNOSUPPORT" for name in ("VSOCK", "PACKET", "ALG"))]
+    assert python(folder, code).output.decode().splitlines() == wanted
+
+
+@needs_bwrap
 def test_no_rights_and_no_further_namespaces(folder):
     code = """
 import os, subprocess

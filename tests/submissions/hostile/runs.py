@@ -327,6 +327,26 @@ def one_adapter_for_all_ranks(folder: Path, parts: Parts) -> None:
 
 @case(
     "runs",
+    "one adapter of rank 16 for rank 64 as well, padded with zeros so that the shapes fit",
+    graded("of a lower rank", 30),
+    exercise="ex2_rank_sweep",
+)
+def one_adapter_padded(folder: Path, parts: Parts) -> None:
+    parts.run(folder / "rank-16", "one-adapter-padded")
+    run = parts.run(folder / "rank-64", "one-adapter-padded")
+    reweigh(run, lambda weights: weights.update({name: _padded(name, weights[name]) for name in weights}))
+    edit(run / CONFIG, r=64, lora_alpha=128)
+    told = sum(tensor.numel() for tensor in load_file(run / WEIGHTS).values())
+    edit(run / RECORD, name="rank-64", rank=64, alpha=128, trainable=told)
+    edit(run / RECORD, adapter_bytes=(run / WEIGHTS).stat().st_size)
+
+
+def _padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(tensor, (0, 0, 0, 48) if ".lora_A." in name else (0, 48))
+
+
+@case(
+    "runs",
     "one adapter for all three ranks, the configs changed to say otherwise",
     graded("has shape", 40),
     exercise="ex2_rank_sweep",
