@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import psutil
 
 MIB = 2**20
 GIB = 2**30
+MOST_UNKNOWN = 16  # a notebook of the course has none; a GPU's driver may have a few
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Limits:
     file: int = 1 * GIB  # the largest single file
     folder: int = 2 * GIB  # its run folder
     files: int = 5_000  # in its run folder, and as many in its private /tmp
+    depth: int = 50  # of folders in its run folder
     scratch: int = 512 * MIB  # its private /tmp, and as much in /dev/shm
     output: int = 16 * MIB  # what its cells print and show, and what its processes write to the standard streams
 
@@ -70,7 +74,9 @@ class Watch:
         self.cpu = max(self.cpu, sum(map(_cpu, tree)))
         if self.cpu > limits.cpu:
             return f"used more than {limits.cpu:.0f} s of processor time"
-        unlinked = _unlinked(tree)
+        unlinked, unknown = _unlinked(tree)
+        if unknown > MOST_UNKNOWN:
+            return f"holds more than {MOST_UNKNOWN} pieces of memory without a name, whose size cannot be seen"
         scratch, scratch_files = _scratch(tree)
         device = self.folder.stat().st_dev
         hidden = scratch + sum(held for (where, _), held in unlinked.items() if where != device)
@@ -87,11 +93,13 @@ class Watch:
     def left(self, unlinked: int = 0) -> str:
         """The limit that is passed by what lies in the folder, with `unlinked` bytes on the same disk."""
         try:
-            count, written = _contents(self.folder, self.limits.files)
+            count, written, depth = _contents(self.folder, self.limits)
         except _Unseen as unseen:
             return f"left a folder that cannot be looked into ({unseen})"
         if count > self.limits.files:
             return f"made more than {self.limits.files} files"
+        if depth > self.limits.depth:
+            return f"made folders more than {self.limits.depth} deep"
         if written + unlinked > self.limits.folder:
             return f"wrote more than {size(self.limits.folder)} into its folder"
         return ""
@@ -125,21 +133,45 @@ def _proportional(process: psutil.Process) -> int:
         return 0
 
 
-def _unlinked(tree: list[psutil.Process]) -> dict[tuple[int, int], int]:
-    """Files without a name that are still held open: they lie on the disk, or in memory, and in no folder."""
-    found = {}
+def _unlinked(tree: list[psutil.Process]) -> tuple[dict[tuple[int, int], int], int]:
+    """Files without a name, by device and inode, with the bytes that they take; and how many may take more.
+
+    They lie on the disk, or in memory, and in no folder: whoever holds them open, or has a part of them mapped, keeps
+    the whole.
+    """
+    found: dict[tuple[int, int], int] = {}
+    unknown: set[tuple[int, int]] = set()
     for process in tree:
-        try:
+        with suppress(OSError):
             for entry in os.scandir(f"/proc/{process.pid}/fd"):
-                try:
+                with suppress(OSError):
                     state = entry.stat()
-                except OSError:
-                    continue
-                if stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
-                    found[state.st_dev, state.st_ino] = state.st_blocks * 512
-        except OSError:
-            continue
-    return found
+                    if stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
+                        found[state.st_dev, state.st_ino] = state.st_blocks * 512
+        for where, place, end in _mapped(process.pid):
+            try:
+                found[where] = place.stat().st_blocks * 512
+            except OSError:  # only root may look; others see where a mapping ends, and the file may be longer
+                found[where] = max(found.get(where, 0), end)
+                unknown.add(where)
+    return found, len(unknown)
+
+
+def _mapped(pid: int) -> Iterator[tuple[tuple[int, int], Path, int]]:
+    """The mappings of files without a name: device and inode, where root can look at it, and its last byte mapped.
+
+    Memory that processes share without a file, and that of memfd_create, is of this kind, too.
+    """
+    process = Path(f"/proc/{pid}")
+    with suppress(OSError), (process / "maps").open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"(deleted)\n"):
+                continue
+            addresses, _, offset, device, inode, _ = line.decode(errors="replace").split(maxsplit=5)
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            major, minor = (int(number, 16) for number in device.split(":"))
+            end = int(offset, 16) + last - first
+            yield (os.makedev(major, minor), int(inode)), process / "map_files" / f"{first:x}-{last:x}", end
 
 
 def _scratch(tree: list[psutil.Process]) -> tuple[int, int]:
@@ -154,22 +186,24 @@ def _scratch(tree: list[psutil.Process]) -> tuple[int, int]:
     return 0, 0
 
 
-def _contents(folder: Path, most: int) -> tuple[int, int]:
-    """Number and disk use in bytes of what lies below `folder`, counted no further than `most` files."""
+def _contents(folder: Path, limits: Limits) -> tuple[int, int, int]:
+    """Number, bytes on disk and depth of what lies below `folder`, looked at no further than the limits."""
     seen: dict[tuple[int, int], int] = {}
-    waiting = [str(folder)]
-    while waiting and len(seen) <= most:
+    waiting, deepest = [(str(folder), 0)], 0
+    while waiting and len(seen) <= limits.files and deepest <= limits.depth:
+        place, depth = waiting.pop()
+        deepest = max(deepest, depth)
         try:
-            with os.scandir(waiting.pop()) as entries:
+            with os.scandir(place) as entries:
                 for entry in entries:
                     state = entry.stat(follow_symlinks=False)
                     seen[state.st_dev, state.st_ino] = state.st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    if len(seen) > most:
+                        waiting.append((entry.path, depth + 1))
+                    if len(seen) > limits.files:
                         break
         except (FileNotFoundError, NotADirectoryError):
             continue  # it was there a moment ago
         except OSError as error:
             raise _Unseen(error.strerror) from None
-    return len(seen), sum(seen.values())
+    return len(seen), sum(seen.values()), deepest

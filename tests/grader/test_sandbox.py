@@ -200,6 +200,21 @@ for numbers in {list(seccomp.REFUSED.values())}:
     assert python(folder, inside).output == b"thread\n"
 
 
+# Memory that processes share, filled and then unmapped but for a page: the process itself seems to use little.
+HIDDEN_MEMORY = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+for _ in range(30):
+    place = libc.mmap(None, 10**7, 3, 0x21, -1, 0)
+    ctypes.memset(place, 1, 10**7)
+    libc.munmap(place + 4096, 10**7 - 4096)
+time.sleep(60)
+"""
+
+
 @needs_bwrap
 @pytest.mark.parametrize(
     ("code", "limits", "reason"),
@@ -232,11 +247,13 @@ for numbers in {list(seccomp.REFUSED.values())}:
         ("for i in range(400): open(str(i), 'w')", {"files": 300}, "made more than 300 files"),
         ("import time\nfor i in range(400): open(f'/tmp/{i}', 'w')\ntime.sleep(60)", {"files": 300}, "made more than 300 files"),
         ("import os\nfor i in range(30): os.mkdir('d' * 200); os.chdir('d' * 200)", {}, "left a folder that cannot be looked into"),
+        ("import os\nfor i in range(60): os.mkdir('d'); os.chdir('d')", {}, "made folders more than 50 deep"),
+        (HIDDEN_MEMORY, {"memory": 200 * MIB}, "used more than 200 MiB" if os.geteuid() == 0 else "holds more than 16 pieces"),
         ("while True: print('x' * 10**6)", {"output": MIB}, "wrote more than 1 MiB of output"),
     ],
     ids=[
         *("loop", "sleep", "processor", "fork bomb", "memory bomb", "memory without a name", "memory in tmp", "disk"),
-        *("disk without a name", "files", "files in tmp", "depth", "output"),
+        *("disk without a name", "files", "files in tmp", "long paths", "depth", "memory that is hardly mapped", "output"),
     ],
 )  # fmt: skip
 def test_what_passes_a_limit_is_killed_and_told_which(folder, code, limits, reason):
