@@ -257,11 +257,11 @@ time.sleep(60)
     ],
 )  # fmt: skip
 def test_what_passes_a_limit_is_killed_and_told_which(folder, code, limits, reason):
-    ended = python(folder, f"MARK = {folder.parent.name!r}\n{code}", **limits)
+    ended = python(folder, f"MARK = {str(folder)!r}\n{code}", **limits)
     assert ended.breach.startswith(reason)
     assert ended.seconds < 15
     assert len(ended.output) <= Limits(**limits).output
-    assert not alive(f"MARK = {folder.parent.name!r}")
+    assert not alive(f"MARK = {str(folder)!r}")
     subprocess.run(["rm", "-rf", folder], check=True)  # pytest's own way fails at deep folders
 
 
