@@ -71,8 +71,8 @@ def train_steps(
 ) -> list[float]:
     """Train it on random tokens, mixed with `dtype`, by AdamW, as `loralab.memory` assumes. The losses.
 
-    `accumulate` has the number of batches of every step, and `after_step` is called at the end of each. From the second batch of the second step on everything is
-    there at once: AdamW's averages and the gradients so far.
+    `accumulate` has the number of batches of every step, and `after_step` is called at the end of each. From the second
+    batch of the second step on everything is there at once: AdamW's averages and the gradients so far.
     """
     device = model.device
     if method != "full":

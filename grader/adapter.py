@@ -18,7 +18,7 @@ from loralab import Base
 from loralab.shapes import LINEAR, Shape, adapter_shape
 
 from .change import Factors, factors, narrowest
-from .foreign import shown
+from .foreign import line
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
@@ -81,8 +81,9 @@ class Adapter:
 
     @property
     def change(self) -> Factors:
-        """What it adds to the base's matrices."""
-        return factors(self.weights, self.settings.lora_alpha / self.settings.r)
+        """What it adds to the base's matrices, in doubles: products of any floats stay finite in them."""
+        exact = {name: tensor.double() for name, tensor in self.weights.items()}
+        return factors(exact, self.settings.lora_alpha / self.settings.r)
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:
@@ -189,7 +190,7 @@ def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dic
     except Refused:
         raise
     except Exception as error:  # the file can be anything, and so can what its reader makes of it
-        what = shown(str(error), MAX_TOLD)
+        what = line(str(error), MAX_TOLD)
         raise Refused(
             f"{path.name} cannot be read (truncated or not safetensors: {what}); save the adapter again"
         ) from None
@@ -209,7 +210,7 @@ def _same_tensors(found: dict[str, tuple[int, ...]], shape: Shape, settings: Lor
     missing = sorted(shape.tensors.keys() - found.keys())
     extra = sorted(found.keys() - shape.tensors.keys())
     if missing or extra:
-        what = f"{missing[0]} is missing" if missing else f"{shown(extra[0], MAX_TOLD)} is not part of it"
+        what = f"{missing[0]} is missing" if missing else f"{line(extra[0], MAX_TOLD)} is not part of it"
         more = f" (and {len(missing) + len(extra) - 1} more)" if len(missing) + len(extra) > 1 else ""
         raise Refused(f"{WEIGHTS_FILE} is not the adapter that {CONFIG_FILE} describes ({claim}): {what}{more}")
     for name, expected in shape.tensors.items():

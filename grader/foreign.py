@@ -38,9 +38,14 @@ def shown(text: str, limit: int = MAX_TEXT) -> str:
     return "".join(kept) + (f" ... ({left_out:,} more characters)" if left_out else "")
 
 
+def line(text: str, limit: int = MAX_TEXT) -> str:
+    """`text` as it may be shown, on one line."""
+    return " ".join(shown(text, limit).split())
+
+
 def name(text: str) -> str:
     """A student's name on one line; one that would show as nothing is said to be so."""
-    return " ".join(shown(text, MAX_NAME).split()) or "(a name that cannot be shown)"
+    return line(text, MAX_NAME) or "(a name that cannot be shown)"
 
 
 def without_folders(text: str) -> str:
@@ -50,7 +55,7 @@ def without_folders(text: str) -> str:
 
 def in_spreadsheet(text: str) -> str:
     """`text` on one line, and as text even if it begins as a formula does."""
-    text = " ".join(shown(text).split())
+    text = line(text)
     text = AFTER_SEMICOLON.sub(r"\1'", text)
     first = unicodedata.normalize("NFKC", text.lstrip(" '\"\u2018\u2019\u201c\u201d")[:1])
     return f"'{text}" if first in FORMULA_STARTS else text

@@ -76,11 +76,23 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ValueError(f"the folder {name!r} holds no config.json; give the folder that save_pretrained wrote")
-        return Base(Path(name).name, str(Path(name)), 2e-4, "unknown: check it", reason="a local folder")
+        folder = Path(name).resolve()  # "." has no name of its own
+        return Base(folder.name, str(folder), 2e-4, "unknown: check it", reason="a local folder")
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return Base(name.split("/")[1], name, 2e-4, "unknown: see its model card", reason="a model of the hub")
     known = ", ".join(PROFILES)
     raise ValueError(f"unknown base {name!r}: give auto, {known}, a hub id (owner/name) or a folder with a model")
+
+
+def find_base(name: str) -> Base:
+    """`choose_base(name)`, and a look whether the hub has it. Raises `ValueError`, in one line, if it cannot be had."""
+    base = choose_base(name)
+    if not Path(base.source).is_dir() and not hub_has(base.source):
+        raise ValueError(
+            f"{base.source}: neither the hub nor its cache here gives a config.json; check the name, log in if the "
+            "model asks for it, or give a folder with the model"
+        )
+    return base
 
 
 def _automatic(prefer: str) -> Base:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from .sweep import Job
 
 app = typer.Typer(help="Tools of the LoRA and QLoRA course.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -29,22 +33,24 @@ def heldout(
         pairs = draw(seed, count)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    write_pairs(out, pairs)
+    try:
+        write_pairs(out, pairs)
+    except OSError as error:
+        _stop(f"{out} cannot be written ({error.strerror}): give another --out")
     typer.echo(f"{count} pairs with seed {seed} in {out}, for example:\n{pairs[0].model_dump_json(indent=1)}")
 
 
 @app.command()
 def check(pairs: Path, base: str = "embedded") -> None:
     """Check a JSONL file of instruction pairs: format, duplicates, and whether each fits the base."""
-    from .bases import choose_base, load_tokenizer
+    from .bases import find_base, load_tokenizer
     from .pairs import PairsError, encode, read_pairs
 
     try:
-        chosen = choose_base(base)
+        chosen = find_base(base)
         tokenizer = load_tokenizer(chosen)
     except (ValueError, OSError) as error:
-        typer.echo(f"--base: {next(iter(str(error).strip().splitlines()), error)}", err=True)
-        raise typer.Exit(2) from None
+        _stop(f"--base: {error}")
     try:
         good = read_pairs(pairs, tokenizer, chosen.max_length)
     except PairsError as error:
@@ -101,29 +107,58 @@ def sweep(
     ),
 ) -> None:
     """Train every combination of ranks, targets, methods and seeds, and draw what came out."""
-    from tqdm.auto import tqdm
-
-    from .bases import choose_base
-    from .sweep import check_memory, check_memory_there, plan, sweep, table
+    from .bases import find_base
+    from .sweep import plan, table
     from .sweep_report import write_report
 
     try:
         numbers = [_whole(rank) for rank in _words(ranks)]
-        chosen = choose_base(base)
+        chosen = find_base(base)
         jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, learning_rate)
-        finished = sum(job.record() is not None for job in jobs)
-        if cluster is None:
-            if gpu:
-                raise ValueError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
-            check_memory(jobs)
-        elif finished < len(jobs):
-            check_memory_there(jobs, cluster, gpu)
-    except ValueError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+        left = _left(jobs, workers, cluster, gpu)
+        _make_folder(out)
+    except (ValueError, OSError) as error:
+        _stop(error)
+    finished = len(jobs) - left
     typer.echo(f"{len(jobs)} runs on {chosen.name}" + (f", {finished} of them finished before" if finished else ""))
-    out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(jobs), initial=finished, unit="run") as bar:
+    try:
+        _train(jobs, left, workers, cluster, gpu)
+    finally:
+        runs = table(jobs)
+        written = write_report(runs, out)
+    typer.echo(f"{', '.join(path.name for path in written)} are in {out}")
+    if (runs["state"] == "failed").any():
+        raise typer.Exit(1)
+
+
+def _left(jobs: Sequence[Job], workers: int, cluster: str | None, gpu: bool) -> int:
+    """How many jobs have still to be trained. Raises `ValueError` if they would not fit into memory."""
+    from .sweep import check_memory, check_memory_there, unfinished
+
+    if gpu and cluster is None:
+        raise ValueError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
+    left = unfinished(jobs)
+    if cluster is None:
+        check_memory(left, min(workers, len(left)))
+    elif left:
+        check_memory_there(left, cluster, gpu)
+    return len(left)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
+
+
+def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gpu: bool) -> None:
+    """Train the `left` jobs that have not finished, under a progress bar; what keeps all of them from it ends here."""
+    from tqdm.auto import tqdm
+
+    from .sweep import sweep
+
+    with tqdm(total=len(jobs), initial=len(jobs) - left, unit="run") as bar:
         try:
             for job, outcome in sweep(jobs, workers, cluster=cluster, gpu=gpu):
                 bar.update()
@@ -135,14 +170,8 @@ def sweep(
             typer.echo("\nstopped; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
         except ValueError as error:
-            typer.echo(f"\nError: {error}", err=True)
-            raise typer.Exit(2) from None
-        finally:
-            runs = table(jobs)
-            written = write_report(runs, out)
-    typer.echo(f"{', '.join(path.name for path in written)} are in {out}")
-    if (runs["state"] == "failed").any():
-        raise typer.Exit(1)
+            typer.echo(err=True)  # the bar's line ends here
+            _stop(error)
 
 
 @app.command()
@@ -171,14 +200,20 @@ def fit(
     try:
         found = fit(model, method, rank, targets, batch, length, gpu, checkpointing, upcast)
     except ValueError as error:
-        typer.echo(f"Error: {str(error).splitlines()[0]}", err=True)
-        raise typer.Exit(2) from None
+        _stop(error)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:
         show(found)
     if found.verdict == "does not fit":
         raise typer.Exit(1)
+
+
+def _stop(error: Exception | str) -> NoReturn:
+    """End with the first line of what was wrong and exit status 2."""
+    told = str(error).strip() or type(error).__name__
+    typer.echo(f"Error: {told.splitlines()[0]}", err=True)
+    raise typer.Exit(2) from None
 
 
 def _words(text: str) -> list[str]:

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import pool
 from .bases import PROFILES, Base, choose_base
+from .data import data_path
 from .pool import Died, Job
+from .record import versions
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Worker
@@ -35,6 +37,7 @@ CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long the first worker may take to join
 QUIET_SECONDS = 60  # without a result, before somebody looks whether there are workers at all
 CODE = (".py", ".json", ".jinja")  # files of a package that decide what its functions do
+DATA = ("base", "configs", "desk", "pairs")  # what a wheel carries of data/; a clone has more of it
 AHEAD = 2  # jobs in flight for each thread of the workers: one that runs, one that waits beside it
 
 
@@ -61,27 +64,40 @@ def on_this_machine(base: Base) -> Base:
 
 @cache
 def fingerprint(module: str) -> str:
-    """What two machines must have in common to share the functions of `module`: Python, loralab, and its package.
+    """What two machines must have in common to share the functions of `module`: Python, packages, code and data.
 
-    The sources count, not only their version: between two releases the code changes, too.
+    The sources count, not only their version: between two releases the code changes, too. A clone and a wheel of the
+    same commit have the same fingerprint, and so have a torch for CPUs and one for GPUs.
     """
     told = [f"Python {'.'.join(platform.python_version_tuple()[:2])}"]
     for package in dict.fromkeys(["loralab", module.partition(".")[0]]):
         label = f"loralab {version('loralab')}" if package == "loralab" else package
-        told.append(f"{label} ({_digest(package)})")
+        told.append(f"{label} ({_code_digest(package)})")
+    told.append(f"data ({_digest([path for name in DATA for path in _files(data_path(name))])})")
+    told += [f"{name} {number.partition('+')[0]}" for name, number in versions().items() if name != "python"]
     return ", ".join(told)
 
 
-def _digest(package: str) -> str:
+def _code_digest(package: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None:
         return "missing"
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in CODE]
-    files = files or [Path(spec.origin)]
+    found = [path for folder in folders for path in _files(folder) if path.suffix in CODE]
+    return _digest(found or [Path(spec.origin)])
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below `folder` in an order that is the same on every system; a wheel's data is no part of its code."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return sorted((path for path in found if "_data" not in path.relative_to(folder).parts), key=Path.as_posix)
+
+
+def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name}\n{path.read_text('utf-8')}".encode())  # as text: line ends differ between systems
+        digest.update(path.name.encode() + b"\n")
+        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))  # line ends differ between systems
     return digest.hexdigest()[:8]
 
 
@@ -109,12 +125,23 @@ def _run_on(address: str, function: Callable[[Job], Any], jobs: Iterable[Job], g
                 client.cancel([future for _, future in running.values()], force=True)
 
 
+def at_once(address: str, gpu: bool = False) -> int:
+    """How many jobs the busiest worker does at a time, at least 1; with `gpu`, of those that take a GPU.
+
+    Raises `ValueError`, in one line, if the scheduler cannot be reached.
+    """
+    with _connected(address) as client:
+        workers = _ask(address, client.scheduler_info)["workers"].values()
+    counts = (min(one["nthreads"], int(one["resources"].get("GPU", 0))) if gpu else one["nthreads"] for one in workers)
+    return max([1, *counts])
+
+
 @contextmanager
 def _connected(address: str) -> Iterator[Client]:
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("a cluster needs dask, which is not installed: pip install 'loralab[cluster]'") from None
+        raise ValueError("a cluster needs dask, which is not installed: pip install distributed") from None
     from distributed.comm import get_address_host_port
 
     try:

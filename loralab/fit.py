@@ -11,7 +11,6 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from inspect import signature
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from .bases import choose_base, hub_has
+from .bases import find_base
 from .data import data_path
 from .memory import METHODS, T4_BYTES, Memory, at_rest, estimate
 from .plots import plot_memory
@@ -209,15 +208,9 @@ def _source(model: str) -> str:
 
 def _located(model: str) -> str:
     try:
-        base = choose_base(model)
+        return find_base(model).source
     except ValueError as error:
         raise ValueError(f"{error}; by name there are {', '.join(known_models())}") from None
-    if base.source == model and model.count("/") == 1 and not Path(model).is_dir() and not hub_has(model):
-        raise ValueError(
-            f"{model}: neither the hub nor its cache here gives a config.json; check the name, log in if the model asks "
-            "for it, or give a folder with the config"
-        )
-    return base.source
 
 
 def _check_config(model: str, source: str) -> None:

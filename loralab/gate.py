@@ -433,6 +433,8 @@ def _after(run: Run) -> Point:
     found = (
         f"{_ppl(record.ppl_after, again)}; of {len(run.samples)} answers {changed} changed, {ended} end by themselves"
     )
+    if ended < len(run.samples):
+        found += f", {len(run.samples) - ended} cut off at {ANSWER_TOKENS} tokens"
     if not wrong and not run.samples:
         return Point(name, None, found, f"no answers could be made: {run.trouble}")
     return Point(name, not wrong, found, "; ".join(wrong), "\n\n".join(map(_shown, run.samples)))

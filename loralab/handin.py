@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save
 
+from .files import write_whole
 from .measure import ADAPTER_FILE
 from .record import RECORD_FILE
 
@@ -24,7 +26,8 @@ def pack(exercise: str, runs: str | Path, names: Sequence[str], notebook: str | 
 
     Of each run three files are taken: the adapter (safetensors), its config and `run.json`. Adapters that would make the
     zip larger than 25 MB are stored in 16 bits. The notebook that this runs in is found by itself in Jupyter, VS Code and
-    Colab; elsewhere give its path. Raises `ValueError` with one line if a run is incomplete or the zip too large.
+    Colab; elsewhere give its path. Raises `ValueError` with one line if a run is incomplete, there is no notebook at the
+    path given, or the zip is too large; then nothing is written.
     """
     runs = Path(runs)
     for name in names:
@@ -37,22 +40,24 @@ def pack(exercise: str, runs: str | Path, names: Sequence[str], notebook: str | 
     found = _notebook(notebook)
     if found is not None:
         files[f"{exercise}.ipynb"] = found
-    path = runs / f"{exercise}.zip"
-    unfinished = path.with_suffix(".part")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    size = unfinished.stat().st_size
-    if size > MAX_BYTES:
-        unfinished.unlink()
+    packed = _zipped(files)
+    if len(packed) > MAX_BYTES:
         raise ValueError(
-            f"the hand-in would have {size:,} bytes, more than {MAX_BYTES:,}; is the notebook full of pictures?"
+            f"the hand-in would have {len(packed):,} bytes, more than {MAX_BYTES:,}; is the notebook full of pictures?"
         )
-    unfinished.replace(path)
-    print(f"{path}: {len(names)} runs{', the notebook' if found else ''}, {size:,} bytes")
+    path = write_whole(runs / f"{exercise}.zip", packed)
+    print(f"{path}: {len(names)} runs{', the notebook' if found else ''}, {len(packed):,} bytes")
     if found is None:
         print("The notebook was not found from here: save it, and hand it in beside the zip.")
     return path
+
+
+def _zipped(files: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
 
 
 def _in_16_bits(path: Path) -> bytes:
@@ -61,6 +66,8 @@ def _in_16_bits(path: Path) -> bytes:
 
 def _notebook(path: str | Path | None) -> bytes | None:
     """The notebook as it was last saved (in Colab: as it is on the screen), or None if this is not run in one."""
+    if path is not None and not (Path(path).suffix == ".ipynb" and Path(path).is_file()):
+        raise ValueError(f"{path} is no notebook: give the path of your .ipynb file, from the folder that this runs in")
     if "google.colab" in sys.modules:
         return json.dumps(_from_colab()).encode()
     for candidate in (path, os.environ.get("JPY_SESSION_NAME"), _from_vscode()):

@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from transformers import PreTrainedTokenizerBase
 
+from .files import write_whole
+
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 SHOWN_PROBLEMS = 10
 
@@ -96,13 +98,9 @@ def _parse(line: str) -> Pair:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs as JSONL; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write pairs as JSONL; the file appears whole or not at all. Raises `OSError` if it cannot be written."""
     lines = [json.dumps(pair.model_dump(), ensure_ascii=False) for pair in pairs]
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("\n".join(lines) + "\n", "utf-8")
-    unfinished.replace(path)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512) -> dict[str, list[int]]:

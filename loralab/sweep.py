@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from peft import LoraConfig, get_peft_model
 from transformers.utils.logging import disable_progress_bar
 
 from .bases import Base, load_model, load_tokenizer
-from .cluster import on_this_machine, run_all
+from .cluster import at_once, on_this_machine, run_all
 from .data import data_path
+from .files import write_whole
+from .fit import GIB, OVERHEAD, Card
 from .fourbit import nf4
-from .memory import estimate
-from .pairs import read_pairs
+from .memory import Memory, estimate
+from .pairs import Pair, encode_all, read_pairs
 from .pool import one_line, portable
 from .record import RECORD_FILE, RunRecord, now
 from .shapes import TARGETS, adapter_shape
@@ -122,8 +125,8 @@ def plan(
         _check_pissa(base, max(ranks), targets)
     epochs = base.epochs / 4 if epochs is None else epochs
     rate = base.learning_rate if learning_rate is None else learning_rate
-    if epochs <= 0 or rate <= 0:
-        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0")
+    if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
+        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
     grid = itertools.product(range(seeds), dict.fromkeys(methods), dict.fromkeys(targets), sorted(set(ranks)))
     return [
         Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out))
@@ -142,43 +145,75 @@ def _check_pissa(base: Base, rank: int, targets: Sequence[str]) -> None:
                 )
 
 
-def check_memory(jobs: Sequence[Job], available: float | None = None) -> None:
-    """Raise `ValueError`, in one line, if the largest job of a method will not fit into `available` bytes.
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that have still to be trained. Raises `ValueError` as `Job.record` does."""
+    return [job for job in jobs if job.record() is None]
 
-    By default that is the GPU's memory or, without one, what this machine has free, where weights and activations take
-    32 bits rather than 16.
+
+def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None = None) -> None:
+    """Raise `ValueError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
+
+    They share `available` bytes: by default the GPU's memory or, without one, what this machine has free.
     """
-    on_gpu = torch.cuda.is_available()
     if available is None:
+        on_gpu = torch.cuda.is_available()
         available = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().available
     for method in dict.fromkeys(job.method for job in jobs):
         largest = max((job for job in jobs if job.method == method), key=lambda job: _trainable(job))
-        needed = estimate(
-            largest.base.source,
-            "qlora" if method == "qlora" else "lora",
-            largest.rank,
-            largest.modules,
-            batch=4,
-            length=largest.base.max_length,
-            dropout=0,
-            checkpointing=False,
-        ).total * (1 if on_gpu else 2)
+        needed = workers * _needed(largest, available)
         if needed > available:
+            ways = ["fewer at a time"] * (workers > 1) + ["a smaller base"] + ["--methods qlora"] * (method != "qlora")
             raise ValueError(
-                f"{largest.name} does not fit: it needs about {needed / 2**30:.1f} GiB, and there are "
-                f"{available / 2**30:.1f}; take a smaller base{'' if method == 'qlora' else ', or --methods qlora'}"
+                f"{largest.name} does not fit{f' {workers} times' if workers > 1 else ''}: it needs about "
+                f"{needed / GIB:.1f} GiB, and there are {available / GIB:.1f}; take {', or '.join(ways)}"
             )
+
+
+def _needed(job: Job, room: float) -> float:
+    """The bytes of a job at its peak, trained as `train` does it where one run at a time has `room` bytes."""
+    if not torch.cuda.is_available():
+        memory = _peak(job, checkpointing=False)
+        # The estimate is a GPU's, in 16 bits; here weights and activations take 32. Those in 4 bits stay as they are.
+        return memory.total + memory.activations + memory.logits + (0 if job.method == "qlora" else memory.weights)
+    plain = _peak(job, checkpointing=False).total
+    fits = Card("this GPU", room / GIB).holds(plain) == "fits"
+    return OVERHEAD[0] + (plain if fits else _peak(job, checkpointing=True).total)
+
+
+def _peak(job: Job, checkpointing: bool) -> Memory:
+    return estimate(
+        job.base.source,
+        "qlora" if job.method == "qlora" else "lora",
+        job.rank,
+        job.modules,
+        batch=4,
+        length=_longest(job.base),
+        dropout=job.settings.get("lora_dropout", 0),
+        checkpointing=checkpointing,
+    )
+
+
+@cache
+def _longest(base: Base) -> int:
+    """Tokens of the longest text that the jobs train on."""
+    return max(len(one["input_ids"]) for one in encode_all(_train_pairs(), load_tokenizer(base), base.max_length))
+
+
+def _train_pairs() -> list[Pair]:
+    return read_pairs(data_path("pairs/train.jsonl"))[:TRAIN_PAIRS]
 
 
 def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
     """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
-    for _, outcome in run_all(_check_away, [jobs], cluster=cluster, gpu=gpu):
+    errand = jobs, at_once(cluster, gpu)
+    for _, outcome in run_all(_check_away, [errand], cluster=cluster, gpu=gpu):
         if isinstance(outcome, Exception):
             raise ValueError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
 
 
-def _check_away(jobs: Sequence[Job]) -> None:
-    check_memory([replace(job, base=on_this_machine(job.base)) for job in jobs])
+def _check_away(errand: tuple[Sequence[Job], int]) -> None:
+    jobs, workers = errand
+    check_memory([replace(job, base=on_this_machine(job.base)) for job in jobs], workers)
 
 
 def _trainable(job: Job) -> int:
@@ -206,7 +241,7 @@ def _train(job: Job) -> RunRecord:
     return train(
         get_peft_model(model, config),
         tokenizer,
-        read_pairs(data_path("pairs/train.jsonl"))[:TRAIN_PAIRS],
+        _train_pairs(),
         job.folder,
         job.base,
         eval_pairs=read_pairs(data_path("pairs/eval.jsonl")),
@@ -219,10 +254,9 @@ def _train(job: Job) -> RunRecord:
 
 def record_failure(job: Job, error: Exception) -> None:
     """Write `failure.json` into the job's folder: what failed, why, and where in the code."""
-    job.folder.mkdir(parents=True, exist_ok=True)
     trace = "".join(traceback.format_exception(error))
     told = {"name": job.name, "error": one_line(error), "traceback": trace, "created": now()}
-    (job.folder / FAILURE_FILE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    write_whole(job.folder / FAILURE_FILE, json.dumps(told, indent=1) + "\n")
 
 
 def sweep(
@@ -237,11 +271,11 @@ def sweep(
     `workers`, `cluster` and `gpu` are those of `loralab.cluster.run_all`. On a cluster a run is trained in a folder of
     the machine that trains it, and its files are brought here.
     """
-    unfinished = [job for job in jobs if job.record() is None]
+    left = unfinished(jobs)
     if cluster is None:
-        outcomes = run_all(function, unfinished, workers)
+        outcomes = run_all(function, left, workers)
     else:
-        errands = [(function, job) for job in unfinished]
+        errands = [(function, job) for job in left]
         outcomes = map(_bring_home, run_all(train_away, errands, cluster=cluster, gpu=gpu))
     for job, outcome in outcomes:
         if isinstance(outcome, Exception) and not (job.folder / FAILURE_FILE).exists():
@@ -275,13 +309,13 @@ def _bring_home(ended: tuple[Any, Away | Exception]) -> tuple[Job, RunRecord | E
     shutil.rmtree(job.folder, ignore_errors=True)  # whatever an interrupt or a failure left there
     if isinstance(away, Exception):
         return job, away
-    unfinished = job.out / f"{job.name}.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    arriving = job.out / f"{job.name}.part"
+    shutil.rmtree(arriving, ignore_errors=True)
     for name, content in away.files.items():
-        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-        (unfinished / name).write_bytes(content)
+        (arriving / name).parent.mkdir(parents=True, exist_ok=True)
+        (arriving / name).write_bytes(content)
     if away.files:
-        unfinished.rename(job.folder)
+        arriving.rename(job.folder)
     return job, away.outcome
 
 
@@ -308,6 +342,9 @@ def _row(job: Job) -> dict[str, object]:
         last = record.losses[-max(1, len(record.losses) // 4) :]
         return row | {
             "state": "finished",
+            "alpha": record.alpha,
+            "dropout": record.dropout,
+            "train_pairs": record.train_pairs,
             "trainable": record.trainable,
             "bytes": record.adapter_bytes,
             "ppl_before": record.ppl_before,

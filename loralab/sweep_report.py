@@ -13,10 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .files import write_whole
 from .plots import COLOURS
 from .record import hardware, now, versions
 
-SETTING = ["method", "targets", "rank"]
+SETTING = ["method", "targets", "rank", "alpha", "dropout"]
 MARKERS, LINES = "osD^v", ("-", "--", ":", "-.", (0, (1, 3)))
 TEMPLATE = jinja2.Environment(
     loader=jinja2.PackageLoader("loralab", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -36,9 +37,15 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting: number of seeds, and mean and standard deviation over them of what was measured."""
+    """One row a setting: number of seeds, and mean and standard deviation over them of what was measured.
+
+    Raises `ValueError` if no run has finished with a finite perplexity.
+    """
+    done = finished(runs)
+    if not len(done):
+        raise ValueError("no run of this sweep has finished with a finite perplexity: train some first")
     measured = ["trainable", "bytes", "ppl", "loss", "seconds", "peak_memory"]
-    groups = finished(runs).groupby(SETTING, sort=False)[measured]
+    groups = done.groupby(SETTING, sort=False)[measured]
     table = groups.mean().join(groups.std().add_suffix("_sd"))
     return table.assign(seeds=groups.size()).reset_index()
 
@@ -75,7 +82,7 @@ def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
             f"{group}, {method}",
             rows,
             {
-                "color": COLOURS[targets.index(group) if len(targets) > 1 else which % len(COLOURS)],
+                "color": COLOURS[(targets.index(group) if len(targets) > 1 else which) % len(COLOURS)],
                 "marker": MARKERS[which % len(MARKERS)],
                 "linestyle": LINES[which % len(LINES)],
             },
@@ -147,13 +154,11 @@ def write_report(runs: pd.DataFrame, folder: Path) -> list[Path]:
 
     Without a finished run only the CSV is written.
     """
-    csv = folder / "sweep.csv"
-    runs.to_csv(csv, index=False)
+    csv = write_whole(folder / "sweep.csv", runs.to_csv(index=False))
     if not len(finished(runs)):
         return [csv]
     pictures = [_saved(plot(runs), folder / f"{name}.png") for name, plot in FIGURES.items()]
-    page = folder / "sweep.html"
-    page.write_text(_page(runs, pictures), "utf-8")
+    page = write_whole(folder / "sweep.html", _page(runs, pictures))
     return [csv, *pictures, page]
 
 
@@ -171,6 +176,7 @@ def _page(runs: pd.DataFrame, pictures: Sequence[Path]) -> str:
         first=runs.iloc[0],
         before=done["ppl_before"].iloc[0],
         counts=runs["state"].value_counts().to_dict(),
+        pairs=list(done["train_pairs"].unique()),
         diverged=int((runs["state"] == "finished").sum() - len(done)),
         failed=runs[runs["state"] == "failed"].to_dict("records"),
         pictures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],

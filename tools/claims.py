@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loralab.fit import fit
+from loralab.memory import NF4_BITS, Memory, at_rest
 from loralab.shapes import LINEAR, Shape, adapter_shape, modules
 
 ROOT = Path(__file__).parents[1]
@@ -140,8 +141,13 @@ def _shape(model: str, rank: int, targets: str) -> Shape:
     return adapter_shape(str(CONFIGS / model), rank, modules(targets))
 
 
+def _at_rest(model: str, method: str, rank: int = 16, targets: str = "all", upcast: bool = False) -> Memory:
+    """What a training holds between two steps; targets are written as in `_shape`."""
+    return at_rest(str(CONFIGS / model), method, rank, modules(targets), upcast)
+
+
 def _linear_parameters(model: str, modules: tuple[str, ...] = LINEAR) -> int:
-    """Weights of the linear layers that NF4 quantises: neither biases nor the output head."""
+    """Weights of linear layers of the blocks, without biases."""
     named = _model(model).named_modules()
     return sum(layer.weight.numel() for name, layer in named if name.rpartition(".")[2] in modules)
 
@@ -215,18 +221,16 @@ def state_comparison(model: str, rank: int, targets: str) -> list[float]:
 
     In full: fp32, 16 bytes a parameter. LoRA: 2 bytes a frozen parameter, 16 a trainable one. No activations.
     """
-    full = 16 * base_parameters(model) / 1e9
-    lora = (2 * base_parameters(model) + 16 * trainable_parameters(model, rank, targets)) / 1e9
+    full, lora = (_at_rest(model, method, rank, targets).total / 1e9 for method in ("full", "lora"))
     return [full, lora, full / lora]
 
 
-def nf4_bits(double: bool = True, block: int = 64, scales_block: int = 256) -> float:
-    """Bits a parameter of NF4: 4, and a scale for each block of parameters.
+def nf4_bits(double: bool = True) -> float:
+    """Bits a parameter of NF4: 4, and a scale for each block of 64 parameters.
 
-    A scale is an fp32 number; with double quantisation it is 8 bits, and one fp32 number for each block of scales.
+    A scale is an fp32 number; with double quantisation it is 8 bits, and one fp32 number for each block of 256 scales.
     """
-    scale = 8 + 32 / scales_block if double else 32
-    return 4 + scale / block
+    return NF4_BITS if double else 4 + 32 / 64
 
 
 def nf4_cost() -> list[float]:
@@ -239,9 +243,7 @@ def nf4_base_gigabytes(model: str, prepared: bool = False) -> float:
 
     `prepared`: after `prepare_model_for_kbit_training`, which casts all that stayed up to fp32.
     """
-    linear = _linear_parameters(model)
-    rest = base_parameters(model) - linear
-    return (linear * nf4_bits() / 8 + rest * (4 if prepared else 2)) / 1e9
+    return _at_rest(model, "qlora", upcast=prepared).weights / 1e9
 
 
 def nf4_comparison(model: str) -> list[float]:

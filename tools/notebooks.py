@@ -68,6 +68,8 @@ def badges(
     """Write the bootstrap cell and the Colab badge of every notebook, and the badges of the README."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise typer.BadParameter(f"{repo!r} is not owner/name")
+    if not re.fullmatch(r"[\w.-]+", ref):  # a slash would end the part of the address that Colab takes for it
+        raise typer.BadParameter(f"{ref!r} is no tag or branch of letters, digits, dots and dashes, such as v1.0")
     for path in learner_notebooks():
         nbformat.write(dressed(nbformat.read(path, as_version=4), path, repo, ref), path)
         typer.echo(path.relative_to(ROOT))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import shutil
 
-import nbformat
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loralab import PROFILES, data_path
-from tests.chapters.test_chapters import blemishes, shape
+from tests.chapters.test_chapters import blemishes
 from tools.notebooks import chapters, run
 
 COMMIT = "0" * 40
@@ -42,7 +41,6 @@ def test_a_chapter_runs_on_the_true_shape_of_smollm2(hub, start, tmp_path, monke
     path = next(path for path in chapters() if path.name.startswith(start))
     notebook = run(path, tmp_path, "smollm2-135m")
     assert blemishes(notebook) == []
-    assert shape(notebook).keys() == shape(nbformat.read(path, as_version=4)).keys()
     printed = "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
     assert "base: smollm2-135m" in printed
     assert "no chat template of its own, so ChatML is set" in printed

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grader.adapter import Refused, read_adapter
+from grader.change import likeness
 from loralab.shapes import adapter_shape
 from tests.conftest import ATTENTION
 
@@ -62,6 +63,7 @@ def first(weights):
             lambda f: edit_weights(f, lambda w: w.update({"x" * 5_000: torch.zeros(1)})),
             "x{120} ... .* is not part of it",
         ),
+        (lambda f: edit_weights(f, lambda w: w.update({"x\ny": torch.zeros(1)})), "x y is not part of it"),
         (lambda f: edit_weights(f, lambda w: w[first(w)].fill_(float("nan"))), "holds NaN or infinity"),
         (lambda f: edit_weights(f, lambda w: [w[n][:, 12:].zero_() for n in w if "lora_B" in n]), "of a lower rank"),
         (
@@ -101,3 +103,15 @@ def test_what_is_too_large_is_refused_before_its_weights_are_read(honest, base, 
 def test_an_adapter_that_was_never_trained_can_still_be_judged(honest, base):
     edit_weights(honest, lambda w: [w[n].zero_() for n in w if "lora_B" in n])
     assert read_adapter(honest, base).largest_b == 0
+
+
+def test_a_copy_is_known_whose_halves_were_scaled_against_each_other(honest, base):
+    original = read_adapter(honest, base).change
+    edit_weights(honest, lambda w: [w[n].mul_(1e20 if "lora_A" in n else 1e-20) for n in w])
+    assert likeness(original, read_adapter(honest, base).change) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_largest_floats_are_read(honest, base):
+    edit_config(honest, lora_alpha=65536)
+    edit_weights(honest, lambda w: [w[n].copy_(3e38 * w[n].sign()) for n in w])
+    assert read_adapter(honest, base).largest_b == pytest.approx(3e38)

@@ -45,6 +45,26 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         choose_base(str(tmp_path))
 
 
+def test_a_folder_has_its_own_name_however_it_is_given(tmp_path, monkeypatch):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.chdir(folder)
+    for given in (".", "../my-model", str(folder)):
+        assert (choose_base(given).name, choose_base(given).source) == ("my-model", str(folder.resolve()))
+
+
+def test_a_model_that_cannot_be_had_is_one_line_and_one_that_can_is_found(monkeypatch):
+    with pytest.raises(
+        ValueError, match="no/such: neither the hub nor its cache here gives a config.json; .*"
+    ) as error:
+        bases.find_base("no/such")
+    assert "\n" not in str(error.value)
+    assert bases.find_base("embedded") == choose_base("embedded")
+    monkeypatch.setattr(bases, "hub_has", lambda source: source == "some/model")
+    assert bases.find_base("some/model") == choose_base("some/model")
+
+
 def test_the_embedded_base_is_small_and_speaks_chatml(base, tokenizer, model):
     assert 2_000_000 <= model.num_parameters() <= 6_000_000
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")

@@ -24,6 +24,17 @@ def test_heldout_refuses_an_impossible_count(run, tmp_path):
     assert not (tmp_path / "fresh.jsonl").exists()
 
 
+@pytest.mark.parametrize("out", ["folder", "file/x.jsonl", "file/deeper/x.jsonl"])
+def test_heldout_to_where_no_file_can_be_is_one_line_and_leaves_nothing(run, tmp_path, out):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    result = run("heldout", "--count", 5, "--out", tmp_path / out)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {tmp_path / out} cannot be written") and result.output.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_check_names_the_bad_line_of_my_own_file(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
     result = run("check", tmp_path / "mine.jsonl")
@@ -35,7 +46,7 @@ def test_check_with_an_unknown_base_is_one_line(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     result = run("check", tmp_path / "mine.jsonl", "--base", "embeded")
     assert result.exit_code == 2
-    assert result.output.startswith("--base: unknown base 'embeded'") and result.output.count("\n") == 1
+    assert result.output.startswith("Error: --base: unknown base 'embeded'") and result.output.count("\n") == 1
 
 
 def test_check_of_a_good_file_tells_its_lengths(run, tmp_path):

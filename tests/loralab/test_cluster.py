@@ -4,10 +4,12 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +20,11 @@ from cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 from distributed import KilledWorker, LocalCluster
 from typer.testing import CliRunner
 
-from loralab import RunRecord, choose_base, cluster
+from loralab import RunRecord, choose_base, cluster, data_path
 from loralab.cli import app
 from loralab.cluster import on_this_machine, run_all
 from loralab.pool import Died
-from loralab.sweep import FAILURE_FILE, plan, sweep, table
+from loralab.sweep import FAILURE_FILE, check_memory_there, plan, sweep, table
 
 THREADS = 2
 
@@ -88,9 +90,9 @@ def test_a_scheduler_without_workers_is_one_line(monkeypatch):
         list(run_all(work, "a", cluster=empty.scheduler_address))
 
 
-def test_without_dask_the_extra_is_named(monkeypatch):
+def test_without_dask_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ValueError, match=r"pip install 'loralab\[cluster\]'"):
+    with pytest.raises(ValueError, match="not installed: pip install distributed$"):
         list(run_all(work, "a", cluster="tcp://127.0.0.1:1"))
 
 
@@ -112,6 +114,69 @@ def test_the_fingerprint_knows_a_changed_source(tmp_path, monkeypatch):
     cluster.fingerprint.cache_clear()
     assert cluster.fingerprint("errands") != before
     assert before.startswith(f"Python 3.{sys.version_info.minor}, loralab 0")
+
+
+@pytest.fixture
+def fresh():
+    """The fingerprint of loralab, worked out anew at each call."""
+
+    def ask():
+        cluster.fingerprint.cache_clear()
+        return cluster.fingerprint("loralab")
+
+    yield ask
+    cluster.fingerprint.cache_clear()
+
+
+def test_the_fingerprint_knows_changed_data(tmp_path, monkeypatch, fresh):
+    monkeypatch.setattr(cluster, "data_path", lambda name: data_path(name) if name != "pairs" else tmp_path / "pairs")
+    shutil.copytree(data_path("pairs"), tmp_path / "pairs")
+    before = fresh()
+    (tmp_path / "pairs" / ".DS_Store").touch()
+    train = tmp_path / "pairs" / "train.jsonl"
+    train.write_bytes(train.read_bytes().replace(b"\n", b"\r\n"))  # as git writes it on Windows
+    assert fresh() == before
+    train.write_bytes(train.read_bytes() + b"{}\n")
+    assert fresh() != before
+
+
+def test_the_fingerprint_knows_other_versions_but_not_what_torch_was_built_for(monkeypatch, fresh):
+    def with_versions(**changed):
+        monkeypatch.setattr(cluster, "versions", lambda: {"torch": "2.9.0+cpu", "peft": "0.20.0"} | changed)
+        return fresh()
+
+    before = with_versions()
+    assert before.endswith("torch 2.9.0, peft 0.20.0")
+    assert with_versions(torch="2.9.0+cu128") == before
+    assert with_versions(torch="2.9.1+cpu") != before
+    assert with_versions(peft="0.21.0") != before
+
+
+def test_a_clone_and_a_wheel_have_the_same_fingerprint(tmp_path, fresh):
+    installed = tmp_path / "loralab"
+    shutil.copytree(Path(cluster.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
+    wheel = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    for source, place in wheel["targets"]["wheel"]["force-include"].items():
+        shutil.copytree(data_path(source.removeprefix("data/")), tmp_path / place)
+    code = "import loralab; from loralab.cluster import fingerprint; print(loralab.__file__, fingerprint('loralab'), sep='\\n')"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines() == [str(installed / "__init__.py"), fresh()]
+
+
+def test_how_many_jobs_a_worker_does_at_a_time(address):
+    assert cluster.at_once(address) == THREADS
+    assert cluster.at_once(address, gpu=True) == 1
+
+
+def test_the_memory_of_a_worker_is_shared_by_its_jobs(address, base, tmp_path, monkeypatch):
+    jobs = plan(base, [4], ["qv"], ["lora"], 1, tmp_path)
+    check_memory_there(jobs, address)
+    monkeypatch.setattr("loralab.sweep.at_once", lambda *_: 10**6)  # more than any machine has room for
+    with pytest.raises(ValueError, match="lora-qv-r4-s0 does not fit 1000000 times: .*; take fewer at a time"):
+        check_memory_there(jobs, address)
 
 
 def test_a_worker_that_may_not_start_processes_is_told_how_it_may(address, monkeypatch):

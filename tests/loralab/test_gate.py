@@ -240,6 +240,16 @@ def test_a_run_that_diverged_can_be_read_and_is_explained(run):
     assert "diverged" in by_name(points)["trained"].advice
 
 
+def test_an_answer_that_does_not_end_is_told_and_fails_nothing(run, eval_pairs, monkeypatch):
+    def only_the_first_goes_on(model, tokenizer, question, limit):
+        return answer(model, tokenizer, question, limit), question != eval_pairs[0].instruction
+
+    monkeypatch.setattr(gate_module, "answer_and_end", only_the_first_goes_on)
+    points = gate(run)
+    assert not failed(points)
+    assert "2 end by themselves, 1 cut off at 24 tokens" in by_name(points)["PPL after and samples"].found
+
+
 def test_answers_that_never_end_fail(run, monkeypatch):
     monkeypatch.setattr(gate_module, "ANSWER_TOKENS", 2)
     points = gate(run)

@@ -66,6 +66,21 @@ def test_an_incomplete_run_is_named_and_nothing_is_written(runs, file):
     assert list(runs.glob("ex*")) == []
 
 
+@pytest.mark.parametrize("given", ["missing.ipynb", "runs", "mine.py"])
+@pytest.mark.parametrize("in_colab", [False, True])
+def test_a_notebook_that_is_not_there_is_refused_before_anything_is_written(
+    runs, tmp_path, monkeypatch, given, in_colab
+):
+    (tmp_path / "open.ipynb").write_text("{}")
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "open.ipynb"))  # another one is no substitute
+    if in_colab:
+        monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace())
+    with pytest.raises(ValueError, match=rf"{given} is no notebook: give the path of your \.ipynb file"):
+        pack("ex", runs, ["rank-4"], tmp_path / given)
+    assert list(runs.glob("ex*")) == []
+
+
 def test_large_adapters_are_stored_in_16_bits(runs, monkeypatch):
     monkeypatch.setattr(handin, "MAX_BYTES", 20_000)
     with zipfile.ZipFile(pack("ex", runs, ["rank-4", "rank-16"])) as archive:

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from loralab.pool import Died, run_all
+from loralab import pool
+from loralab.pool import Died, allowed_threads, processors, run_all
 
 
 class Fussy(Exception):
@@ -87,6 +89,57 @@ def test_nothing_goes_on_when_the_caller_is_killed(tmp_path):
     caller.kill()
     caller.wait()
     _wait_until(lambda: not psutil.pid_exists(int(told.read_text())))
+
+
+def counted(setting, processors=None):
+    """What a process counts that may use so many of this machine's processors, with OMP_NUM_THREADS as in `setting`."""
+    code = "import os, pool\n"
+    if processors:
+        code += f"os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{processors}])\n"
+    code += "print(pool.processors(), pool.allowed_threads())"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | setting
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=Path(pool.__file__).parent, capture_output=True, check=True
+    )
+    return tuple(map(int, told.stdout.split()))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can allow a process fewer processors")
+def test_only_the_processors_that_a_process_may_use_are_counted():
+    assert counted({}, processors=1) == (1, 1)
+    assert counted({"OMP_NUM_THREADS": "3"}, processors=1) == (1, 3)  # asked for, so given
+
+
+def test_all_processors_count_where_a_system_cannot_tell_which_are_allowed(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert (processors(), allowed_threads()) == (6, 6)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert processors() == 1
+
+
+@pytest.mark.parametrize(("setting", "threads"), [("5", 5), (" 7 ", 7), ("4,2", 4)])
+def test_the_first_number_of_omp_num_threads_is_what_may_compute_at_once(monkeypatch, setting, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert allowed_threads() == threads
+
+
+@pytest.mark.parametrize("setting", ["", "0", "many", "-1", ",2"])
+def test_what_says_nothing_leaves_all_the_processors(monkeypatch, setting):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert allowed_threads() == processors()
+
+
+def tell_threads(_):
+    import torch
+
+    return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def test_workers_divide_the_threads_among_them(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert {outcome for _, outcome in run_all(tell_threads, "ab", workers=2)} == {(2, "2")}
 
 
 def _wait_until(happened, seconds=60):

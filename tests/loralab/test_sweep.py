@@ -1,19 +1,27 @@
 """The sweep: planned, trained, resumed, drawn."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 import pytest
+import torch
 from peft import PeftModel
 from typer.testing import CliRunner
 
-from loralab import RunRecord, load_model, perplexity
+from loralab import RunRecord, choose_base, load_model, perplexity
+from loralab import sweep as sweep_module
 from loralab.cli import app
+from loralab.fit import GIB
 from loralab.memory import T4_BYTES
+from loralab.shapes import TARGETS
 from loralab.sweep import FAILURE_FILE, METHODS, check_memory, plan, sweep, table, train_job
-from loralab.sweep_report import finished, pareto_front, summary, write_report
+from loralab.sweep_report import finished, pareto_front, plot_against_rank, summary, write_report
+from tests.conftest import CONFIGS
 
 SHORT = 0.04  # epochs: one step
 
@@ -59,10 +67,14 @@ def test_finished_runs_are_not_repeated_and_half_done_ones_are(every_method):
 def fail_on_rank_2(job):
     if job.rank == 2:
         raise MemoryError("too much")
+    return finish(job)
+
+
+def finish(job):
     record = RunRecord(
         name=job.name, base=job.base.name, trainable=job.rank, parameters=100, adapter_bytes=1000 * job.rank,
-        train_pairs=1, tokens=10, epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed,
-        alpha=2 * job.rank, dropout=0, targets=sorted(job.modules), losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
+        train_pairs=7, tokens=10, epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed,
+        alpha=job.settings.get("lora_alpha", 2 * job.rank), dropout=job.settings.get("lora_dropout", 0), targets=sorted(job.modules), losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
         ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
     )  # fmt: skip
     record.save(job.folder)
@@ -107,6 +119,40 @@ def test_the_report_is_whole_and_needs_no_other_file(jobs, tmp_path):
     assert len(pd.read_csv(written[0])) == len(jobs)
 
 
+def test_every_choice_of_targets_is_drawn_in_one_sweep(base, tmp_path):
+    jobs = plan(base, [1, 4], list(TARGETS), ["lora", "rslora"], 1, tmp_path)
+    for job in jobs:
+        finish(job)
+    runs = table(jobs)
+    assert len(summary(runs)) == len(jobs)
+    labels = plot_against_rank(summary(runs), "ppl", "PPL").get_legend_handles_labels()[1]
+    assert labels == [f"{group}, {method}" for method in ("lora", "rslora") for group in TARGETS]
+    assert len(write_report(runs, tmp_path)) == 5
+
+
+def test_alpha_dropout_and_pairs_are_those_of_the_records(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", {"lora_alpha": 16, "lora_dropout": 0.25})
+    jobs = plan(base, [1, 4], ["qv"], ["mine"], 2, tmp_path)
+    for job in jobs[:3]:
+        finish(job)
+    runs = table(jobs)
+    assert list(runs["alpha"].dropna()) == [16] * 3
+    assert list(summary(runs)[["rank", "alpha", "dropout", "seeds"]].itertuples(index=False, name=None)) == [
+        (1, 16, 0.25, 2),
+        (4, 16, 0.25, 1),
+    ]
+    page = write_report(runs, tmp_path)[-1].read_text()
+    assert page.count("<td>16</td><td>0.25</td>") == 2
+    assert "trains on the same 7 pairs" in page
+    assert "twice the rank" not in page and "no dropout" not in page
+    assert set(pd.read_csv(tmp_path / "sweep.csv").columns) >= {"alpha", "dropout", "train_pairs"}
+
+
+def test_a_summary_of_nothing_is_one_line(jobs):
+    with pytest.raises(ValueError, match="no run of this sweep has finished"):
+        summary(table(jobs))
+
+
 def test_nothing_is_drawn_before_a_run_has_finished(jobs, tmp_path):
     assert [path.name for path in write_report(table(jobs), tmp_path)] == ["sweep.csv"]
 
@@ -136,7 +182,10 @@ def test_a_run_of_a_method_that_has_changed_since_is_not_taken_for_its_own(every
         (["--methods", "adalora"], "unknown method 'adalora': there are lora, rslora"),
         (["--methods", "pissa", "--ranks", "129"], "rank 129 is impossible for pissa: v_proj of embedded has 128"),
         (["--base", "nowhere"], "unknown base 'nowhere'"),
+        (["--base", "no/such"], "no/such: neither the hub nor its cache here gives a config.json"),
         (["--epochs", "0"], "must be above 0"),
+        (["--epochs", "nan"], "epochs (nan) and the learning rate (0.005) must be above 0 and finite"),
+        (["--learning-rate", "inf"], "the learning rate (inf) must be above 0 and finite"),
     ],
 )
 def test_impossible_input_is_one_line_before_anything_is_trained(run, tmp_path, words, message):
@@ -149,11 +198,101 @@ def test_impossible_input_is_one_line_before_anything_is_trained(run, tmp_path, 
 
 def test_a_model_that_does_not_fit_is_one_line(base, tmp_path):
     jobs = plan(base, [64], ["all"], ["lora"], 1, tmp_path)
-    check_memory(jobs, T4_BYTES)
+    check_memory(jobs, available=T4_BYTES)
     with pytest.raises(
-        ValueError, match=r"lora-all-r64-s0 does not fit: it needs about .* GiB, and there are 0.1; take"
+        ValueError, match=r"lora-all-r64-s0 does not fit: it needs about .* GiB, and there are 0.1; take a smaller base"
     ):
-        check_memory(jobs, 0.1 * 2**30)
+        check_memory(jobs, available=0.1 * GIB)
+
+
+def needed(jobs, workers=1):
+    """The least memory, in GiB, in which the jobs are said to fit."""
+    with pytest.raises(ValueError) as refused:
+        check_memory(jobs, workers, available=0)
+    return float(re.search(r"about ([\d.]+) GiB", str(refused.value))[1])
+
+
+def test_workers_share_the_memory(base, tmp_path):
+    jobs = plan(base, [64], ["all"], ["lora"], 4, tmp_path)
+    assert needed(jobs, workers=4) == pytest.approx(4 * needed(jobs), abs=0.3)
+    enough_for_one = (needed(jobs) + 0.1) * GIB
+    check_memory(jobs, available=enough_for_one)
+    with pytest.raises(ValueError, match=r"does not fit 4 times: .*; take fewer at a time, or a smaller base, or --m"):
+        check_memory(jobs, 4, available=enough_for_one)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.fixture
+def small_model():
+    """SmolLM2-135M's shape with the tokenizer of the embedded base; the longest text has some 70 of its tokens."""
+    return replace(choose_base(str(CONFIGS / "smollm2-135m")), max_length=256)
+
+
+@pytest.fixture
+def longest(monkeypatch, tokenizer):
+    """Sets the longest text of the jobs, in tokens."""
+
+    def set_to(tokens):
+        sweep_module._longest.cache_clear()
+        monkeypatch.setattr(sweep_module, "load_tokenizer", lambda base: tokenizer)
+        monkeypatch.setattr(sweep_module, "encode_all", lambda *_: [{"input_ids": [0] * n} for n in (1, tokens)])
+
+    yield set_to
+    sweep_module._longest.cache_clear()
+
+
+def test_what_counts_is_the_longest_text_of_the_jobs(small_model, tmp_path, longest):
+    jobs = plan(small_model, [16], ["qkvo"], ["lora"], 1, tmp_path)
+    longest(64)
+    short = needed(jobs)
+    longest(256)
+    assert needed(jobs) > 1.5 * short
+
+
+def test_on_a_gpu_its_own_overhead_counts_and_activations_are_recomputed_where_they_must(
+    small_model, tmp_path, longest, a_gpu
+):
+    """At 4 × 512 tokens and r = 16 on q, k, v, o a trace found 3.5 GB; with recomputing far less."""
+    longest(512)
+    jobs = plan(small_model, [16], ["qkvo"], ["lora"], 1, tmp_path)
+    assert needed(jobs) < 2.6  # recomputed, since it would not fit otherwise
+    check_memory(jobs, available=3 * GIB)
+    (embedded,) = plan(choose_base("embedded"), [1], ["q"], ["lora"], 1, tmp_path)
+    assert needed([embedded]) > 0.5e9 / GIB
+
+
+def test_runs_that_have_finished_need_no_memory(run, jobs, tmp_path, monkeypatch):
+    """They may come from a machine that has more of it."""
+    for job in jobs:
+        (fail_on_rank_2 if job.rank != 2 else finish)(job)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    words = ("--ranks", "8,2,1,9", "--targets", "qv", "--seeds", 2, "--out", tmp_path)
+    assert run(*words).exit_code == 0
+    (jobs[0].folder / "run.json").unlink()
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert f"{jobs[0].name} does not fit" in refused.output
+
+
+def test_the_command_says_how_many_runs_would_share_the_memory(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    words = ("--ranks", 4, "--targets", "qv", "--seeds", 3, "--out", tmp_path / "sweep", "--workers")
+    assert "does not fit 2 times" in run(*words, 2).output
+    assert "does not fit 3 times" in run(*words, 9).output  # there are no more than three runs
+
+
+@pytest.mark.parametrize("below", ["", "deeper/sweep"])
+def test_a_file_in_the_folders_place_is_one_line_before_anything_is_trained(run, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    result = run("--ranks", 1, "--targets", "qv", "--seeds", 1, "--out", tmp_path / "file" / below)
+    assert result.exit_code == 2
+    assert "cannot be a folder" in result.output and result.output.endswith("give another --out\n")
+    assert result.output.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_train_job_keeps_the_cause_beside_the_run(base, tmp_path):

@@ -6,10 +6,12 @@ import re
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from typer.testing import CliRunner
 
-from tools.notebooks import BOOTSTRAP, ROOT, badges, cell, dressed, learner_notebooks, public_path, run
+from tools.notebooks import BOOTSTRAP, ROOT, app, badges, cell, dressed, learner_notebooks, public_path, run
 
 REPO = "owner/some.course"
+GITHUB = r"https://colab\.research\.google\.com/github"
 
 
 def notebook():
@@ -48,7 +50,8 @@ def test_every_notebook_wears_its_own_badge_and_the_common_bootstrap(path):
 
 @pytest.mark.parametrize("path", learner_notebooks(), ids=lambda path: path.stem)
 def test_the_readme_opens_every_notebook(path):
-    assert f"blob/main/{public_path(path)})" in (ROOT / "README.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert re.search(rf"{GITHUB}/[\w.-]+/[\w.-]+/blob/[\w.-]+/{re.escape(public_path(path))}\)", readme)
 
 
 def test_badges_moves_every_link_to_another_repository(tmp_path, monkeypatch):
@@ -62,6 +65,21 @@ def test_badges_moves_every_link_to_another_repository(tmp_path, monkeypatch):
     badges(repo="owner/course", ref="v2")
     assert (tmp_path / "README.md").read_text() == f"[open]({link.format('owner/course/blob/v2')})"
     assert link.format("owner/course/blob/v2") in nbformat.read(path, as_version=4).cells[0].source
+
+
+@pytest.mark.parametrize(
+    ("repo", "ref", "message"),
+    [("course", "v1", "'course' is not owner/name"), (REPO, "feature/x", "'feature/x' is no tag"), (REPO, "", "'' is")],
+)
+def test_badges_that_would_lead_nowhere_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch, repo, ref, message
+):
+    monkeypatch.setattr("tools.notebooks.ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("as it was")
+    result = CliRunner().invoke(app, ["badges", "--repo", repo, "--ref", ref])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert (tmp_path / "README.md").read_text() == "as it was"
 
 
 def test_an_executed_notebook_keeps_outputs_and_loses_noise(tmp_path):
