@@ -222,7 +222,7 @@ def _look(run: Run, name: str | None) -> None:
         run.tokenizer = load_tokenizer(run.base)
         _try_adapter(run)
     except (OSError, ValueError) as error:
-        run.trouble = str(error).splitlines()[0]
+        run.trouble = (str(error).splitlines() or [one_line(error)])[0]
 
 
 def _find_base(run: Run, name: str | None) -> Base:
@@ -456,7 +456,7 @@ def _bad_samples(samples: list[Sample]) -> list[str]:
         wrong.append("every answer is the base's own, so users would see no difference; train longer or on more pairs")
     if samples and not any(sample.ended for sample in samples):
         wrong.append(
-            f"no answer ends within {ANSWER_TOKENS} tokens: was the end-of-answer token in the labels of the training?"
+            f"no answer ends within {ANSWER_TOKENS} tokens: train longer, and see above whether the labels had their end"
         )
     return wrong
 

@@ -34,7 +34,7 @@ VERBS = frozenset(
     restore retrieve return rotate run sample save scale search select send serialize set show shuffle simplify sort
     split start stop store strip subtract sum swap take test transform translate transpose truncate try turn unpack
     update upload use validate verify wait wrap write yield
-    """.split()  # noqa: SIM905: a list of them would have a line for each
+    """.split()  # noqa: SIM905 (a list would have a line for each)
 )
 
 _ARGUMENT_STYLES = (
