@@ -29,9 +29,13 @@ REFUSED = {
     "unshare": (272, 97),
     "setns": (308, 268),
     "syslog": (103, 116),
-    "shmget": (29, 194),  # memory that belongs to no process, so that none is seen to use it
+    # Memory that belongs to no process, or that can wait in a socket, so that none is seen to use it.
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "memfd_create": (319, 279),
 }
-CLONE, CLONE3, SOCKET = (56, 220), 435, (41, 198)
+CLONE, CLONE3, SOCKET, SET_OPTION = (56, 220), 435, (41, 198), (54, 208)
 # The others are not divided by network namespaces, or are parts of the kernel that nobody here needs: by AF_VSOCK a
 # virtual machine reaches its host.
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_NETLINK", 16))
@@ -40,7 +44,8 @@ MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # where they stand in what the filter is given
+# Where they stand in what the filter is given.
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 24, 32
 
 
 def program() -> bytes | None:
@@ -62,6 +67,9 @@ def program() -> bytes | None:
     steps += [
         (EQUAL, 0, len(families) + 3, SOCKET[column]),
         *((LOAD, 0, 0, FIRST_ARGUMENT), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)),
+        (EQUAL, 0, 6, SET_OPTION[column]),  # a socket's buffer stays as large as the watch takes it to be
+        *((LOAD, 0, 0, SECOND_ARGUMENT), (EQUAL, 0, 3, socket.SOL_SOCKET)),
+        *((LOAD, 0, 0, THIRD_ARGUMENT), (EQUAL, 0, 1, socket.SO_SNDBUF), (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
         (EQUAL, 0, 3, CLONE[column]),
         *((LOAD, 0, 0, FIRST_ARGUMENT), (ANY_BIT, 0, 1, NEW_USER), (RETURN, 0, 0, refuse)),
         (RETURN, 0, 0, ALLOW),

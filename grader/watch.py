@@ -15,6 +15,9 @@ import psutil
 MIB = 2**20
 GIB = 2**30
 MOST_UNKNOWN = 16  # a notebook of the course has none; a GPU's driver may have a few
+SOCKET = 208 * 2**10  # the kernel's usual limit of what waits in a socket; a notebook has some dozens of sockets
+
+Inode = tuple[int, int]  # a file without a name, by its device and its number there
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class Watch:
         self.cpu = max(self.cpu, sum(map(_cpu, tree)))
         if self.cpu > limits.cpu:
             return f"used more than {limits.cpu:.0f} s of processor time"
-        unlinked, unknown = _unlinked(tree)
+        scratch, scratch_files, devices = _scratch(tree)
+        unlinked, unknown = _unlinked(tree, devices)  # torch's workers share what lies unlinked in /dev/shm
         if unknown > MOST_UNKNOWN:
             return f"holds more than {MOST_UNKNOWN} pieces of memory without a name, whose size cannot be seen"
-        scratch, scratch_files = _scratch(tree)
         device = self.folder.stat().st_dev
         hidden = scratch + sum(held for (where, _), held in unlinked.items() if where != device)
         used = hidden + sum(map(_resident, tree))
@@ -133,32 +136,42 @@ def _proportional(process: psutil.Process) -> int:
         return 0
 
 
-def _unlinked(tree: list[psutil.Process]) -> tuple[dict[tuple[int, int], int], int]:
-    """Files without a name, by device and inode, with the bytes that they take; and how many may take more.
+def _unlinked(tree: list[psutil.Process], counted: set[int]) -> tuple[dict[Inode, int], int]:
+    """Files without a name and the bytes that they take, but those on devices that are `counted`; how many may take more.
 
     They lie on the disk, or in memory, and in no folder: whoever holds them open, or has a part of them mapped, keeps
     the whole.
     """
-    found: dict[tuple[int, int], int] = {}
-    unknown: set[tuple[int, int]] = set()
+    held: dict[Inode, int] = {}
+    mapped: dict[Inode, int] = {}
     for process in tree:
-        with suppress(OSError):
-            for entry in os.scandir(f"/proc/{process.pid}/fd"):
-                with suppress(OSError):
-                    state = entry.stat()
-                    if stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
-                        found[state.st_dev, state.st_ino] = state.st_blocks * 512
+        held.update(_opened(process.pid))
         for where, place, end in _mapped(process.pid):
             try:
-                found[where] = place.stat().st_blocks * 512
+                state = place.stat()
+                held[state.st_dev, state.st_ino] = state.st_blocks * 512
+            except FileNotFoundError:
+                continue  # it was mapped a moment ago
             except OSError:  # only root may look; others see where a mapping ends, and the file may be longer
-                found[where] = max(found.get(where, 0), end)
-                unknown.add(where)
-    return found, len(unknown)
+                mapped[where] = max(mapped.get(where, 0), end)
+    found = {where: taken for where, taken in (mapped | held).items() if where[0] not in counted}
+    return found, len(found.keys() - held.keys())
 
 
-def _mapped(pid: int) -> Iterator[tuple[tuple[int, int], Path, int]]:
-    """The mappings of files without a name: device and inode, where root can look at it, and its last byte mapped.
+def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
+    """The files without a name that a process has open, and their bytes; how full a socket is cannot be seen."""
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                state = entry.stat()
+                if stat.S_ISSOCK(state.st_mode):
+                    yield (state.st_dev, state.st_ino), SOCKET
+                elif stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
+                    yield (state.st_dev, state.st_ino), state.st_blocks * 512
+
+
+def _mapped(pid: int) -> Iterator[tuple[Inode, Path, int]]:
+    """The mappings of files without a name: which file, where root can look at it, and its last byte mapped.
 
     Memory that processes share without a file, and that of memfd_create, is of this kind, too.
     """
@@ -174,16 +187,17 @@ def _mapped(pid: int) -> Iterator[tuple[tuple[int, int], Path, int]]:
             yield (os.makedev(major, minor), int(inode)), process / "map_files" / f"{first:x}-{last:x}", end
 
 
-def _scratch(tree: list[psutil.Process]) -> tuple[int, int]:
-    """Bytes and number of files in the sandbox's private /tmp and /dev/shm, seen through one of its processes."""
+def _scratch(tree: list[psutil.Process]) -> tuple[int, int, set[int]]:
+    """Bytes, number of files and devices of the sandbox's private /tmp and /dev/shm, seen through one of its processes."""
     for process in reversed(tree):
+        folders = [Path(f"/proc/{process.pid}/root/{name}") for name in ("tmp", "dev/shm")]
         try:
-            places = [os.statvfs(f"/proc/{process.pid}/root/{name}") for name in ("tmp", "dev/shm")]
+            places, devices = [os.statvfs(folder) for folder in folders], {folder.stat().st_dev for folder in folders}
         except OSError:
             continue
         used = sum((place.f_blocks - place.f_bfree) * place.f_frsize for place in places)
-        return used, sum(place.f_files - place.f_ffree for place in places)
-    return 0, 0
+        return used, sum(place.f_files - place.f_ffree for place in places), devices
+    return 0, 0, set()
 
 
 def _contents(folder: Path, limits: Limits) -> tuple[int, int, int]:

@@ -363,3 +363,15 @@ def one_adapter_for_both_bases(folder: Path, parts: Parts) -> None:
     for name in ("lora", "qlora"):
         parts.run(folder / name, "one-adapter-for-both-bases")
         edit(folder / name / RECORD, name=name, method=name)
+
+
+@case(
+    "runs",
+    "one adapter for both bases, its halves scaled so far apart that their products overflow",
+    graded("the same adapter as", 50),
+    exercise="ex4_qlora",
+)
+def one_adapter_rescaled(folder: Path, parts: Parts) -> None:
+    one_adapter_for_both_bases(folder, parts)
+    # By powers of two, which change no product.
+    reweigh(folder / "qlora", lambda weights: (scale(weights, 2.0**66, "lora_A"), scale(weights, 2.0**-66)))
