@@ -22,6 +22,7 @@ import matplotlib
 
 import loralab
 from loralab import data_path
+from loralab.pool import allowed_threads
 
 from . import seccomp
 from .watch import Limits, Watch, size
@@ -249,7 +250,7 @@ def _environment() -> dict[str, str]:
         "HOME": "/tmp",
         "USER": "student",
         "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(allowed_threads()),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and bitsandbytes imports the compiler for a second

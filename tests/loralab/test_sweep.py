@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -19,7 +20,7 @@ from loralab.cli import app
 from loralab.fit import GIB
 from loralab.memory import T4_BYTES
 from loralab.shapes import TARGETS
-from loralab.sweep import FAILURE_FILE, METHODS, check_memory, plan, sweep, table, train_job
+from loralab.sweep import FAILURE_FILE, METHODS, check_memory, plan, record_failure, sweep, table, train_job
 from loralab.sweep_report import finished, pareto_front, plot_against_rank, summary, write_report
 from tests.conftest import CONFIGS
 
@@ -94,6 +95,19 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(jobs):
     assert runs["state"].value_counts().to_dict() == {"finished": 6, "failed": 2}
     assert set(runs["error"].dropna()) == {"MemoryError: too much"}
     assert (jobs[0].out / "lora-qv-r2-s0" / FAILURE_FILE).exists()
+
+
+def test_a_failure_whose_file_is_cut_off_leaves_a_table_that_can_be_read(jobs, monkeypatch):
+    def half(self, content, *_):
+        with self.open("w" if isinstance(content, str) else "wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError("no space left")
+
+    for name in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, name, half)
+    with pytest.raises(OSError, match="no space left"):
+        record_failure(jobs[0], MemoryError("too much"))
+    assert set(table(jobs)["state"]) == {"to do"}
 
 
 def test_the_summary_and_the_front_are_what_the_runs_say(jobs):
