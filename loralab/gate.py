@@ -456,7 +456,7 @@ def _bad_samples(samples: list[Sample]) -> list[str]:
         wrong.append("every answer is the base's own, so users would see no difference; train longer or on more pairs")
     if samples and not any(sample.ended for sample in samples):
         wrong.append(
-            f"no answer ends within {ANSWER_TOKENS} tokens: train longer, and see above whether the labels had their end"
+            f"no answer ends within {ANSWER_TOKENS} tokens: train longer, and see above whether the labels had the end-of-answer token"
         )
     return wrong
 
