@@ -62,11 +62,11 @@ def handed_in_twice(exercise: Exercise, evidence: dict[str, Evidence], base: Bas
     An adapter is the same if it makes the same change, whatever was padded, left out or scaled.
     """
     fitting = sorted(evidence, key=lambda name: not _fits(exercise.run(name), evidence[name], base.source))
+    changes = {name: one.adapter.change for name, one in evidence.items()}
     twice: dict[str, str] = {}
     for one, other in combinations(fitting, 2):
         alike = exercise.run(one).method == exercise.run(other).method
-        changes = (evidence[name].adapter.change for name in (one, other))
-        if likeness(*changes) > (MAX_LIKENESS if alike else COPIED):
+        if likeness(changes[one], changes[other]) > (MAX_LIKENESS if alike else COPIED):
             twice.setdefault(other, f"{other}: the same adapter as {one}: train each, and save it into its own folder")
     return twice
 

@@ -34,12 +34,17 @@ REFUSED = {
     "semget": (64, 190),
     "msgget": (68, 186),
     "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
 }
-CLONE, CLONE3, SOCKET, SET_OPTION = (56, 220), 435, (41, 198), (54, 208)
+CLONE, CLONE3, CLOSE_RANGE = (56, 220), 435, 436
+SOCKET, SOCKET_PAIR, SET_OPTION = (41, 198), (53, 199), (54, 208)
 # The others are not divided by network namespaces, or are parts of the kernel that nobody here needs: by AF_VSOCK a
 # virtual machine reaches its host.
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_NETLINK", 16))
 NEW_USER = 0x10000000  # the flag of clone that asks for a user namespace
+# Two flags of clone and one of close_range: a thread with a table of open files of its own would have files that the
+# watch does not find in its process.
+THREAD, SAME_FILES, OWN_FILES = 0x10000, 0x400, 2
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -64,14 +69,22 @@ def program() -> bytes | None:
     for numbers in REFUSED.values():
         steps += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, refuse)]
     families = [(EQUAL, len(FAMILIES) - i, 0, family) for i, family in enumerate(FAMILIES)]
+    for numbers in (SOCKET, SOCKET_PAIR):
+        steps += [(EQUAL, 0, len(families) + 3, numbers[column]), (LOAD, 0, 0, FIRST_ARGUMENT), *families]
+        steps += [(RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)]
     steps += [
-        (EQUAL, 0, len(families) + 3, SOCKET[column]),
-        *((LOAD, 0, 0, FIRST_ARGUMENT), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)),
         (EQUAL, 0, 6, SET_OPTION[column]),  # a socket's buffer stays as large as the watch takes it to be
         *((LOAD, 0, 0, SECOND_ARGUMENT), (EQUAL, 0, 3, socket.SOL_SOCKET)),
         *((LOAD, 0, 0, THIRD_ARGUMENT), (EQUAL, 0, 1, socket.SO_SNDBUF), (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
-        (EQUAL, 0, 3, CLONE[column]),
-        *((LOAD, 0, 0, FIRST_ARGUMENT), (ANY_BIT, 0, 1, NEW_USER), (RETURN, 0, 0, refuse)),
-        (RETURN, 0, 0, ALLOW),
+        (EQUAL, 0, 4, CLOSE_RANGE),
+        *((LOAD, 0, 0, THIRD_ARGUMENT), (ANY_BIT, 0, 1, OWN_FILES), (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
+        (EQUAL, 0, 5, CLONE[column]),
+        *(
+            (LOAD, 0, 0, FIRST_ARGUMENT),
+            (ANY_BIT, 2, 0, NEW_USER),
+            (ANY_BIT, 0, 2, THREAD),
+            (ANY_BIT, 1, 0, SAME_FILES),
+        ),
+        *((RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
     ]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)

@@ -14,7 +14,14 @@ import psutil
 
 MIB = 2**20
 GIB = 2**30
-MOST_UNKNOWN = 16  # a notebook of the course has none; a GPU's driver may have a few
+MEMORY = ("/dev/zero", "/memfd:", "/anon_hugepage", "/SYSV")  # what the kernel calls memory that processes share
+# Pieces whose size only root can see. Of such memory, which can be of any size, neither the course's notebooks nor torch's
+# workers hold one; a GPU's driver holds some in every process. A file is no larger than the limit of one file.
+UNKNOWN_MEMORY = 256 if any(Path("/dev").glob("nvidia[0-9]*")) else 0
+UNKNOWN_FILES = 16
+LOOKS = 10  # torch's workers hand descriptors over in a moment, and not at that many looks in a row
+# What a process takes beside its pages; memory that is only read needs none, but tables by which the kernel finds it.
+BESIDE = ("VmPTE", "VmSwap", "HugetlbPages")
 SOCKET = 208 * 2**10  # the kernel's usual limit of what waits in a socket; a notebook has some dozens of sockets
 
 Inode = tuple[int, int]  # a file without a name, by its device and its number there
@@ -56,6 +63,7 @@ class Watch:
     started: float = field(default_factory=time.monotonic)
     cpu: float = 0.0
     memory: int = 0  # the most seen
+    on_their_way: int = 0  # at how many looks in a row open files waited in sockets
 
     @property
     def seconds(self) -> float:
@@ -77,21 +85,34 @@ class Watch:
         self.cpu = max(self.cpu, sum(map(_cpu, tree)))
         if self.cpu > limits.cpu:
             return f"used more than {limits.cpu:.0f} s of processor time"
-        scratch, scratch_files, devices = _scratch(tree)
-        unlinked, unknown = _unlinked(tree, devices)  # torch's workers share what lies unlinked in /dev/shm
-        if unknown > MOST_UNKNOWN:
-            return f"holds more than {MOST_UNKNOWN} pieces of memory without a name, whose size cannot be seen"
+        living = [_living(process.pid) for process in tree]
+        scratch, scratch_files, devices = _scratch(living)
+        unlinked, unknown = _unlinked(living, devices)  # torch's workers share what lies unlinked in /dev/shm
+        self.on_their_way = self.on_their_way + 1 if any(map(_sends, living)) else 0
+        if hiding := self._hiding(unknown):
+            return hiding
         device = self.folder.stat().st_dev
         hidden = scratch + sum(held for (where, _), held in unlinked.items() if where != device)
-        used = hidden + sum(map(_resident, tree))
+        used = hidden + sum(map(_resident, living))
         if used > limits.memory:  # pages that processes share were counted for each; now exactly, which takes longer
-            used = hidden + sum(map(_proportional, tree))
+            used = hidden + sum(map(_proportional, living))
         self.memory = max(self.memory, used)
         if used > limits.memory:
             return f"used more than {size(limits.memory)} of memory"
         if scratch_files > limits.files:
             return f"made more than {limits.files} files"
         return self.left(sum(held for (where, _), held in unlinked.items() if where == device))
+
+    def _hiding(self, unknown: list[str]) -> str:
+        """What it does so that its use cannot be seen; `unknown` are the former names of what may be of any size."""
+        memory = sum(name.startswith(MEMORY) for name in unknown)
+        if memory > UNKNOWN_MEMORY:
+            return "shares memory between processes without a file, so that its size cannot be seen"
+        if len(unknown) - memory > UNKNOWN_FILES:
+            return f"holds more than {UNKNOWN_FILES} deleted files whose size cannot be seen"
+        if self.on_their_way >= LOOKS:
+            return "leaves open files waiting in a socket, where they cannot be seen"
+        return ""
 
     def left(self, unlinked: int = 0) -> str:
         """The limit that is passed by what lies in the folder, with `unlinked` bytes on the same disk."""
@@ -120,42 +141,54 @@ def _cpu(process: psutil.Process) -> float:
         return 0.0
 
 
-def _resident(process: psutil.Process) -> int:
+def _living(pid: int) -> int:
+    """The thread to look at: a process whose first thread has ended goes on, and seems to have nothing."""
+    with suppress(OSError):
+        for thread in (pid, *(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())):
+            if _told(thread, "status", "VmRSS"):
+                return thread
+    return pid
+
+
+def _resident(pid: int) -> int:
+    return _told(pid, "status", "VmRSS", *BESIDE)
+
+
+def _proportional(pid: int) -> int:
+    shared = _told(pid, "smaps_rollup", "Pss")  # bubblewrap's own processes, which are small, do not tell
+    return shared + _told(pid, "status", *BESIDE) if shared else _resident(pid)
+
+
+def _told(pid: int, file: str, *fields: str) -> int:
+    """The sum of these fields of a file that the kernel keeps on a process, in bytes; 0 where there are none."""
     try:
-        return process.memory_info().rss
-    except psutil.Error:
+        lines = Path(f"/proc/{pid}/{file}").read_text(errors="replace").splitlines()
+    except OSError:
         return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.partition(":")[0] in fields)
 
 
-def _proportional(process: psutil.Process) -> int:
-    try:
-        return process.memory_full_info().pss
-    except psutil.AccessDenied:  # the sandbox's own first process; it is small
-        return _resident(process)
-    except psutil.Error:
-        return 0
-
-
-def _unlinked(tree: list[psutil.Process], counted: set[int]) -> tuple[dict[Inode, int], int]:
-    """Files without a name and the bytes that they take, but those on devices that are `counted`; how many may take more.
+def _unlinked(processes: list[int], counted: set[int]) -> tuple[dict[Inode, int], list[str]]:
+    """Files without a name and the bytes that they take, but those on devices that are `counted`; what may take more.
 
     They lie on the disk, or in memory, and in no folder: whoever holds them open, or has a part of them mapped, keeps
     the whole.
     """
     held: dict[Inode, int] = {}
     mapped: dict[Inode, int] = {}
-    for process in tree:
-        held.update(_opened(process.pid))
-        for where, place, end in _mapped(process.pid):
+    names: dict[Inode, str] = {}
+    for process in processes:
+        held.update(_opened(process))
+        for where, name, place, end in _mapped(process):
             try:
                 state = place.stat()
                 held[state.st_dev, state.st_ino] = state.st_blocks * 512
             except FileNotFoundError:
                 continue  # it was mapped a moment ago
             except OSError:  # only root may look; others see where a mapping ends, and the file may be longer
-                mapped[where] = max(mapped.get(where, 0), end)
+                mapped[where], names[where] = max(mapped.get(where, 0), end), name
     found = {where: taken for where, taken in (mapped | held).items() if where[0] not in counted}
-    return found, len(found.keys() - held.keys())
+    return found, [names[where] for where in found.keys() - held.keys()]
 
 
 def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
@@ -170,8 +203,22 @@ def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
                     yield (state.st_dev, state.st_ino), state.st_blocks * 512
 
 
-def _mapped(pid: int) -> Iterator[tuple[Inode, Path, int]]:
-    """The mappings of files without a name: which file, where root can look at it, and its last byte mapped.
+def _sends(pid: int) -> bool:
+    """Whether open files wait in a socket of this process to be received: then they are in no process's table."""
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if stat.S_ISSOCK(entry.stat().st_mode) and _waiting(Path(f"/proc/{pid}/fdinfo/{entry.name}")):
+                    return True
+    return False
+
+
+def _waiting(told: Path) -> bool:
+    return any(int(line.split()[1]) for line in told.read_text().splitlines() if line.startswith("scm_fds:"))
+
+
+def _mapped(pid: int) -> Iterator[tuple[Inode, str, Path, int]]:
+    """The mappings of files without a name: which, its former name, where root can look at it, and its last byte mapped.
 
     Memory that processes share without a file, and that of memfd_create, is of this kind, too.
     """
@@ -180,17 +227,17 @@ def _mapped(pid: int) -> Iterator[tuple[Inode, Path, int]]:
         for line in lines:
             if not line.endswith(b"(deleted)\n"):
                 continue
-            addresses, _, offset, device, inode, _ = line.decode(errors="replace").split(maxsplit=5)
+            addresses, _, offset, device, inode, name = line.decode(errors="replace").split(maxsplit=5)
             first, last = (int(address, 16) for address in addresses.split("-"))
             major, minor = (int(number, 16) for number in device.split(":"))
             end = int(offset, 16) + last - first
-            yield (os.makedev(major, minor), int(inode)), process / "map_files" / f"{first:x}-{last:x}", end
+            yield (os.makedev(major, minor), int(inode)), name, process / "map_files" / f"{first:x}-{last:x}", end
 
 
-def _scratch(tree: list[psutil.Process]) -> tuple[int, int, set[int]]:
+def _scratch(processes: list[int]) -> tuple[int, int, set[int]]:
     """Bytes, number of files and devices of the sandbox's private /tmp and /dev/shm, seen through one of its processes."""
-    for process in reversed(tree):
-        folders = [Path(f"/proc/{process.pid}/root/{name}") for name in ("tmp", "dev/shm")]
+    for process in reversed(processes):
+        folders = [Path(f"/proc/{process}/root/{name}") for name in ("tmp", "dev/shm")]
         try:
             places, devices = [os.statvfs(folder) for folder in folders], {folder.stat().st_dev for folder in folders}
         except OSError:

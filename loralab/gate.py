@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Annotated, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -241,9 +241,7 @@ def _expected_shape(run: Run) -> Shape:
         settings.inference_mode = False  # else nothing of it would count as trainable
         settings.init_lora_weights = True  # PiSSA's start would need the base's weights, and has the same shape
         settings.base_model_name_or_path = None  # else peft warns that the base has another name
-        model = get_peft_model(AutoModelForCausalLM.from_config(base), settings, low_cpu_mem_usage=True)
-        tensors = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-    return Shape(tensors, *model.get_nb_trainable_parameters())
+        return Shape.of(get_peft_model(AutoModelForCausalLM.from_config(base), settings, low_cpu_mem_usage=True))
 
 
 @contextmanager

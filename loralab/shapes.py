@@ -48,6 +48,12 @@ class Shape:
     trainable: int
     parameters: int
 
+    @classmethod
+    def of(cls, model: PeftModel) -> Shape:
+        """The shape of the adapter that this model wears."""
+        tensors = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+        return cls(tensors, *model.get_nb_trainable_parameters())
+
     @property
     def trainable_percent(self) -> float:
         """Trainable share of all parameters, adapter included, in percent."""
@@ -91,9 +97,7 @@ def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
 @cache
 def _shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
     with torch.device("meta"):
-        model = adapted(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)), rank, targets)
-    tensors = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
-    return Shape(tensors, *model.get_nb_trainable_parameters())
+        return Shape.of(adapted(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)), rank, targets))
 
 
 def adapter_shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from grader.adapter import Refused, read_adapter
 from grader.change import likeness
-from loralab.shapes import adapter_shape
+from loralab.shapes import LINEAR, adapter_shape
 from tests.conftest import ATTENTION
 
 WEIGHTS = "adapter_model.safetensors"
@@ -115,3 +115,9 @@ def test_the_largest_floats_are_read(honest, base):
     edit_config(honest, lora_alpha=65536)
     edit_weights(honest, lambda w: [w[n].copy_(3e38 * w[n].sign()) for n in w])
     assert read_adapter(honest, base).largest_b == pytest.approx(3e38)
+
+
+def test_an_honest_adapter_as_wide_as_the_base_is_read(trained, base):
+    """Where the rank is the matrices' own, the weakest direction is far weaker than at any rank that is asked for."""
+    wide = trained("wide", adapter={"rank": 256, "targets": list(LINEAR)}, epochs=1)
+    assert read_adapter(wide, base).settings.r == 256
