@@ -9,6 +9,8 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from loralab.files import write_whole
+
 from . import foreign
 
 PAGES = Environment(
@@ -40,8 +42,4 @@ def link(path: Path) -> str:
 
 def write_page(template: str, path: Path, **content: Any) -> Path:
     """Render a template to `path`; the page appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(PAGES.get_template(template).render(**content), "utf-8")
-    unfinished.replace(path)
-    return path
+    return write_whole(path, PAGES.get_template(template).render(**content))

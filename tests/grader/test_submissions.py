@@ -21,7 +21,8 @@ from tests.submissions.hostile import HOSTILE
 
 # The hostile ones whose code runs on every change; the others are run by `make proof`.
 ALWAYS = {
-    "answers-for-the-kernel", "escape-in-an-error", "forged-run", "fork-bomb", "goes-on-after-the-end",
+    "answers-for-the-kernel", "escape-in-an-error", "files-on-their-way", "forged-run", "fork-bomb",
+    "goes-on-after-the-end", "no-first-thread",
     "output-of-200-megabytes", "planted-nest", "planted-symlinks", "reaches-the-network", "reads-the-repository",
     "spoilt-notebook", "writes-outside",
 }  # fmt: skip
@@ -29,7 +30,7 @@ ALWAYS = {
 EVALUATED = {
     "packed", "json-saved-by-an-editor", "config-of-another-peft", "adapter-in-bf16", "trained-on-a-gpu", "checkpoints",
     "weights-that-overflow", "numbers-beyond-floats", "record-with-lies", "noise", "reduce-in-metadata",
-    "trained-on-the-evaluation-pairs", "one-adapter-under-three-configs", "newline-in-an-id", "pickles-beside",
+    "trained-on-the-evaluation-pairs", "one-adapter-padded", "one-adapter-under-three-configs", "newline-in-an-id", "pickles-beside",
 }  # fmt: skip
 NEVER_RUN = {"hard-exit", "writes-outside", "pickles-for-the-grader", "kills-everything"}  # some code that must not run
 OWN = ("solutions", "exercises", "grader", "loralab", "data", "tests")

@@ -284,6 +284,41 @@ attack(
     before=INSIDE,
 )
 attack(
+    "no-first-thread",
+    "ends the kernel's first thread and fills memory from another, so that the process seems to use none",
+    failed("memory|died|ended|killed"),
+    """
+    import ctypes, threading, time
+
+    def fill():
+        kept = []
+        while True:
+            kept.append(b"1" * 10**8)
+            time.sleep(0.05)
+
+    threading.Thread(target=fill).start()
+    ctypes.CDLL(None).pthread_exit(None)
+    """,
+    before=INSIDE,
+)
+attack(
+    "files-on-their-way",
+    "sends deleted files into a socket that nobody reads, where they fill the disk unseen",
+    failed("waiting in a socket"),
+    """
+    import os, socket, time
+    one, other = socket.socketpair()
+    for _ in range(30):
+        file = os.open("x", os.O_CREAT | os.O_RDWR)
+        os.write(file, bytes(10**7))
+        os.unlink("x")
+        socket.send_fds(one, [b"x"], [file])
+        os.close(file)
+    time.sleep(60)
+    """,
+    before=INSIDE,
+)
+attack(
     "speaks-for-the-runner",
     "writes a good result into every open file of every process that it sees",
     failed("."),
