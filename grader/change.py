@@ -30,6 +30,24 @@ def likeness(one: Factors, other: Factors) -> float:
     return _inner(one, other, both) / size if size else 0.0
 
 
+def contained(one: Factors, other: Factors) -> float:
+    """The cosine of two changes inside the row and column spaces of one of them, whichever is higher.
+
+    If one is the other with a change in other directions added, it is 1, however large what was added.
+    """
+    return max(likeness(one, _inside(other, one)), likeness(_inside(one, other), other))
+
+
+def _inside(change: Factors, spaces: Factors) -> Factors:
+    """`change`, projected onto the row and column spaces that `spaces` has in the matrices of both."""
+    projected = {}
+    for name in change.keys() & spaces.keys():
+        a, b = change[name]
+        rows, columns = (torch.linalg.qr(half).Q for half in (spaces[name][0].T, spaces[name][1]))
+        projected[name] = (a @ rows @ rows.T, columns @ (columns.T @ b))
+    return projected
+
+
 def _inner(one: Factors, other: Factors, matrices: set[str]) -> float:
     """⟨B₁A₁, B₂A₂⟩ = ⟨B₁ᵀB₂, A₁A₂ᵀ⟩, so that no matrix is ever larger than rank times rank."""
     pairs = ((*one[name], *other[name]) for name in matrices)

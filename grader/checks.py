@@ -13,7 +13,7 @@ from scipy import stats
 from loralab import Base
 
 from .bands import BaseBands, RunBands
-from .change import likeness
+from .change import Factors, contained, likeness
 from .evaluate import Evidence
 from .exercises import Exercise, Run
 
@@ -23,6 +23,8 @@ CLAIM_TOLERANCE = 0.05  # relative, on perplexities: fp16 on a GPU against fp32 
 HONEST_SHARE = 0.6
 # Cosines of the changes that two runs of one hand-in make, measured: of one method 0.2 to 0.6, whatever rank and layers.
 MAX_LIKENESS = 0.9
+# Inside the spaces of one of the two, where they learned the same things: 0.68 to 0.95; a copy under noise 0.99 and more.
+MAX_CONTAINED = 0.98
 # With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
 COPIED = 0.9999
 RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
@@ -59,16 +61,22 @@ class Check(BaseModel):
 def handed_in_twice(exercise: Exercise, evidence: dict[str, Evidence], base: Base) -> dict[str, str]:
     """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be.
 
-    An adapter is the same if it makes the same change, whatever was padded, left out or scaled.
+    An adapter is the same if it makes the same change, whatever was padded, left out, scaled or added elsewhere.
     """
     fitting = sorted(evidence, key=lambda name: not _fits(exercise.run(name), evidence[name], base.source))
     changes = {name: one.adapter.change for name, one in evidence.items()}
     twice: dict[str, str] = {}
     for one, other in combinations(fitting, 2):
         alike = exercise.run(one).method == exercise.run(other).method
-        if likeness(changes[one], changes[other]) > (MAX_LIKENESS if alike else COPIED):
+        if _copied(changes[one], changes[other], alike):
             twice.setdefault(other, f"{other}: the same adapter as {one}: train each, and save it into its own folder")
     return twice
+
+
+def _copied(one: Factors, other: Factors, same_method: bool) -> bool:
+    if same_method:
+        return likeness(one, other) > MAX_LIKENESS or contained(one, other) > MAX_CONTAINED
+    return likeness(one, other) > COPIED
 
 
 def _fits(run: Run, evidence: Evidence, source: str) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grader.change import factors, likeness, narrowest
+from grader.change import contained, factors, likeness, narrowest
 
 MATRICES = ("q_proj", "v_proj")
 
@@ -49,6 +49,26 @@ def test_likeness_is_the_cosine_of_the_whole_matrices():
 def test_a_copy_is_like_its_original_whatever_was_done_to_it(disguised):
     weights = adapter(4, 0)
     assert likeness(factors(weights, 2), disguised(weights)) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.1, 1, 10])
+def test_a_copy_is_found_under_noise_in_other_directions(noise):
+    weights, random = adapter(4, 0), adapter(12, 1)
+    for name, tensor in random.items():
+        space = weights[name] if ".lora_A." in name else weights[name].T
+        rows = torch.linalg.qr(space.T).Q
+        loud = noise * (tensor if ".lora_A." in name else tensor.T)
+        both = torch.cat([space, loud - loud @ rows @ rows.T])
+        random[name] = both if ".lora_A." in name else both.T
+    copy, original = factors(random, 1), factors(weights, 2)
+    assert contained(original, copy) == pytest.approx(1, abs=1e-4)
+    assert contained(copy, original) == pytest.approx(1, abs=1e-4)
+    assert noise < 1 or likeness(original, copy) < 0.9
+
+
+def test_two_adapters_that_share_nothing_do_not_contain_each_other():
+    assert abs(contained(factors(adapter(4, 0), 2), factors(adapter(8, 1), 1))) < 0.5
+    assert contained(factors(adapter(4, 0), 2), factors(adapter(4, 0, ("k_proj",)), 2)) == 0
 
 
 def test_adapters_of_other_layers_and_untrained_ones_are_like_none():

@@ -30,7 +30,8 @@ ALWAYS = {
 EVALUATED = {
     "packed", "json-saved-by-an-editor", "config-of-another-peft", "adapter-in-bf16", "trained-on-a-gpu", "checkpoints",
     "weights-that-overflow", "numbers-beyond-floats", "record-with-lies", "noise", "reduce-in-metadata",
-    "trained-on-the-evaluation-pairs", "one-adapter-padded", "one-adapter-under-three-configs", "newline-in-an-id", "pickles-beside",
+    "trained-on-the-evaluation-pairs", "one-adapter-padded", "one-adapter-under-noise", "one-adapter-under-three-configs",
+    "newline-in-an-id", "pickles-beside",
 }  # fmt: skip
 NEVER_RUN = {"hard-exit", "writes-outside", "pickles-for-the-grader", "kills-everything"}  # some code that must not run
 OWN = ("solutions", "exercises", "grader", "loralab", "data", "tests")

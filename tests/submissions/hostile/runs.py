@@ -332,17 +332,37 @@ def one_adapter_for_all_ranks(folder: Path, parts: Parts) -> None:
     exercise="ex2_rank_sweep",
 )
 def one_adapter_padded(folder: Path, parts: Parts) -> None:
-    parts.run(folder / "rank-16", "one-adapter-padded")
-    run = parts.run(folder / "rank-64", "one-adapter-padded")
-    reweigh(run, lambda weights: weights.update({name: _padded(name, weights[name]) for name in weights}))
+    _as_rank_64_too(folder, parts, "one-adapter-padded", _padded)
+
+
+def _as_rank_64_too(folder: Path, parts: Parts, owner: str, grown: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    parts.run(folder / "rank-16", owner)
+    run = parts.run(folder / "rank-64", owner)
+    reweigh(run, lambda weights: weights.update({name: grown(name, weights[name]) for name in weights}))
     edit(run / CONFIG, r=64, lora_alpha=128)
     told = sum(tensor.numel() for tensor in load_file(run / WEIGHTS).values())
-    edit(run / RECORD, name="rank-64", rank=64, alpha=128, trainable=told)
-    edit(run / RECORD, adapter_bytes=(run / WEIGHTS).stat().st_size)
+    edit(run / RECORD, name="rank-64", rank=64, alpha=128, trainable=told, adapter_bytes=(run / WEIGHTS).stat().st_size)
 
 
 def _padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, (0, 0, 0, 48) if ".lora_A." in name else (0, 48))
+
+
+@case(
+    "runs",
+    "one adapter of rank 16 for rank 64 as well, padded with noise that is as large as what it learned",
+    graded("the same adapter as", 40),
+    exercise="ex2_rank_sweep",
+)
+def one_adapter_under_noise(folder: Path, parts: Parts) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def noisy(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        grown = _padded(name, tensor)
+        fresh = torch.randn(grown.shape, generator=random) * tensor.std()
+        return torch.where(_padded(name, torch.ones_like(tensor)) > 0, grown, fresh)
+
+    _as_rank_64_too(folder, parts, "one-adapter-under-noise", noisy)
 
 
 @case(
