@@ -227,12 +227,7 @@ def _check_config(model: str, source: str) -> None:
 
 
 def _memory(source: str, settings: Settings) -> Memory:
-    try:
-        return estimate(source, **asdict(settings) | {"targets": modules(settings.targets)})
-    except ValueError:
-        raise
-    except Exception as error:  # sizes that do not go together, or an operation that needs real numbers
-        raise ValueError(f"a model of this shape cannot be traced without its weights: {one_line(error)}") from None
+    return estimate(source, **asdict(settings) | {"targets": modules(settings.targets)})
 
 
 def _counts(source: str, settings: Settings) -> tuple[int, int]:

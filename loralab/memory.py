@@ -7,6 +7,8 @@ shape and no storage; every tensor that is alive is counted, and the rest of the
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from .pool import one_line
 from .shapes import LINEAR, adapted, adapter_shape, linear_layers
 
 METHODS = ("lora", "qlora", "full")
@@ -24,6 +27,10 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # packed value, 8-bit scale a block of 
 Peak = tuple[int, int]  # bytes of activations and of logits, at the moment when their sum is largest
 Lora = tuple[int, tuple[str, ...], bool]  # rank, targets, whether there is dropout
 SHALLOW, DEEP = 1, 2  # blocks in the two models that are traced; 2 and 4 give the same, to within 0.3 %
+
+
+class Untraceable(ValueError):
+    """A base whose shape goes through no training step on fake tensors, so that its memory cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +70,31 @@ def estimate(
     `batch` texts of `length` tokens go through at once; `dropout` is the adapter's (any but 0 keeps a copy of what
     goes into each adapted layer); `checkpointing` keeps only each block's input; `upcast` is what
     peft's prepare_model_for_kbit_training does: everything that is not quantised in 32 bits.
-    Raises `ValueError` for settings that are impossible.
+    Raises `ValueError` for settings that are impossible, and `Untraceable` for such a base.
     """
     config = AutoConfig.from_pretrained(source)
     _check(config, method, rank, batch, length)
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    resting = at_rest(source, method, rank, targets, upcast)
     lora = None if method == "full" else (rank, targets, dropout > 0)
-    traces = [_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP)]
+    with _tracing():
+        resting = at_rest(source, method, rank, targets, upcast)
+        traces = [_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP)]
     depth = config.get_text_config().num_hidden_layers
     # A shallow base may have its peak in the backward pass and a deep one in the forward pass: extend each by itself.
     activations, logits = max((_extended(*peaks, depth) for peaks in zip(*traces, strict=True)), key=sum)
     if method == "qlora":  # a layer read back into 16 bits, while the one before it is still there
         activations += 2 * 2 * _weights(source)[1]
     return replace(resting, activations=activations, logits=logits)
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # sizes that do not go together, or an operation that needs real numbers
+        raise Untraceable(f"a model of this shape cannot be traced without its weights: {one_line(error)}") from None
 
 
 def at_rest(source: str, method: str, rank: int, targets: tuple[str, ...], upcast: bool = False) -> Memory:

@@ -26,7 +26,7 @@ from .data import data_path
 from .files import write_whole
 from .fit import GIB, OVERHEAD, Card
 from .fourbit import nf4
-from .memory import Memory, estimate
+from .memory import Memory, Untraceable, estimate
 from .pairs import Pair, encode_all, read_pairs
 from .pool import one_line, portable
 from .record import RECORD_FILE, RunRecord, now
@@ -160,7 +160,10 @@ def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None 
         available = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().available
     for method in dict.fromkeys(job.method for job in jobs):
         largest = max((job for job in jobs if job.method == method), key=lambda job: _trainable(job))
-        needed = workers * _needed(largest, available)
+        try:
+            needed = workers * _needed(largest, available)
+        except Untraceable:  # it may fit all the same: a run that does not will say so
+            continue
         if needed > available:
             ways = ["fewer at a time"] * (workers > 1) + ["a smaller base"] + ["--methods qlora"] * (method != "qlora")
             raise ValueError(

@@ -64,13 +64,14 @@ def train(
     if not examples:
         raise ValueError("no pairs to train on: give at least one")
     longest = max(len(example["input_ids"]) for example in examples)
-    arguments = checkpointing_for(model, base, batch_size, longest) | arguments
+    at_once = arguments.get("per_device_train_batch_size", batch_size)
+    arguments = checkpointing_for(model, base, at_once, longest) | arguments
     measured = {"eval_pairs": len(eval_pairs)}
     if eval_pairs:
         measured["ppl_before"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
     trainer = Trainer(
         model=model,
-        args=training_arguments(folder, len(examples), epochs, batch_size, learning_rate, seed, **arguments),
+        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, **arguments),
         train_dataset=examples,
         data_collator=AnswersAtTheEnd(tokenizer),
         processing_class=tokenizer,
@@ -147,19 +148,17 @@ def _method(model: PreTrainedModel | PeftModel) -> str:
 
 
 def training_arguments(
-    folder: Path, examples: int, epochs: float, batch_size: int, learning_rate: float, seed: int, **arguments: Any
+    folder: Path, epochs: float, batch_size: int, learning_rate: float, seed: int, **arguments: Any
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
     hardware = precision()
-    at_once = batch_size * arguments.get("gradient_accumulation_steps", 1)
-    steps = max(1, round(epochs * -(-examples // at_once)))
     usual = {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch_size,
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, round(0.05 * steps)),
+        "warmup_steps": 0.05,  # a share, rounded up to whole steps
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # else a loss that is no number is logged as 0
         "save_strategy": "no",
@@ -198,7 +197,7 @@ def checkpointing_for(
     method = _method(model)
     try:
         total = estimate(base.source, method if method in METHODS else "lora", **asked).total
-    except Exception:  # a shape that cannot be traced without its weights: rather slow than out of memory
+    except ValueError:  # nothing can be told of this base: rather slow than out of memory
         return saving
     return {} if Card("this GPU", room / GIB).holds(total) == "fits" else saving
 

@@ -1,9 +1,9 @@
 from dataclasses import asdict
 
 import pytest
-from transformers import GPT2Config, Phi3Config
+from transformers import GPT2Config, Phi3Config, Qwen2Config
 
-from loralab.memory import METHODS, NF4_BITS, _traced, estimate
+from loralab.memory import METHODS, NF4_BITS, Untraceable, _traced, estimate
 from loralab.shapes import ATTENTION
 from tests.conftest import CONFIGS
 
@@ -50,6 +50,12 @@ def test_other_kinds_of_layers_are_counted(tmp_path, config, targets):
     named, every = (estimate(str(tmp_path), "qlora", targets=t, length=64) for t in (targets, "all-linear"))
     assert every.adapter >= named.adapter > 0
     assert every.weights < estimate(str(tmp_path), targets=targets, length=64).weights
+
+
+def test_sizes_that_do_not_go_together_are_one_line(tmp_path):
+    Qwen2Config(hidden_size=64, num_attention_heads=6, num_key_value_heads=4).save_pretrained(tmp_path)
+    with pytest.raises(Untraceable, match="cannot be traced without its weights: .+"):
+        estimate(str(tmp_path), length=64)
 
 
 def test_all_linear_is_what_peft_means_by_it():

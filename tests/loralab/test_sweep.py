@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from peft import PeftModel
+from transformers import Qwen2Config
 from typer.testing import CliRunner
 
 from loralab import RunRecord, choose_base, load_model, perplexity
@@ -217,6 +218,13 @@ def test_a_model_that_does_not_fit_is_one_line(base, tmp_path):
         ValueError, match=r"lora-all-r64-s0 does not fit: it needs about .* GiB, and there are 0.1; take a smaller base"
     ):
         check_memory(jobs, available=0.1 * GIB)
+
+
+def test_a_model_of_which_nothing_can_be_told_is_tried(base, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "base")
+    Qwen2Config(hidden_size=64, num_attention_heads=6, num_key_value_heads=4).save_pretrained(tmp_path / "base")
+    jobs = plan(replace(base, source=str(tmp_path / "base")), [8], ["qv"], ["lora"], 1, tmp_path)
+    check_memory(jobs, available=T4_BYTES)
 
 
 def needed(jobs, workers=1):
