@@ -15,12 +15,12 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from loralab import Base
+from loralab.measure import ADAPTER_FILE, CONFIG_FILE
 from loralab.shapes import LINEAR, Shape, adapter_shape
 
 from .change import Factors, factors, narrowest
 from .foreign import line
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
 MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message repeats
 # The weakest direction of a trained change over the strongest. Measured: 0.2 at rank 4, 0.05 at 16, 0.007 at 64, and
@@ -95,16 +95,16 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
             f"being graded: train on that, and save with loralab.train"
         )
     shape = adapter_shape(base.source, settings.r, settings.targets)
-    weights, dtype = _read_weights(folder / WEIGHTS_FILE, shape, settings)
+    weights, dtype = _read_weights(folder / ADAPTER_FILE, shape, settings)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise Refused(
-                f"{WEIGHTS_FILE}: {name} holds NaN or infinity; the training diverged, lower its learning rate"
+                f"{ADAPTER_FILE}: {name} holds NaN or infinity; the training diverged, lower its learning rate"
             )
-    adapter = Adapter(settings, weights, dtype, (folder / WEIGHTS_FILE).stat().st_size)
+    adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
         raise Refused(
-            f"{WEIGHTS_FILE}: it has room for rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
+            f"{ADAPTER_FILE}: it has room for rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
             "zeros or copies of others; train at the rank that you hand in"
         )
     return adapter
@@ -199,7 +199,7 @@ def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dic
 def _kind(kinds: set[str]) -> str:
     if len(kinds) != 1 or not kinds <= DTYPES.keys():
         raise Refused(
-            f"{WEIGHTS_FILE}: tensors of type {', '.join(sorted(kinds)) or 'none'}; "
+            f"{ADAPTER_FILE}: tensors of type {', '.join(sorted(kinds)) or 'none'}; "
             f"an adapter has one of {', '.join(DTYPES)}"
         )
     return next(iter(kinds))
@@ -212,9 +212,9 @@ def _same_tensors(found: dict[str, tuple[int, ...]], shape: Shape, settings: Lor
     if missing or extra:
         what = f"{missing[0]} is missing" if missing else f"{line(extra[0], MAX_TOLD)} is not part of it"
         more = f" (and {len(missing) + len(extra) - 1} more)" if len(missing) + len(extra) > 1 else ""
-        raise Refused(f"{WEIGHTS_FILE} is not the adapter that {CONFIG_FILE} describes ({claim}): {what}{more}")
+        raise Refused(f"{ADAPTER_FILE} is not the adapter that {CONFIG_FILE} describes ({claim}): {what}{more}")
     for name, expected in shape.tensors.items():
         if found[name] != expected:
             raise Refused(
-                f"{WEIGHTS_FILE}: {name} has shape {found[name]}, but {claim} on this base makes it {expected}"
+                f"{ADAPTER_FILE}: {name} has shape {found[name]}, but {claim} on this base makes it {expected}"
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from rich.markup import escape
 from tqdm.auto import tqdm
 
 from loralab import PROFILES, Base, choose_base
+from loralab.cluster import fingerprint as code_and_data
 from loralab.record import hardware, now, versions
 
+from .adapter import Refused
 from .autograded import origin_of, remove_autograded, write_autograded
 from .bands import Band, BaseBands, ExerciseBands, RunBands
 from .evaluate import Evaluator, Evidence
-from .execute import execute
+from .execute import NotebookFailed, execute
 from .exercises import EXERCISES, ROOT, Exercise
 from .feedback import write_feedback
 from .gradebook import GradebookError, UnusableName, default_url, write_gradebook
@@ -81,9 +83,12 @@ def grade(
         Path | None, typer.Option(help="Grade the run folders in this folder, and nothing else.")
     ] = None,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
-    seed: Annotated[int, typer.Option(help="The seed that the notebooks train with.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The seed that the notebooks train with.")] = 0,
     heldout_seed: Annotated[
-        int | None, typer.Option(help="Draws the held-out pairs (default: a secret one, kept in the ledger).")
+        int | None,
+        typer.Option(
+            min=0, max=2**31 - 1, help="Draws the held-out pairs (default: a secret one, kept in the ledger)."
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="How long one notebook may run in the sandbox.")] = 15,
     memory: Annotated[float, typer.Option(min=0.5, help="GiB that it may use there; a larger base needs more.")] = 4,
@@ -105,7 +110,7 @@ def grade(
     out = out or BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
     a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
     url = gradebook or default_url(course)
-    try:
+    with _told(GradebookError, LedgerError, SandboxMissing, ValueError):
         _make_folder(out)
         if artifacts is not None:
             places, mode = [_one_folder(artifacts, chosen)], "artifacts"
@@ -125,9 +130,6 @@ def grade(
             graded = _each_as_it_ends(grading, len(places), hand_back)
         verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
         _report(verdicts, graded if a_class else [], out)
-    except (GradebookError, LedgerError, SandboxMissing, ValueError) as problem:
-        _say("[red]Error[/red]", str(problem))
-        raise typer.Exit(2) from None
     if not a_class:
         raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
     missed = left_out(course / "submitted")
@@ -135,6 +137,16 @@ def grade(
         _say("[yellow]left out[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
     raise typer.Exit(0 if _into_gradebook(verdicts, url) and not missed and not failed else 1)
+
+
+@contextmanager
+def _told(*problems: type[Exception]) -> Iterator[None]:
+    """Ends the command with a line and exit status 2 if one of these is raised."""
+    try:
+        yield
+    except problems as problem:
+        _say("[red]Error[/red]", str(problem))
+        raise typer.Exit(2) from None
 
 
 def _say(kind: str, what: str) -> None:
@@ -260,8 +272,10 @@ def exercises(
     exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to generate (default: all).")] = None,
 ) -> None:
     """Generate the student notebooks from the solutions."""
-    for one in _exercises(exercise):
-        console.print(f"exercises/{one.id}/{generate(one).name}", highlight=False)
+    chosen = _exercises(exercise)
+    with _told(RuntimeError):
+        for one in chosen:
+            console.print(f"exercises/{one.id}/{generate(one).name}", highlight=False)
 
 
 @app.command()
@@ -272,20 +286,25 @@ def bands(
     out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = BUILD / "bands",
 ) -> None:
     """Run the solutions over several seeds and store what they measure as the exercise's bands."""
-    base_used = _base(base)
-    for one in _exercises(exercise):
-        evidence, made_from = [], _made_from(base_used, one)
-        for seed in tqdm(range(1, seeds + 1), desc=f"bands of {one.id}", unit="run"):
-            folder = (out / base_used.name / one.id / made_from / f"seed-{seed}").resolve()
-            if not all((folder / "runs" / run.name / "run.json").exists() for run in one.runs):
-                execute(one.solution, folder, asked_for(base_used), seed, progress=False)
-            evaluator = Evaluator(base_used, seed)
-            evidence.append({run.name: evaluator.evaluate(run, folder / "runs" / run.name) for run in one.runs})
-        stored = ExerciseBands.load(one.id)
-        measured = stored.bases[asked_for(base_used)] = _measured(base_used, evidence, seeds)
-        console.print(stored.save(one.id).name, highlight=False)
-        for name, band in measured.runs.items():
-            console.print(f"  {name}: ratio {band.fresh_ratio.low:.4f} to {band.fresh_ratio.high:.4f}", highlight=False)
+    base_used, chosen = _base(base), _exercises(exercise)
+    with _told(NotebookFailed, Refused, OSError):
+        for one in chosen:
+            _measure(one, base_used, seeds, out)
+
+
+def _measure(one: Exercise, base: Base, seeds: int, out: Path) -> None:
+    evidence, made_from = [], _made_from(base, one)
+    for seed in tqdm(range(1, seeds + 1), desc=f"bands of {one.id}", unit="run"):
+        folder = (out / base.name / one.id / made_from / f"seed-{seed}").resolve()
+        if not all((folder / "runs" / run.name / "run.json").exists() for run in one.runs):
+            execute(one.solution, folder, asked_for(base), seed, progress=False)
+        evaluator = Evaluator(base, seed)
+        evidence.append({run.name: evaluator.evaluate(run, folder / "runs" / run.name) for run in one.runs})
+    stored = ExerciseBands.load(one.id)
+    measured = stored.bases[asked_for(base)] = _measured(base, evidence, seeds)
+    console.print(stored.save(one.id).name, highlight=False)
+    for name, band in measured.runs.items():
+        console.print(f"  {name}: ratio {band.fresh_ratio.low:.4f} to {band.fresh_ratio.high:.4f}", highlight=False)
 
 
 def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> BaseBands:
@@ -307,5 +326,6 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
 
 
 def _made_from(base: Base, exercise: Exercise) -> str:
-    """What reference runs hang on: runs of another base or another solution are not taken for these."""
-    return hashlib.sha256(weights_of(base).encode() + exercise.solution.read_bytes()).hexdigest()[:8]
+    """What reference runs hang on: runs of another base, solution, code, data or versions are not taken for these."""
+    told = weights_of(base) + code_and_data("loralab.training")
+    return hashlib.sha256(told.encode() + exercise.solution.read_bytes()).hexdigest()[:8]

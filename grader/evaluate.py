@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
 from loralab.desk import draw, far_pair, first_facts, locker_codes
-from loralab.precision import Precision, precision
+from loralab.precision import precision
 from loralab.shapes import Shape, adapter_shape
 
 from .adapter import Adapter, Refused, attach, read_adapter
@@ -80,11 +80,9 @@ class Evaluator:
     base and seed; what is missing there is measured when it is needed.
     """
 
-    def __init__(
-        self, base: Base, seed: int, hardware: Precision | None = None, baselines: Baselines | None = None
-    ) -> None:
+    def __init__(self, base: Base, seed: int, baselines: Baselines | None = None) -> None:
         disable_progress_bar()  # of transformers, at every load; the grader has one of its own
-        self.base, self.seed, self.hardware = base, seed, hardware
+        self.base, self.seed = base, seed
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(base)
         self.models: dict[Method, PreTrainedModel] = {}
         self._pairs: dict[Subject, dict[str, list[Pair]]] = {}
@@ -92,9 +90,7 @@ class Evaluator:
 
     def _model(self, method: Method) -> PreTrainedModel:
         if method not in self.models:
-            self.models[method] = load_model(
-                self.base, self.hardware, nf4(self.hardware) if method == "qlora" else None
-            )
+            self.models[method] = load_model(self.base, quantization=nf4() if method == "qlora" else None)
         return self.models[method]
 
     def pairs(self, subject: Subject) -> dict[str, list[Pair]]:
@@ -126,7 +122,7 @@ class Evaluator:
 
     def _products(self) -> torch.autocast:
         """Within it a CPU that multiplies in bf16 does so, which is faster; a perplexity hardly moves."""
-        hardware = self.hardware or precision()
+        hardware = precision()
         return torch.autocast(hardware.device, hardware.compute, enabled=hardware.compute != hardware.dtype)
 
     @contextmanager

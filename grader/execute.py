@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import nbformat
 import papermill
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from traitlets.config import Config
 
 from loralab import Base, data_path
+from loralab.errors import first_line
 
 from . import inside, sandbox
 from .foreign import shown
@@ -90,7 +92,7 @@ def _readable(notebook: Path) -> None:
     try:
         nbformat.validate(nbformat.read(notebook, as_version=4))
     except Exception as error:  # whatever a broken file does to the reader, it is the file's fault
-        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        what = first_line(error)[:200]
         raise NotebookFailed(f"{notebook.name}: cannot be read as a notebook: {what}") from None
 
 
@@ -116,14 +118,14 @@ def execute_in_sandbox(
     empty(folder)
     (folder / "runs").mkdir()
     file = folder / f"{name}.ipynb"
-    asked, shown = _reachable(base)
+    asked, mounts = _reachable(base)
     parameters = {"BASE": asked, "SEED": seed, "RUNS": f"{sandbox.FOLDER}/runs"}
     nbformat.write(notebook, file)
     told = parameterize_notebook(load_notebook_node(str(file)), parameters, kernel_name="python3", language="python")
     nbformat.write(told, file)
     command = [sys.executable, "-I", INSIDE, file.name, OUTCOME, str(limits.output)]
-    shown |= {Path(inside.__file__): INSIDE}
-    ended = sandbox.run(command, folder, limits, shown, {"HF_HUB_CACHE": HUB})
+    mounts |= {Path(inside.__file__): INSIDE}
+    ended = sandbox.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB})
     if inside.BEGUN.encode() not in ended.output:
         why = ended.breach or "; ".join(_short(ended.output.decode(errors="replace"))[-2:])
         raise SandboxFailed(f"{name}: no cell could be run in the sandbox: {why or ended.status}")
@@ -153,7 +155,7 @@ def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
         if source.resolve() == data_path("base").resolve():
             return "embedded", {}
         return str(source.resolve()), {source.resolve(): str(source.resolve())}
-    name = f"models--{base.source.replace('/', '--')}"
+    name = repo_folder_name(repo_id=base.source, repo_type="model")
     cached = Path(HF_HUB_CACHE) / name
     if not cached.is_dir():
         raise SandboxFailed(f"{base.source} is not in the hub's cache ({cached}), and the sandbox has no network")

@@ -6,8 +6,6 @@ comments, names) is never touched.
 
 from __future__ import annotations
 
-import os
-import sys
 import textwrap
 import unicodedata
 import warnings
@@ -23,8 +21,11 @@ from nbgrader.preprocessors import SaveCells
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, ProgrammingError, SAWarning, SQLAlchemyError
 
+from loralab.errors import first_line
+
 from .exercises import EXERCISES, Exercise
 from .foreign import shown
+from .release import nbgraders_tools
 from .verdict import MAX_POINTS, Verdict
 
 MAX_NAME = 128  # characters; nbgrader's columns are no wider
@@ -120,7 +121,7 @@ def _with_driver(url: str) -> str:
 def _enter_exercises(exercises: list[Exercise], url: str) -> dict[str, Sheet]:
     """Make the gradebook if there is none, and enter the exercises' cells as `nbgrader generate_assignment` does."""
     sheets = {}
-    with _nbgraders_tools(), Gradebook(url) as gradebook:
+    with nbgraders_tools(), Gradebook(url) as gradebook:
         for exercise in exercises:
             gradebook.update_or_create_assignment(exercise.id)
     for exercise in exercises:
@@ -129,17 +130,6 @@ def _enter_exercises(exercises: list[Exercise], url: str) -> dict[str, Sheet]:
         SaveCells().preprocess(notebook, {"nbgrader": about})
         sheets[exercise.id] = Sheet.of(notebook)
     return sheets
-
-
-@contextmanager
-def _nbgraders_tools() -> Iterator[None]:
-    """For a new gradebook nbgrader calls a program by name, which lies beside this Python and perhaps not in the PATH."""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
 
 
 def _enter(gradebook: Gradebook, verdict: Verdict, sheet: Sheet) -> None:
@@ -204,14 +194,10 @@ def _explained(url: str) -> Iterator[None]:
         raise GradebookError(f"gradebook {where}: needs {error.name}: pip install 'loralab[postgres]'") from None
     except (InvalidEntry, MissingEntry, RuntimeError) as error:
         raise GradebookError(
-            f"gradebook {where}: was made for other notebooks ({_first_line(error)}): move it away or name another"
+            f"gradebook {where}: was made for other notebooks ({first_line(error)}): move it away or name another"
         ) from None
     except (SQLAlchemyError, OSError) as error:
-        what = _first_line(error)
+        what = first_line(getattr(error, "orig", None) or error)  # the driver's own words
         older = isinstance(error, ProgrammingError) or "no such column" in what
         advice = "; if it is of an older nbgrader: nbgrader db upgrade" if older else ""
         raise GradebookError(f"gradebook {where}: cannot be written: {what}{advice}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]

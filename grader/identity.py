@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from loralab import PROFILES, Base, choose_base
-from loralab.pool import one_line
+from loralab.errors import one_line
 
 
 def asked_for(base: Base) -> str:

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from loralab.errors import first_line
 from loralab.handin import RUN_FILES
+from loralab.measure import ADAPTER_FILE
 
-from .adapter import WEIGHTS_FILE
 from .exercises import EXERCISES, Exercise
 
 # In bytes. The largest honest hand-in, exercise 5 on Qwen2.5-0.5B with 32-bit adapters, has 231 MB.
@@ -237,7 +238,7 @@ def _is_read(slot: Parts, exercise: Exercise) -> bool:
 
 def _refused_if_too_large(file: _File, total: int) -> None:
     most, advice = MAX_JSON, "no run has one that large, save it again"
-    if file.path[-1] == WEIGHTS_FILE:
+    if file.path[-1] == ADAPTER_FILE:
         most, advice = MAX_TOTAL, "hand in the adapter, not a whole model"
     elif file.path[-1].endswith(".ipynb"):
         most, advice = MAX_NOTEBOOK, "clear its outputs, save it and hand it in again"
@@ -390,7 +391,7 @@ def _told_of(where: str) -> Iterator[None]:
     except BadHandIn as problem:
         raise BadHandIn(f"{where}: {problem}") from None
     except Exception as error:  # whatever a broken file does to its reader, it is the file's fault
-        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        what = first_line(error)[:200]
         raise BadHandIn(f"{where}: cannot be read as a zip ({printable(what)}): pack and hand it in again") from None
 
 

@@ -15,9 +15,11 @@ from nbformat import NotebookNode
 
 from loralab import Base
 from loralab.cluster import on_this_machine, run_all
-from loralab.pool import one_line, processors
+from loralab.errors import one_line
+from loralab.measure import ADAPTER_FILE
+from loralab.pool import processors
 
-from .adapter import WEIGHTS_FILE, Refused
+from .adapter import Refused
 from .autograded import harmless
 from .bands import ExerciseBands
 from .checks import check_all, handed_in_twice
@@ -195,7 +197,7 @@ def fingerprint(hand_in: HandIn) -> Fingerprint:
     """What of a hand-in is compared with others: the tensors' bytes of its adapters, and the sources of its cells."""
     adapters = {}
     for run, files in hand_in.runs.items():
-        weights = files.get(WEIGHTS_FILE, b"")
+        weights = files.get(ADAPTER_FILE, b"")
         header = 8 + int.from_bytes(weights[:8], "little")  # it may differ where the tensors do not
         if tensors := weights[header:]:
             adapters[run] = hashlib.sha256(tensors).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from loralab.files import write_whole
 
 from . import foreign, similarity
 from .checks import HELD_OUT, Check
@@ -126,7 +129,7 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
 
     NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
     """
-    unfinished = folder / "results.json.part"
+    unfinished = folder / "results.json.part"  # verdict by verdict, since all at once may be much
     with unfinished.open("w", encoding="ascii") as file:
         for i, verdict in enumerate(verdicts):
             file.write("[\n" if i == 0 else ",\n")
@@ -140,17 +143,14 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
 
     What the grader failed at has neither points nor a pass or fail.
     """
-    unfinished = folder / "grades.csv.part"
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
-        for verdict in verdicts:
-            texts = map(foreign.in_spreadsheet, (verdict.student, verdict.exercise, verdict.state))
-            scored = (
-                ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
-            )
-            writer.writerow([*texts, *scored, foreign.in_spreadsheet(_reasons(verdict))])
-    unfinished.replace(folder / "grades.csv")
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
+    for verdict in verdicts:
+        texts = map(foreign.in_spreadsheet, (verdict.student, verdict.exercise, verdict.state))
+        scored = ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
+        writer.writerow([*texts, *scored, foreign.in_spreadsheet(_reasons(verdict))])
+    write_whole(folder / "grades.csv", rows.getvalue())
 
 
 def _reasons(verdict: Verdict) -> str:

@@ -54,7 +54,7 @@ class SandboxFailed(RuntimeError):
 class Ended:
     """How a command ended: its exit status, the limit it passed (or ""), what it printed, and what it used.
 
-    `seconds` is wall time, `cpu` processor seconds, `memory` the most bytes seen; `overfull` says that what lies in
+    `seconds` is wall time, `memory` the most bytes seen; `overfull` says that what lies in
     the folder now breaks the limits.
     """
 
@@ -62,7 +62,6 @@ class Ended:
     breach: str
     output: bytes
     seconds: float
-    cpu: float
     memory: int
     overfull: bool = False
 
@@ -130,7 +129,7 @@ def run(
         process.kill()
     overfull = watch.left()  # it may have filled its folder just before it ended
     status = process.wait()
-    return Ended(status, breach or overfull, bytes(output), watch.seconds, watch.cpu, watch.memory, bool(overfull))
+    return Ended(status, breach or overfull, bytes(output), watch.seconds, watch.memory, bool(overfull))
 
 
 class _Init:

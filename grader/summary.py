@@ -136,11 +136,11 @@ def by_exercise(verdicts: Sequence[Verdict]) -> list[Summary]:
     return [Summary(exercise, tuple(found[exercise])) for exercise in sorted(found)]
 
 
-def in_order(student: str) -> tuple[object, ...]:
+def in_order(student: str) -> tuple[str, str]:
     """Sorts names as people do: case aside, and number 9 before number 10."""
-    parts = re.split(r"([0-9]+)", student.casefold())
-    digits = [part.lstrip("0") for part in parts[1::2]]
-    return (
-        *(x for pair in zip(parts[::2], [(len(d), d) for d in digits] + [(0, "")], strict=True) for x in pair),
-        student,
-    )
+
+    def with_length(number: re.Match[str]) -> str:
+        digits = number[0].lstrip("0")
+        return f"{len(digits):03}{digits}"
+
+    return re.sub("[0-9]+", with_length, student.casefold()), student

@@ -23,29 +23,31 @@ logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
 )
 
-from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
-from .data import data_path
-from .fourbit import keep_unpacked, nf4
-from .handin import pack
-from .measure import (
-    HeldOut,
-    adapter_bytes,
-    answer,
-    held_out,
-    parameter_counts,
-    peak_memory,
-    perplexity,
-    reset_peak_memory,
-)
-from .pairs import Pair, PairsError, encode, encode_all, read_pairs, write_pairs
-from .plots import plot_loss, plot_ppl
-from .precision import Precision, precision
-from .record import RunRecord
-from .training import train
+try:
+    from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
+    from .data import data_path
+    from .fourbit import keep_unpacked, nf4
+    from .handin import pack
+    from .measure import (
+        HeldOut,
+        adapter_bytes,
+        answer,
+        held_out,
+        parameter_counts,
+        peak_memory,
+        perplexity,
+        reset_peak_memory,
+    )
+    from .pairs import Pair, PairsError, encode, encode_all, read_pairs, write_pairs
+    from .plots import plot_loss, plot_ppl
+    from .precision import Precision, precision
+    from .record import RunRecord
+    from .training import train
 
-gc.freeze()
-if _collecting:
-    gc.enable()
+    gc.freeze()
+finally:
+    if _collecting:
+        gc.enable()
 
 __all__ = [
     "PROFILES",

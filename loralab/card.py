@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .bases import Base
+from .errors import first_line
 from .files import write_whole
 from .record import RunRecord
 
@@ -71,7 +72,7 @@ def card_problem(path: Path) -> str:
     try:
         data = ModelCard.load(path).data
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        return f"its metadata cannot be read ({str(error).splitlines()[0]})"
+        return f"its metadata cannot be read ({first_line(error)})"
     missing = [name for name in ("base_model", "license", "library_name") if not data.get(name)]
     return f"its metadata lacks {', '.join(missing)}" if missing else ""
 

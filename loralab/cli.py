@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Tools of the LoRA and QLoRA course.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def _main() -> None:
-    pass
-
-
 @app.command()
 def heldout(
     seed: Annotated[int, typer.Option(help="The same seed draws the same pairs.")] = 0,
@@ -80,9 +75,8 @@ def gate(
         points = gate(
             run, base=base, decision=decision, licence=licence, data=data, eval_file=eval_file, recompute=recompute
         )
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    except (ValueError, OSError) as error:
+        _stop(error)
     show(points, title=run.name)
     if not all(point.passed for point in points):
         raise typer.Exit(1)

@@ -5,7 +5,6 @@ The estimate is that of `loralab.memory`; here stand the names of models, the ca
 
 from __future__ import annotations
 
-import logging
 import re
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
@@ -20,18 +19,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from .bases import find_base
 from .data import data_path
-from .memory import METHODS, T4_BYTES, Memory, at_rest, estimate
+from .errors import one_line
+from .memory import GIB, METHODS, OVERHEAD, T4_BYTES, Memory, at_rest, estimate, verdict
 from .plots import plot_memory
-from .pool import one_line
 from .shapes import ALL_LINEAR, TARGETS, adapter_shape, modules
 
-# What cannot be traced is told in one line; torch would print the whole way to it.
-logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-
-GIB = 2**30
-# A GPU holds more than torch's tensors: CUDA's context, its libraries' work space, gaps between tensors. In bytes, from
-# the least to the most of it: what fits beside the most fits, and what fits only beside less than that is tight.
-OVERHEAD = (0.5e9, 1.5e9)
 VERDICTS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 SHORTEST, SMALLEST = 128, 8  # length and rank below which a change saves next to nothing
 
@@ -51,10 +43,7 @@ class Card:
 
     def holds(self, total: float) -> str:
         """The verdict on a training whose tensors take `total` bytes at their peak."""
-        least, most = OVERHEAD
-        if total + most <= self.bytes:
-            return "fits"
-        return "tight" if total + least <= self.bytes else "does not fit"
+        return verdict(total, self.bytes)
 
 
 # What torch finds is less than the name says. Reported: the total in an out-of-memory message of torch, and where.

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Literal
 
 import torch
@@ -27,22 +26,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
 from .card import CARD_FILE, Sample, card_problem, write_card
 from .data import data_path
+from .errors import first_line, one_line
 from .files import write_whole
 from .fourbit import nf4
-from .measure import ADAPTER_FILE, answer_and_end, perplexity
+from .measure import ADAPTER_FILE, CONFIG_FILE, PPL_TOLERANCE, answer_and_end, perplexity
 from .pairs import Pair, PairsError, encode_all, read_pairs
-from .pool import one_line
 from .record import RunRecord
 from .shapes import LINEAR, Shape
 
-CONFIG_FILE, CHOICES_FILE = "adapter_config.json", "gate.json"
+CHOICES_FILE = "gate.json"
 SAMPLES, ANSWER_TOKENS = 3, 80
 RATE_FACTOR = 5  # learning rates within this factor of the base's own are usual
 EPOCHS_FACTOR = 2  # more than this many times the base's own number of epochs is learning by heart
 ALPHA_PER_RANK = (0.25, 4)  # from QLoRA (16 for rank 64) to LoRA Without Regret (32 for rank 8)
 ALPHA_PER_ROOT = (0.25, 8)  # rsLoRA's: the course's 8, which suits every rank, for ranks 1024 to 1
 MAX_DROPOUT = 0.2
-PPL_TOLERANCE = 0.05  # relative: fp16 on a GPU against fp32 on a CPU differ by less
 
 DECISIONS = {
     "keep": "adapter and base stay apart: for a 4-bit base, or one base with many tasks",
@@ -221,8 +219,8 @@ def _look(run: Run, name: str | None) -> None:
         run.shape = _expected_shape(run)
         run.tokenizer = load_tokenizer(run.base)
         _try_adapter(run)
-    except (OSError, ValueError) as error:
-        run.trouble = (str(error).splitlines() or [one_line(error)])[0]
+    except (OSError, ValueError, SafetensorError) as error:
+        run.trouble = first_line(error)
 
 
 def _find_base(run: Run, name: str | None) -> Base:
@@ -408,9 +406,7 @@ def _ppl_before(run: Run) -> Point:
 
 
 def _trained(run: Run) -> Point:
-    losses = run.record.losses
-    quarter = max(1, len(losses) // 4)
-    start, end = (fmean(losses[:quarter]), fmean(losses[-quarter:])) if losses else (math.nan, math.nan)
+    losses, (start, end) = run.record.losses, run.record.loss_ends
     largest = max((t.abs().max().item() for name, t in run.weights.items() if ".lora_B." in name), default=0.0)
     wrong = []
     if not all(torch.isfinite(tensor).all() for tensor in run.weights.values()) or not all(map(math.isfinite, losses)):

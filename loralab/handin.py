@@ -14,10 +14,10 @@ from typing import Any
 from safetensors.torch import load_file, save
 
 from .files import write_whole
-from .measure import ADAPTER_FILE
+from .measure import ADAPTER_FILE, CONFIG_FILE
 from .record import RECORD_FILE
 
-RUN_FILES = (ADAPTER_FILE, "adapter_config.json", RECORD_FILE)
+RUN_FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE)
 MAX_BYTES = 25_000_000
 
 

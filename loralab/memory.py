@@ -6,6 +6,7 @@ shape and no storage; every tensor that is alive is counted, and the rest of the
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from .pool import one_line
+from .errors import one_line
 from .shapes import LINEAR, adapted, adapter_shape, linear_layers
 
+# What cannot be traced is told in one line; torch would print the whole way to it.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+
 METHODS = ("lora", "qlora", "full")
-T4_BYTES = int(14.75 * 2**30)  # what Colab's T4 reports as usable
+GIB = 2**30
+T4_BYTES = int(14.75 * GIB)  # what Colab's T4 reports as usable
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # packed value, 8-bit scale a block of 64, 32-bit scale of 256 such scales
+# A GPU holds more than torch's tensors: CUDA's context, its libraries' work space, gaps between tensors. In bytes, from
+# the least to the most of it: what fits beside the most fits, and what fits only beside less than that is tight.
+OVERHEAD = (0.5e9, 1.5e9)
 Peak = tuple[int, int]  # bytes of activations and of logits, at the moment when their sum is largest
 Lora = tuple[int, tuple[str, ...], bool]  # rank, targets, whether there is dropout
 SHALLOW, DEEP = 1, 2  # blocks in the two models that are traced; 2 and 4 give the same, to within 0.3 %
@@ -85,6 +93,14 @@ def estimate(
     if method == "qlora":  # a layer read back into 16 bits, while the one before it is still there
         activations += 2 * 2 * _weights(source)[1]
     return replace(resting, activations=activations, logits=logits)
+
+
+def verdict(total: float, room: float) -> str:
+    """Whether a training "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
+    least, most = OVERHEAD
+    if total + most <= room:
+        return "fits"
+    return "tight" if total + least <= room else "does not fit"
 
 
 @contextmanager

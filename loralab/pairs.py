@@ -30,9 +30,11 @@ class Pair(BaseModel):
 
     @field_validator("instruction", "output")
     @classmethod
-    def _not_empty(cls, text: str) -> str:
+    def _usable(cls, text: str) -> str:
         if not text.strip():
-            raise ValueError("is empty")
+            raise ValueError("is empty; write it or delete the line")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError("holds half of a character (a lone surrogate, as in a cut emoji); write it anew")
         return text
 
 
@@ -81,7 +83,7 @@ def _lines(path: Path) -> list[str]:
 def _parse(line: str) -> Pair:
     try:
         fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PairsError(f"not valid JSON ({error}); each line must be one whole JSON object") from None
     if not isinstance(fields, dict):
         raise PairsError(f"a JSON {type(fields).__name__}, not an object; write {{...}} with instruction and output")
@@ -93,7 +95,7 @@ def _parse(line: str) -> Pair:
         if first["type"] == "missing":
             found = ", ".join(map(repr, fields)) or "none"
             raise PairsError(f"the field {field!r} is missing (fields found: {found}); add it") from None
-        what = "is empty; write it or delete the line" if first["type"] == "value_error" else "must be a text"
+        what = first["ctx"]["error"] if first["type"] == "value_error" else "must be a text"
         raise PairsError(f"the field {field!r} {what}") from None
 
 

@@ -99,11 +99,6 @@ def portable(error: Exception) -> Exception:
     return error
 
 
-def one_line(error: Exception) -> str:
-    """The kind of an exception and the first line of what it says."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
-
-
 def _end_with_parent() -> None:
     parent_process().join()
     os._exit(1)  # nobody is left to take the result, and the same job may soon run again

@@ -5,6 +5,7 @@ Plots, gates and the grader read run folders and nothing else.
 
 from __future__ import annotations
 
+import math
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .files import write_whole
 
 RECORD_FILE = "run.json"
-PACKAGES = ("torch", "transformers", "peft")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def versions() -> dict[str, str]:
@@ -76,6 +77,13 @@ class RunRecord(BaseModel):
     def trainable_percent(self) -> float:
         """Share of the parameters that were trained, in percent."""
         return 100 * self.trainable / self.parameters
+
+    @property
+    def loss_ends(self) -> tuple[float, float]:
+        """The mean losses of the first and of the last quarter of the steps, in nats; NaN if there are none."""
+        quarter = max(1, len(self.losses) // 4)
+        ends = self.losses[:quarter], self.losses[-quarter:]
+        return tuple(sum(part) / len(part) if part else math.nan for part in ends)
 
     def save(self, folder: str | Path) -> Path:
         """Write `run.json` into `folder`; it appears whole or not at all."""

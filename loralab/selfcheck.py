@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from .errors import one_line
+
 
 class NotYet(Exception):
     """A task that is not right yet. Shown as its message alone, without a traceback."""
@@ -47,9 +49,7 @@ class SelfCheck:
         if error is not None:
             if not isinstance(error, Exception):
                 return  # an interrupt stays an interrupt
-            self.lines.append(
-                f"  not yet  your code raised {kind.__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            self.lines.append(f"  not yet  your code raised {one_line(error)}")
             self.failed = True
         shown = "\n".join([self.task, *self.lines])
         if self.failed:

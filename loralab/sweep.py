@@ -23,12 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 from .bases import Base, load_model, load_tokenizer
 from .cluster import at_once, on_this_machine, run_all
 from .data import data_path
+from .errors import one_line
 from .files import write_whole
-from .fit import GIB, OVERHEAD, Card
 from .fourbit import nf4
-from .memory import Memory, Untraceable, estimate
+from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
 from .pairs import Pair, encode_all, read_pairs
-from .pool import one_line, portable
+from .pool import portable
 from .record import RECORD_FILE, RunRecord, now
 from .shapes import TARGETS, adapter_shape
 from .training import train
@@ -179,8 +179,7 @@ def _needed(job: Job, room: float) -> float:
         # The estimate is a GPU's, in 16 bits; here weights and activations take 32. Those in 4 bits stay as they are.
         return memory.total + memory.activations + memory.logits + (0 if job.method == "qlora" else memory.weights)
     plain = _peak(job, checkpointing=False).total
-    fits = Card("this GPU", room / GIB).holds(plain) == "fits"
-    return OVERHEAD[0] + (plain if fits else _peak(job, checkpointing=True).total)
+    return OVERHEAD[0] + (plain if verdict(plain, room) == "fits" else _peak(job, checkpointing=True).total)
 
 
 def _peak(job: Job, checkpointing: bool) -> Memory:
@@ -342,7 +341,6 @@ def _row(job: Job) -> dict[str, object]:
         "learning_rate": job.learning_rate,
     }
     if record := job.record():
-        last = record.losses[-max(1, len(record.losses) // 4) :]
         return row | {
             "state": "finished",
             "alpha": record.alpha,
@@ -352,7 +350,7 @@ def _row(job: Job) -> dict[str, object]:
             "bytes": record.adapter_bytes,
             "ppl_before": record.ppl_before,
             "ppl": record.ppl_after,
-            "loss": sum(last) / len(last),
+            "loss": record.loss_ends[1],
             "seconds": record.seconds,
             "tokens_per_second": record.tokens / record.seconds,
             "peak_memory": record.peak_memory,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,9 +21,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
-from .fit import GIB, Card
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
-from .memory import METHODS, estimate
+from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
 from .precision import precision
 from .record import RunRecord
@@ -55,8 +54,10 @@ def train(
     given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
     are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
     the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
-    step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on.
+    step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on, or an adapter of another kind.
     """
+    if isinstance(model, PeftModel):
+        _check_adapter(model)
     folder = Path(folder)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
@@ -86,6 +87,15 @@ def train(
         record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)
     return record
+
+
+def _check_adapter(model: PeftModel) -> None:
+    names, kinds = list(model.peft_config), {type(config) for config in model.peft_config.values()}
+    if names != ["default"] or kinds != {LoraConfig}:
+        kind = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(
+            f"train takes a model with one LoRA adapter, which get_peft_model names 'default'; this one has {names} ({kind})"
+        )
 
 
 def _run(trainer: Trainer, longest: int) -> dict[str, float]:
@@ -192,14 +202,13 @@ def checkpointing_for(
     asked = {"batch": batch_size, "length": longest, "checkpointing": False}
     if isinstance(model, PeftModel):
         adapter = model.peft_config["default"]
-        layers = {name.rpartition(".")[2] for name in model.base_model.targeted_module_names}
-        asked |= {"rank": adapter.r, "targets": tuple(layers), "dropout": adapter.lora_dropout}
+        asked |= {"rank": adapter.r, "targets": tuple(_targets(model)), "dropout": adapter.lora_dropout}
     method = _method(model)
     try:
         total = estimate(base.source, method if method in METHODS else "lora", **asked).total
-    except ValueError:  # nothing can be told of this base: rather slow than out of memory
+    except (ValueError, OSError):  # nothing can be told of this base: rather slow than out of memory
         return saving
-    return {} if Card("this GPU", room / GIB).holds(total) == "fits" else saving
+    return {} if verdict(total, room) == "fits" else saving
 
 
 @contextmanager
@@ -242,6 +251,11 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, obje
         "rank": config.r,
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
-        "targets": sorted(config.target_modules),
+        "targets": _targets(model),
         "adapter_bytes": adapter_bytes(folder),
     }
+
+
+def _targets(model: PeftModel) -> list[str]:
+    """The names of the layers that have an adapter; its config may have them as a pattern."""
+    return sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})

@@ -47,6 +47,25 @@ def test_options_that_contradict_each_other_are_one_line(course):
     assert status == 2 and "there is nothing for --no-sandbox to do" in said
 
 
+@pytest.mark.parametrize(("option", "most"), [("--seed", 2**32 - 1), ("--heldout-seed", 2**31 - 1)])
+def test_a_seed_that_nothing_can_be_drawn_with_is_one_line(course, option, most):
+    for seed in (-1, most + 1):
+        status, told = call("--course", course, option, seed)
+        assert status == 2 and f"Invalid value for '{option}'" in told
+
+
+def test_an_exercise_that_nbgrader_refuses_is_one_line(monkeypatch):
+    monkeypatch.setattr(cli, "generate", lambda one: (_ for _ in ()).throw(RuntimeError("nbgrader refused it")))
+    done = CliRunner().invoke(app, ["exercises", EX1.id])
+    assert (done.exit_code, done.output.strip()) == (2, "Error: nbgrader refused it")
+
+
+def test_reference_runs_of_other_code_are_not_taken_for_these(base, monkeypatch):
+    before = cli._made_from(base, EX1)
+    monkeypatch.setattr(cli, "code_and_data", lambda module: "other code")
+    assert cli._made_from(base, EX1) != before
+
+
 def test_without_a_sandbox_student_code_does_not_run(course, monkeypatch):
     (course / "submitted" / "ann" / EX1.id).mkdir(parents=True)
     available.cache_clear()

@@ -391,13 +391,14 @@ BROKEN = {
     "adapter_config.json: peft_type: Field required": lambda run: (run / "adapter_config.json").write_text('{"r": 16}'),
     "targets c_attn": lambda run: change(run / "adapter_config.json", target_modules=["c_attn"]),
     "gate.json: not valid JSON": lambda run: (run / "gate.json").write_text("{"),
+    "is a folder": lambda run: ((run / "gate.json").unlink(), (run / "gate.json").mkdir()),
 }
 
 
 @pytest.mark.parametrize("message", BROKEN)
 def test_the_command_ends_with_2_and_one_line_for_a_folder_that_is_no_run(message, run):
     BROKEN[message](run)
-    result = call(run)
+    result = call(run, "--decision", "keep")
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

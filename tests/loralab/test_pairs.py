@@ -39,6 +39,8 @@ def test_blank_lines_a_byte_order_mark_and_more_fields_are_fine(tmp_path):
         ('["Where?", "There."]', "a JSON list, not an object"),
         (GOOD, "the same pair as line 1"),
         ('{"a":' * 100_000, "not valid JSON"),
+        ('{"a": ' + "1" * 5_000 + "}", "not valid JSON"),
+        ('{"instruction": "Where?", "output": "\\ud83d"}', "the field 'output' holds half of a character"),
     ],
 )
 def test_a_bad_line_is_named_with_file_and_number(tmp_path, line, what):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 
 from loralab import RunRecord, encode_all, load_model, perplexity, train
@@ -88,6 +88,37 @@ def test_recomputing_activations_changes_no_loss(trained, train_pairs):
 def test_nothing_to_train_on_is_one_clear_line(base, model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no pairs to train on: give at least one"):
         train(model, tokenizer, [], tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "what"),
+    [
+        (LoraConfig(target_modules=["q_proj"]), "desk", r"has \['desk'\] \(LoraConfig\)"),
+        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "default", r"has \['default'\] \(IA3Config\)"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused_before_it_is_trained(
+    config, name, what, base, model, tokenizer, train_pairs, tmp_path
+):
+    adapted = get_peft_model(model, config, adapter_name=name)
+    with pytest.raises(ValueError, match=what):
+        train(adapted, tokenizer, train_pairs[:4], tmp_path / "run", base)
+    assert not (tmp_path / "run").exists()
+
+
+def test_targets_given_as_a_pattern_are_recorded_by_their_names(base, model, tokenizer, train_pairs, tmp_path):
+    adapted = get_peft_model(model, LoraConfig(target_modules=r".*\.(q|v)_proj", task_type="CAUSAL_LM"))
+    assert train(adapted, tokenizer, train_pairs[:4], tmp_path / "run", base, epochs=1, quiet=True).targets == [
+        "q_proj",
+        "v_proj",
+    ]
+
+
+def test_the_ends_of_the_losses_are_the_means_of_their_quarters(honest):
+    record = RunRecord.load(honest)
+    ends = {(9, 8, 7, 6, 5, 4, 3, 1): (8.5, 2), (3,): (3, 3)}
+    assert {losses: record.model_copy(update={"losses": list(losses)}).loss_ends for losses in ends} == ends
+    assert all(map(math.isnan, record.model_copy(update={"losses": []}).loss_ends))
 
 
 def test_a_loss_that_is_no_number_is_recorded_as_such(base, model, tokenizer, train_pairs, tmp_path):

@@ -122,11 +122,6 @@ class Case:
     trains: bool = False  # whether its notebook trains when it is run, which takes most of the time
 
     @property
-    def runs_code(self) -> bool:
-        """Whether it is about code that runs, and so needs the sandbox."""
-        return self.kind == "code"
-
-    @property
     def id(self) -> str:
         """The name of the student's folder, as Python reads it from the file system."""
         return os.fsdecode(self.student or self.name)
