@@ -423,6 +423,14 @@ def test_the_command_ends_with_2_and_one_line_for_an_adapter_that_it_cannot_judg
     assert result.stderr.count("\n") == 1
 
 
+def test_a_base_whose_weights_are_cut_off_is_told_in_the_points(run, base, tmp_path):
+    cut = shutil.copytree(base.source, tmp_path / "embedded")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    result = call(run, "--base", cut)
+    assert result.exit_code == 1
+    assert "deserializ" in " ".join(result.output.split())
+
+
 def test_the_command_refuses_an_unknown_decision(run):
     result = call(run, "--decision", "maybe")
     assert result.exit_code == 2
