@@ -120,7 +120,7 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
 def _read_settings(folder: Path) -> LoraSettings:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
-        raise Refused(f"no run folder {folder.name!r}: the training did not finish, or was saved elsewhere")
+        raise Refused(f"no run folder {folder.name!r}: it was not handed in, or its training did not finish")
     if not path.is_file() and (folder / "model.safetensors").is_file():
         raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): hand in the adapter, before merging")
     if not path.is_file():

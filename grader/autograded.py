@@ -65,6 +65,17 @@ def origin_of(student: str, exercise: Exercise, course: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
+def answers_differ(student: str, exercise: Exercise, notebook: bytes | None, course: Path) -> bool:
+    """Whether `notebook` has other answers than the one that is there; not if there is none, or somebody else made it."""
+    if not origin_of(student, exercise, course):
+        return False
+    return _sources(_path(student, exercise, course).read_bytes()) != _sources(notebook)
+
+
+def _sources(notebook: bytes | None) -> list[str]:
+    return [cell.source for cell in nbformat.reads(notebook.decode(), as_version=4).cells] if notebook else []
+
+
 def remove_autograded(student: str, exercise: Exercise, course: Path) -> None:
     """Take away the notebook of an earlier hand-in, and its folders if nothing else is in them."""
     if not origin_of(student, exercise, course):

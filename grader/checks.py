@@ -154,14 +154,15 @@ def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
                 differing.append(
                     f"{field} differs: " + ", ".join(f"{name} {value:g}" for name, value in values.items())
                 )
-    missing = len(evidence) < len(exercise.runs)
+    missing = [run.name for run in exercise.runs if run.name not in evidence]
     return Check(
         name="one thing changed",
         expected="same seed, pairs, epochs, batch and learning rate",
-        found=f"{len(differing)} settings differ between {len(evidence)} of {len(exercise.runs)} runs",
+        found=f"{len(differing)} settings differ"
+        + (f"; {len(missing)} of {len(exercise.runs)} runs are missing" if missing else ""),
         points=10,
         passed=not differing and not missing,
-        message="; ".join(differing) or ("not every run is there to be compared" if missing else ""),
+        message="; ".join(differing) or (f"not there to be compared: {', '.join(missing)}" if missing else ""),
     )
 
 

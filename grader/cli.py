@@ -24,13 +24,13 @@ from loralab.cluster import fingerprint as code_and_data
 from loralab.record import hardware, now, versions
 
 from .adapter import Refused
-from .autograded import origin_of, remove_autograded, write_autograded
+from .autograded import answers_differ, origin_of, remove_autograded, write_autograded
 from .bands import Band, BaseBands, ExerciseBands, RunBands
 from .evaluate import Evaluator, Evidence
 from .execute import NotebookFailed, execute
 from .exercises import EXERCISES, ROOT, Exercise
 from .feedback import write_feedback
-from .gradebook import GradebookError, UnusableName, default_url, write_gradebook
+from .gradebook import GradebookError, UnusableName, ask_for_another_look, default_url, write_gradebook
 from .identity import asked_for, weights_of
 from .intake import HandIn, Place, find, left_out, printable
 from .judging import Graded, Mode, Setting, fingerprint, grade_class
@@ -100,14 +100,16 @@ def grade(
         str | None, typer.Option(help="URL of nbgrader's gradebook (default: gradebook.db in the course folder).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where results go (default: build/grade; with --artifacts, build/artifacts).")
+        Path | None,
+        typer.Option(help="Where results go (default: build/grade in the course; with --artifacts, build/artifacts)."),
     ] = None,
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     chosen = _exercises(exercise)
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
     base_used = _base(base)
-    out = out or BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
+    results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
+    out = out or (BUILD if course == ROOT else course / BUILD) / results
     a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
     url = gradebook or default_url(course)
     with _told(GradebookError, LedgerError, SandboxMissing, ValueError):
@@ -126,7 +128,7 @@ def grade(
             drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
             setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed, limits)
             grading = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
-            hand_back = partial(_hand_back, course=course, out=out) if a_class else None
+            hand_back = partial(_hand_back, course=course, out=out, url=url) if a_class else None
             graded = _each_as_it_ends(grading, len(places), hand_back)
         verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
         _report(verdicts, graded if a_class else [], out)
@@ -184,6 +186,8 @@ def _into_gradebook(verdicts: Sequence[Verdict], url: str) -> bool:
 def _one_folder(artifacts: Path, chosen: list[Exercise]) -> Place:
     if len(chosen) != 1:
         raise ValueError("--artifacts grades one exercise; name it")
+    if not artifacts.is_dir():
+        raise ValueError(f"--artifacts {artifacts}: no such folder: name the one with your run folders")
     return Place(printable(artifacts.resolve().name), chosen[0].id, artifacts)
 
 
@@ -224,24 +228,30 @@ def _each_as_it_ends(
 ) -> list[Graded]:
     graded = []
     with closing(grading):  # so that what still runs ends, and its folder is gone, however this is left
-        for one in tqdm(grading, total=total, desc="grading", unit="hand-in", disable=total == 1):
-            if hand_back:
-                hand_back(one)
-            graded.append(replace(one, notebook=None))  # it is written, and may be large
+        try:
+            for one in tqdm(grading, total=total, desc="grading", unit="hand-in", disable=total == 1):
+                if hand_back:
+                    hand_back(one)
+                graded.append(replace(one, notebook=None))  # it is written, and may be large
+        except KeyboardInterrupt:
+            _say("[yellow]stopped[/yellow]", f"{len(graded)} of {total} are graded; the same command does the rest")
+            raise
     return graded
 
 
-def _hand_back(one: Graded, course: Path, out: Path) -> None:
+def _hand_back(one: Graded, course: Path, out: Path, url: str) -> None:
     """What the instructor and the student get of one verdict, written as soon as it is there."""
     write_feedback(one.verdict, out)
     if one.verdict.state != "grader failed":  # then all stays as it is, as in the gradebook
         with suppress(UnusableName):  # the gradebook cannot have this student either, and says so at the end
-            _bring_up_to_date(one, course)
+            _bring_up_to_date(one, course, url)
 
 
-def _bring_up_to_date(one: Graded, course: Path) -> None:
+def _bring_up_to_date(one: Graded, course: Path, url: str) -> None:
     """See to it that the notebook that is shown is of this hand-in; what its run put out is kept for as long."""
     where = one.verdict.student, EXERCISES[one.verdict.exercise]
+    if answers_differ(*where, one.notebook, course):  # from those that were graded by hand
+        ask_for_another_look(*where, url)
     if one.notebook is None:
         remove_autograded(*where, course)
     elif not (one.from_ledger and origin_of(*where, course) == one.origin):

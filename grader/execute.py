@@ -37,6 +37,8 @@ QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
 
 INSIDE, HUB = "/inside.py", "/hub"  # in the sandbox: the script that runs the notebook, and the hub's cache
 OUTCOME = "outcome.json"
+# A self-check that is not met stops a student, who can mend it; where it is graded, what comes of it is to be seen.
+GRADED = {"LORALAB_SELFCHECK": "tell"}
 LAST = 8  # lines of an error that a student is told
 
 
@@ -125,7 +127,7 @@ def execute_in_sandbox(
     nbformat.write(told, file)
     command = [sys.executable, "-I", INSIDE, file.name, OUTCOME, str(limits.output)]
     mounts |= {Path(inside.__file__): INSIDE}
-    ended = sandbox.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB})
+    ended = sandbox.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB} | GRADED)
     if inside.BEGUN.encode() not in ended.output:
         why = ended.breach or "; ".join(_short(ended.output.decode(errors="replace"))[-2:])
         raise SandboxFailed(f"{name}: no cell could be run in the sandbox: {why or ended.status}")

@@ -10,7 +10,7 @@ import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,14 @@ def write_gradebook(verdicts: Iterable[Verdict], url: str) -> list[str]:
             for verdict in taken:
                 _enter(gradebook, verdict, sheets[verdict.exercise])
     return left_out
+
+
+def ask_for_another_look(student: str, exercise: Exercise, url: str) -> None:
+    """Mark what was graded by hand for somebody to look at again; the points stay. Raises `GradebookError`."""
+    with _explained(url), Gradebook(_with_driver(url)) as gradebook, suppress(MissingEntry):
+        for grade in gradebook.find_submission_notebook(exercise.id, exercise.id, student).grades:
+            grade.needs_manual_grade = grade.needs_manual_grade or grade.manual_score is not None
+        gradebook.db.commit()
 
 
 def _writable(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:

@@ -58,6 +58,12 @@ class Client(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
+def traceback(notebook: Any, cell: int) -> str:
+    """What the kernel said of the error that stopped this cell; nbclient's own text repeats the cell's source before it."""
+    errors = [output for output in notebook.cells[cell].outputs if output.output_type == "error"]
+    return "\n".join(map(str, errors[-1].traceback)) if errors else ""
+
+
 def replace(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8", errors="replace")
@@ -80,7 +86,7 @@ def main(notebook: Path, outcome: Outcome, room: int) -> None:
     try:
         client.execute()
     except CellExecutionError as error:
-        outcome.write("failed", f"{error.ename}: {error.evalue}", str(error.traceback))
+        outcome.write("failed", f"{error.ename}: {error.evalue}", traceback(cells, outcome.cell))
     except DeadKernelError:
         outcome.write("kernel died")
     else:

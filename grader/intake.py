@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -198,11 +198,13 @@ class _File:
 
 def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
     """The notebook and the runs among these files, read, and the paths of all else."""
+    files = list(files)
+    around = _around_everything(files, exercise)
     taken: dict[Parts, bytes] = {}
     strays = set()
     total = 0
     for file in files:
-        slot = _slot(file.path, exercise)
+        slot = _slot(file.path, around)
         if not _is_read(slot, exercise):
             strays.add("/".join(map(_label, slot)))
             continue
@@ -223,9 +225,17 @@ def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, R
     return notebook, {name: found for name, found in runs.items() if found}, tuple(sorted(strays))
 
 
-def _slot(path: Parts, exercise: Exercise) -> Parts:
-    """The path as `loralab.pack` would have named it: without a folder around everything, and without `runs/`."""
-    if len(path) > 1 and path[0] == exercise.id:
+def _around_everything(files: Sequence[_File], exercise: Exercise) -> str:
+    """The one folder that everything lies in, whatever a system packs beside it; or else that of the exercise's name."""
+    tops = {file.path[0] for file in files if file.path[0] != "__MACOSX" and not file.path[0].startswith(".")}
+    loose = any(len(file.path) == 1 and file.path[0] in tops for file in files)
+    ours = {"runs", *(run.name for run in exercise.runs)}
+    return tops.pop() if len(tops) == 1 and not loose and not tops & ours else exercise.id
+
+
+def _slot(path: Parts, around: str) -> Parts:
+    """The path as `loralab.pack` would have named it: without the folder `around` everything, and without `runs/`."""
+    if len(path) > 1 and path[0] == around:
         path = path[1:]
     return path[1:] if len(path) > 2 and path[0] == "runs" else path
 

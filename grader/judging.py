@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from .autograded import harmless
 from .bands import ExerciseBands
 from .checks import check_all, handed_in_twice
 from .evaluate import Baselines, Evaluator, Evidence, Measured
-from .execute import NotebookFailed, execute, execute_in_sandbox
+from .execute import GRADED, NotebookFailed, execute, execute_in_sandbox
 from .exercises import EXERCISES, Exercise, Method, Subject
 from .identity import asked_for, weights_of
 from .intake import BadHandIn, HandIn, Place, Runs, collect_notebook, collect_runs, lay_out, take_in
@@ -294,6 +295,7 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     source = folder / "rebuilt" / f"{exercise.id}.ipynb"
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
+    os.environ.update(GRADED)  # of this hand-in's own process
     execute(source, folder, asked_for(setting.base), setting.seed, progress=False)
 
 

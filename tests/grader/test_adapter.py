@@ -82,7 +82,7 @@ def test_a_spoilt_adapter_is_refused_with_its_cause(honest, base, spoil, cause):
 
 
 def test_no_folder_at_all_is_refused(tmp_path, base):
-    with pytest.raises(Refused, match="no run folder 'nothing': the training did not finish"):
+    with pytest.raises(Refused, match="no run folder 'nothing': it was not handed in"):
         read_adapter(tmp_path / "nothing", base)
 
 

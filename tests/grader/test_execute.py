@@ -90,6 +90,32 @@ def test_in_the_sandbox_too_an_error_is_named_with_its_cell_and_its_last_lines(t
     assert told[-1] == "ZeroDivisionError: division by zero"
 
 
+CHECK = """
+from loralab.selfcheck import SelfCheck
+with SelfCheck("Task 1") as check:
+    {task}
+    check(False, "", "the rank is 8", "LoraConfig calls it r")
+print("not to be told")
+"""
+
+
+@needs_bwrap
+def test_a_self_check_that_is_not_met_does_not_stop_what_is_graded(tmp_path):
+    done = sandboxed(tmp_path, CHECK.format(task="pass"), "import pathlib; (pathlib.Path(RUNS) / 'later').touch()")
+    assert (done.runs / "later").exists()
+    assert "the rank is 8" in done.notebook.read_text()
+
+
+@needs_bwrap
+def test_of_a_self_check_that_stops_its_own_words_are_told_and_not_its_code(tmp_path):
+    assert failure(tmp_path, CHECK.format(task="{}['labels']")).splitlines() == [
+        "homework.ipynb, cell 2 (part-0): NotYet: Task 1",
+        "Task 1",
+        "  not yet  your code raised KeyError: 'labels'",
+        "Task 1 is not right yet.",
+    ]
+
+
 @needs_bwrap
 def test_what_a_student_is_told_is_short_and_printable(tmp_path):
     text = failure(tmp_path, "raise ValueError('\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07\\u202e<b>' + 'x' * 10**6)")

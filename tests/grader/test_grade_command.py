@@ -147,6 +147,23 @@ def test_formgrader_shows_the_notebook_that_was_handed_in_last(course):
     assert not shown.exists()
 
 
+def test_only_another_hand_in_is_another_one_to_look_at(course, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        cli, "ask_for_another_look", lambda student, exercise, url: asked.append((student, exercise.id))
+    )
+    for answer, told in (("# the first", []), ("# the first", []), ("# the second", [("ann", EX1.id)])):
+        hand_in(course, answer)
+        assert call("--course", course, "--artifacts-only")[0] == 0
+        assert asked == told
+    assert (course / "build" / "grade" / "report.html").exists()  # of this course, not of the one that the grader is in
+
+
+def test_artifacts_that_are_not_there_are_one_line(tmp_path):
+    status, said = call("--artifacts", tmp_path / "typo", "--out", tmp_path / "out")
+    assert status == 2 and "no such folder: name the one with your run folders" in said
+
+
 def test_what_was_left_out_has_no_verdict_and_the_status_says_so(course):
     hand_in(course, "# mine")
     (course / "submitted" / "ben").symlink_to("ann", target_is_directory=True)

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, select, text
 
 from grader.checks import Check
 from grader.exercises import EXERCISES
-from grader.gradebook import GradebookError, default_url, literal, write_gradebook
+from grader.gradebook import GradebookError, ask_for_another_look, default_url, literal, write_gradebook
 from grader.verdict import Verdict
 
 FIRST, LAST = "ex1_first_adapter", "ex5_low_rank_limits"
@@ -159,6 +159,20 @@ def test_an_essay_waits_for_a_person_and_then_keeps_the_persons_score(url):
         entries = notebook(gradebook, exercise=LAST)
         assert (entries.score, entries.written_score, entries.needs_manual_grade) == (8 + 5 + 1, 6, False)
         assert [c.comment for c in entries.comments if c.name == "essay"] == ["well argued"]
+
+
+def test_what_was_graded_by_hand_is_to_be_looked_at_when_it_is_handed_in_anew(url):
+    ask_for_another_look("ann", EXERCISES[LAST], url)  # nothing of hers is there yet
+    write_gradebook([verdict(exercise=LAST)], url)
+    with opened(url) as gradebook:
+        (essay,) = (grade for grade in notebook(gradebook, exercise=LAST).grades if grade.name == "essay")
+        essay.manual_score, essay.needs_manual_grade = 5, False
+        gradebook.db.commit()
+    ask_for_another_look("ann", EXERCISES[LAST], url)
+    with opened(url) as gradebook:
+        grades = {g.name: (g.manual_score, g.needs_manual_grade) for g in notebook(gradebook, exercise=LAST).grades}
+    assert grades.pop("essay") == (5, True)
+    assert set(grades.values()) == {(None, False)}
 
 
 def test_the_same_verdicts_again_change_nothing_that_people_entered(url):

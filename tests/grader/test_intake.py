@@ -69,6 +69,17 @@ def test_run_folders_are_found_there_and_in_runs(folder, around):
     assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == NOTEBOOK and hand_in.strays == ()
 
 
+@pytest.mark.parametrize("around", ["My homework", "My homework/runs"])
+def test_a_folder_around_everything_is_looked_through_whatever_its_name(folder, around):
+    add_run(folder / around)
+    (folder / "My homework" / f"{EX1.id}.ipynb").write_bytes(NOTEBOOK)
+    for beside in ("__MACOSX/._My homework", ".DS_Store"):
+        (folder / beside).parent.mkdir(exist_ok=True)
+        (folder / beside).write_bytes(b"of a Mac")
+    hand_in = taken(folder)
+    assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == NOTEBOOK
+
+
 @pytest.mark.parametrize("where", ["", "runs"])
 @pytest.mark.parametrize("beside", [None, b"saved later"])
 def test_a_packed_zip_is_a_hand_in_and_a_notebook_beside_it_is_the_later_one(folder, tmp_path, where, beside):

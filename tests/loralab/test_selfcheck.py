@@ -21,6 +21,18 @@ def test_a_task_that_is_wrong_shows_what_is_right_what_is_not_and_a_hint():
     )
 
 
+def test_where_it_is_graded_a_check_that_is_not_met_is_told_and_does_not_stop(monkeypatch, capsys):
+    monkeypatch.setenv("LORALAB_SELFCHECK", "tell")
+    with SelfCheck("Task 1") as check:
+        check(False, "", "the sum is 3", "count again")
+    told = capsys.readouterr().out
+    assert told == "Task 1\n  not yet  the sum is 3\n  hint     count again\nTask 1 is not right yet.\n"
+    with pytest.raises(NotYet, match="KeyError"), SelfCheck("Task 1"):
+        {}["labels"]
+    with pytest.raises(NotYet, match="still empty"), SelfCheck("Task 1"):
+        raise NotImplementedError
+
+
 def test_an_empty_task_is_not_a_crash():
     with pytest.raises(NotYet, match="Task 1 is still empty"), SelfCheck("Task 1"):
         raise NotImplementedError
