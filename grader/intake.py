@@ -120,14 +120,16 @@ def _survey_student(folder: Path, where: str) -> Iterator[Place | str]:
             yield Place(printable(folder.name), exercise, folder / exercise)
     unknown = sorted(name for name in names - EXERCISES.keys() if not name.startswith("."))
     for name in unknown[:MAX_UNKNOWN]:
-        yield f"{where}/{_label(name)}: no exercise has this name: a hand-in lies in a folder named {_some_exercise()}"
+        yield f"{where}/{_label(name)}: no exercise has this name: {_where_it_belongs(name)}"
     if len(unknown) > MAX_UNKNOWN:
         yield f"{where}: {len(unknown) - MAX_UNKNOWN:,} further things that are no hand-ins"
 
 
-def _some_exercise() -> str:
+def _where_it_belongs(name: str) -> str:
+    if name.lower() in EXERCISES:
+        return f"rename it to {name.lower()}"
     first, *_, last = EXERCISES
-    return f"{first} ... {last}"
+    return f"a hand-in, a zip too, lies in a folder named {first} ... {last}"
 
 
 def take_in(place: Place, exercise: Exercise) -> HandIn:

@@ -150,7 +150,7 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
         texts = map(foreign.in_spreadsheet, (verdict.student, verdict.exercise, verdict.state))
         scored = ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
         writer.writerow([*texts, *scored, foreign.in_spreadsheet(_reasons(verdict))])
-    write_whole(folder / "grades.csv", rows.getvalue())
+    write_whole(folder / "grades.csv", "\ufeff" + rows.getvalue())  # the mark by which a spreadsheet knows UTF-8
 
 
 def _reasons(verdict: Verdict) -> str:

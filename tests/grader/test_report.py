@@ -46,7 +46,7 @@ def printed(show, *what, width=160) -> str:
 
 
 def rows(folder):
-    with (folder / "grades.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -115,7 +115,7 @@ def test_grades_csv_cannot_run_a_formula(tmp_path, text):
 
 def test_grades_csv_cannot_run_a_formula_where_semicolons_separate(tmp_path):
     write_grades([failed('Ann";=1+1', "a; =2+2")], tmp_path)
-    with (tmp_path / "grades.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         fields = [field.strip(' "') for row in csv.reader(file, delimiter=";") for field in row]
     assert sum("=1+1" in field or "=2+2" in field for field in fields) == 2
     assert not any(field.startswith("=") for field in fields)
