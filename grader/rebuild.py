@@ -105,7 +105,9 @@ def cells_of(submitted: bytes) -> list[dict[str, Any]]:
     if not isinstance(content, dict) or "nbformat" not in content:
         raise _Unreadable("it has no nbformat")
     if content["nbformat"] != FORMAT:
-        raise _Unreadable(f"it has nbformat {printable(repr(content['nbformat'])[:20])}, and {FORMAT} is read; a current JupyterLab saves it so")
+        raise _Unreadable(
+            f"it has nbformat {printable(repr(content['nbformat'])[:20])}, and {FORMAT} is read; a current JupyterLab saves it so"
+        )
     cells = content.get("cells")
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
         raise _Unreadable("its cells are no list of cells")

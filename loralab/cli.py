@@ -121,6 +121,9 @@ def sweep(
         runs = table(jobs)
         written = write_report(runs, out)
     typer.echo(f"{', '.join(path.name for path in written)} are in {out}")
+    others = len({path.parent for path in out.glob("*/run.json")} - {job.folder for job in jobs})
+    if others:
+        typer.echo(f"{others} other runs in {out} are not shown: they are of other options")
     if (runs["state"] == "failed").any():
         raise typer.Exit(1)
 

@@ -173,8 +173,8 @@ def _card(gpu: str | float) -> Card:
         gib = float(gpu)
     except ValueError:
         raise ValueError(f"unknown card {gpu!r}: give one of {', '.join(named)}, or its memory in GiB") from None
-    if not 0 < gib < 10_000:
-        raise ValueError(f"a card of {gpu} GiB is impossible: give its memory in GiB, such as 11.5")
+    if not 0 < gib < 1_000:  # 4090 is a name in part
+        raise ValueError(f"a card of {gpu} GiB is impossible: give its memory in GiB, or one of {', '.join(named)}")
     return Card("your card", gib)
 
 

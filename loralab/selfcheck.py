@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from traceback import extract_tb
 from types import TracebackType
 
 from .errors import one_line
@@ -13,6 +14,13 @@ class NotYet(Exception):
 
     def _render_traceback_(self) -> list[str]:  # how IPython asks an exception to show itself
         return [str(self)]
+
+
+def _where(error: Exception) -> str:
+    """The last line of a notebook's own functions that an error went through; of the check itself nothing is said."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if "ipykernel" in frame.filename]
+    inner = [frame for frame in frames if frame.name != "<module>"]
+    return f"\n           in {inner[-1].name}, line {inner[-1].lineno}: {inner[-1].line}" if inner else ""
 
 
 class SelfCheck:
@@ -51,7 +59,7 @@ class SelfCheck:
         if error is not None:
             if not isinstance(error, Exception):
                 return  # an interrupt stays an interrupt
-            self.lines.append(f"  not yet  your code raised {one_line(error)}")
+            self.lines.append(f"  not yet  your code raised {one_line(error)}{_where(error)}")
             self.failed = True
         shown = "\n".join([self.task, *self.lines])
         if not self.failed:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -95,6 +96,11 @@ def _check_adapter(model: PeftModel) -> None:
         kind = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ValueError(
             f"train takes a model with one LoRA adapter, which get_peft_model names 'default'; this one has {names} ({kind})"
+        )
+    if sum(isinstance(module, LoraLayer) for module in model.modules()) > len(model.base_model.targeted_module_names):
+        raise ValueError(
+            "this base had LoRA layers already when it was given to get_peft_model, and they would be trained, too: "
+            "load a fresh one"
         )
 
 

@@ -106,6 +106,13 @@ def test_an_adapter_of_another_kind_is_refused_before_it_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_that_has_lora_layers_already_is_refused(base, model, tokenizer, train_pairs, tmp_path):
+    for target in ("q_proj", "v_proj"):
+        adapted = get_peft_model(model, LoraConfig(target_modules=[target], task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match="had LoRA layers already"):
+        train(adapted, tokenizer, train_pairs[:4], tmp_path / "run", base)
+
+
 def test_targets_given_as_a_pattern_are_recorded_by_their_names(base, model, tokenizer, train_pairs, tmp_path):
     adapted = get_peft_model(model, LoraConfig(target_modules=r".*\.(q|v)_proj", task_type="CAUSAL_LM"))
     assert train(adapted, tokenizer, train_pairs[:4], tmp_path / "run", base, epochs=1, quiet=True).targets == [
