@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 
@@ -104,15 +105,18 @@ def run(
     told, telling = os.pipe()
     with contextlib.ExitStack() as opened:
         opened.callback(os.close, telling)
-        calls = opened.enter_context(tempfile.TemporaryFile())  # bubblewrap reads the filter of system calls from it
-        calls.write(seccomp.program() or b"")
-        calls.seek(0)
+        # What bubblewrap reads of files: the filter of system calls, and what would show our folders in its command line.
+        calls = opened.enter_context(_readable(seccomp.program() or b""))
+        hidden = [
+            word for pair in (_environment() | (environment or {})).items() for word in ("--setenv", *pair)
+        ] + scene
+        words = opened.enter_context(_readable(b"".join(os.fsencode(word) + b"\0" for word in hidden)))
         process = subprocess.Popen(
-            [*_cage(limits, scene, environment or {}, telling, calls.fileno()), *command],
+            [*_cage(limits, words.fileno(), telling, calls.fileno()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[telling, calls.fileno()],
+            pass_fds=[telling, calls.fileno(), words.fileno()],
             cwd="/",
             env={"PATH": os.defpath},  # bubblewrap's own can be read, as /proc/1/environ, whatever it passes on
         )
@@ -196,7 +200,15 @@ def _give_away(folder: Path) -> None:
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
-def _cage(limits: Limits, scene: list[str], environment: Mapping[str, str], telling: int, calls: int) -> list[str]:
+@contextlib.contextmanager
+def _readable(content: bytes) -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield file
+
+
+def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
     """The command line up to the command itself; `telling` is where bubblewrap tells of the process it has made."""
     bwrap = shutil.which("bwrap")
     root = os.geteuid() == 0
@@ -228,8 +240,7 @@ def _cage(limits: Limits, scene: list[str], environment: Mapping[str, str], tell
             "sandbox",
             "--clearenv",
         ),
-        *(word for name, value in (_environment() | environment).items() for word in ("--setenv", name, value)),
-        *scene,
+        *("--args", str(words)),
         *("--chdir", FOLDER, "--"),
         *(become if root else []),
         *bounds,
