@@ -243,7 +243,9 @@ def _hand_back(one: Graded, course: Path, out: Path, url: str) -> None:
     """What the instructor and the student get of one verdict, written as soon as it is there."""
     write_feedback(one.verdict, out)
     if one.verdict.state != "grader failed":  # then all stays as it is, as in the gradebook
-        with suppress(UnusableName):  # the gradebook cannot have this student either, and says so at the end
+        # A student whom the gradebook cannot have, or a gradebook that is lost meanwhile, is told at the end; then the
+        # notebook stays as it is, so that the next run finds what has changed.
+        with suppress(UnusableName, GradebookError):
             _bring_up_to_date(one, course, url)
 
 

@@ -117,6 +117,12 @@ def test_of_a_self_check_that_stops_its_own_words_are_told_and_not_its_code(tmp_
 
 
 @needs_bwrap
+def test_a_self_check_names_the_line_of_the_function_that_broke(tmp_path):
+    told = failure(tmp_path, "def encode():\n    return {}['labels']", CHECK.format(task="encode()"))
+    assert "in encode, line 2: return {}['labels']" in told
+
+
+@needs_bwrap
 def test_what_a_student_is_told_is_short_and_printable(tmp_path):
     text = failure(tmp_path, "raise ValueError('\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07\\u202e<b>' + 'x' * 10**6)")
     assert text.startswith("homework.ipynb, cell 2 (part-0): ValueError: red <b>")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from grader import cli
 from grader.cli import app
 from grader.exercises import EXERCISES
+from grader.gradebook import GradebookError
 from grader.intake import HandIn
 from grader.judging import Setting, measure_bases
 from grader.ledger import Ledger
@@ -157,6 +158,22 @@ def test_only_another_hand_in_is_another_one_to_look_at(course, monkeypatch):
         assert call("--course", course, "--artifacts-only")[0] == 0
         assert asked == told
     assert (course / "build" / "grade" / "report.html").exists()  # of this course, not of the one that the grader is in
+
+
+def test_a_gradebook_that_cannot_mark_an_answer_stops_nothing_and_is_asked_again(course, monkeypatch):
+    def lost(*where):
+        raise GradebookError("locked")
+
+    shown = course / "autograded" / "ann" / EX1.id / f"{EX1.id}.ipynb"
+    hand_in(course, "# the first")
+    assert call("--course", course, "--artifacts-only")[0] == 0
+    hand_in(course, "# the second")
+    with monkeypatch.context() as broken:
+        broken.setattr(cli, "ask_for_another_look", lost)
+        assert call("--course", course, "--artifacts-only")[0] == 0
+    assert "# the first" in shown.read_text()
+    assert call("--course", course, "--artifacts-only")[0] == 0
+    assert "# the second" in shown.read_text()
 
 
 def test_artifacts_that_are_not_there_are_one_line(tmp_path):
