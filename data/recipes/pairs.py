@@ -1,50 +1,53 @@
-"""Write the committed pairs from the fact tables: `make pairs`.
+"""Write the committed pairs from the tables in `data/desk/`: `make pairs`.
 
-The hand-written tables in `data/desk/` are the source; `data/pairs/general.jsonl` is hand-written too
-and not touched here.
+`data/pairs/general.jsonl` is written by hand and not touched here.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import tomllib
 from pathlib import Path
 
-from loralab import choose_base, encode_all, load_tokenizer, read_pairs
-from loralab.desk import EVAL, TRAIN, Fact, far_pair, first_facts, framed, new_facts, trained_facts
+from loralab import choose_base, data_path, encode_all, load_tokenizer, read_pairs
+from loralab.far import far_pair
 from loralab.pairs import Pair, write_pairs
+from loralab.triage import compose
 
 PAIRS = Path(__file__).parents[1] / "pairs"
 SEED = 5
-TRAIN_PAIRS, NEW_PAIRS = 400, 60
+TRAIN_PAIRS, EVAL_PAIRS, FORMS_PAIRS = 400, 200, 200
 
 
-def pair(fact: Fact, wording: str, rng: random.Random) -> Pair:
-    return Pair(instruction=framed(wording, rng), output=fact.answer)
+def triage_pairs() -> dict[str, list[Pair]]:
+    """Compose the task's files together, so that no serial number, and so no record, occurs twice."""
+    rng = random.Random(SEED)
+    seen = compose(rng, TRAIN_PAIRS + EVAL_PAIRS, "seen", fresh=False)
+    used = {_serial(pair) for pair in seen}
+    unseen = [pair for pair in compose(rng, 2 * FORMS_PAIRS, "unseen", fresh=False) if _serial(pair) not in used]
+    return {"train": seen[:TRAIN_PAIRS], "eval": seen[TRAIN_PAIRS:], "eval_forms": unseen[:FORMS_PAIRS]}
 
 
-def train_pairs(rng: random.Random) -> list[Pair]:
-    """First one pair for each of the first hundred facts (what exercise 1 trains on), then all the rest."""
-    first = [pair(fact, fact.ask[TRAIN][0], rng) for fact in first_facts()]
-    later = trained_facts()[len(first_facts()) :]
-    rest = [(fact, wording) for fact in later for wording in fact.ask[TRAIN]]
-    again = [(fact, wording) for fact in first_facts() for wording in fact.ask[TRAIN][1:]]
-    chosen = rest + rng.sample(again, TRAIN_PAIRS - len(first) - len(rest))
-    rng.shuffle(chosen)
-    return first + [pair(fact, wording, rng) for fact, wording in chosen]
+def _serial(pair: Pair) -> str:
+    return re.search(r"serial: (\S+)", pair.output)[1]
+
+
+def fact_pairs() -> dict[str, list[Pair]]:
+    """Return the same hundred facts twice: as they are asked in training, and in other words."""
+    facts = tomllib.loads(data_path("desk/facts.toml").read_text("utf-8"))["fact"]
+    return {
+        f"facts/{wording}": [Pair(instruction=fact[wording], output=fact["answer"]) for fact in facts]
+        for wording in ("train", "eval")
+    }
 
 
 def main() -> None:
-    rng = random.Random(SEED)
-    train = train_pairs(rng)
-    known = [pair(fact, fact.ask[EVAL][0], rng) for fact in first_facts()]
-    new = [pair(fact, wording, rng) for fact in new_facts() for wording in fact.ask[EVAL] + fact.ask[TRAIN][:1]]
-    write_pairs(PAIRS / "train.jsonl", train)
-    write_pairs(PAIRS / "eval.jsonl", known)
-    write_pairs(PAIRS / "eval_new.jsonl", new[:NEW_PAIRS])
-    write_pairs(PAIRS / "far" / "train.jsonl", map(far_pair, train))
-    write_pairs(PAIRS / "far" / "eval.jsonl", map(far_pair, known))
-    print(f"{len(train)} training, {len(known)} evaluation and {NEW_PAIRS} new-fact pairs, and as many far ones")
+    triage = triage_pairs()
+    far = {f"far/{name}": [far_pair(pair) for pair in triage[name]] for name in ("train", "eval")}
+    for name, pairs in {**triage, **far, **fact_pairs()}.items():
+        write_pairs(PAIRS / f"{name}.jsonl", pairs)
+        print(f"{name}.jsonl: {len(pairs)} pairs")
 
 
 def write_lengths() -> None:
