@@ -54,12 +54,21 @@ ADVICE = {
         "Has the model learned to stop?",
         "Put the end-of-answer token after every answer, with itself as its label, and see that padding does not mask it.",
     ),
+    "exact match": Advice(
+        "Is the generated answer right, letter by letter, for messages that nobody has seen?",
+        "Generate answers to a few messages of eval.jsonl, compare them with the right ones field by field, and look for the "
+        "field that is wrong most often; then check pairs, epochs and learning rate.",
+    ),
+    "reads the question": Advice(
+        "Is the right answer much likelier after its own question than after another one?",
+        "See that every answer is trained with its own question, and compare with loralab.question_control.",
+    ),
     "fresh held-out PPL": Advice(
-        "Does the adapter help on questions that nobody has seen, about as much as honest runs of this exercise do?",
+        "Does the adapter help on messages that nobody has seen, about as much as honest runs of this exercise do?",
         "Check one thing at a time: the learning rate, the number of epochs, the answer mask, the training pairs.",
     ),
     "evaluation pairs unseen": Advice(
-        "Is it as good on new wordings as on the public evaluation pairs?",
+        "Is it as good on fresh messages as on the public evaluation pairs?",
         "Train on the training pairs only; eval.jsonl is for measuring.",
     ),
     "forgetting": Advice(

@@ -1,7 +1,7 @@
 """Bands: what honest runs of a solution measure, with how far the next honest run may be from them.
 
-A band is a two-sided normal tolerance interval on the logarithm of a ratio: with 95 % confidence it
-covers 99 % of all runs that differ by seed alone (Howe's approximation of the factor).
+A band is a two-sided normal tolerance interval: with 95 % confidence it covers 99 % of all runs that differ by seed
+alone (Howe's approximation of the factor). For perplexity ratios it is one on the logarithm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COVERAGE, CONFIDENCE = 0.99, 0.95
 
 
 class Band(BaseModel):
-    """Reference values of one ratio, and the interval in which an honest run falls."""
+    """Reference values of one measure, and the interval in which an honest run falls."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,6 +41,13 @@ class Band(BaseModel):
         ends = (math.exp(x) for x in (mean, sd, mean - reach, mean + reach))
         return cls(values=values, **dict(zip(("mean", "spread", "low", "high"), ends, strict=True)))
 
+    @classmethod
+    def linear(cls, values: list[float]) -> Band:
+        """Return the band of at least two values that are no ratios; `spread` is their standard deviation."""
+        mean, sd = statistics.fmean(values), statistics.stdev(values)
+        reach = tolerance_factor(len(values)) * sd
+        return cls(values=values, mean=mean, spread=sd, low=mean - reach, high=mean + reach)
+
 
 def tolerance_factor(n: int) -> float:
     """How many standard deviations a two-sided tolerance interval from `n` values reaches (Howe 1969)."""
@@ -50,10 +57,16 @@ def tolerance_factor(n: int) -> float:
 
 
 class RunBands(BaseModel):
-    """The bands of one run of an exercise: perplexity after over before, on fresh pairs and on general ones."""
+    """The bands of one run of an exercise.
+
+    Perplexity after over before, on fresh pairs and on general ones; on fresh pairs the share of exact answers, and the
+    question control's gain in nats per token.
+    """
 
     fresh_ratio: Band
     general_ratio: Band
+    exact: Band
+    question_gain: Band
 
 
 class BaseBands(BaseModel):

@@ -12,6 +12,7 @@ from scipy import stats
 
 from loralab import Base
 from loralab.measure import PPL_TOLERANCE
+from loralab.scores import Scores, differ
 
 from .bands import BaseBands, RunBands
 from .change import Factors, contained, likeness
@@ -28,17 +29,34 @@ MAX_LIKENESS = 0.9
 MAX_CONTAINED = 0.99
 # With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
 COPIED = 0.9999
-RANK_AND_TARGETS, HELD_OUT = "rank and targets", "fresh held-out PPL"
-FORGETTING_ROOM = 1.5  # the same for what is forgotten: how many times the references' worst loss, in nats, passes
-# What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs against runs
-# that learned the prompts, too, measured: on the desk 0.2 to 0.5 and 0.86, on the codes below 0 and 0.8. The far domain's
-# questions are in the language that its answers teach: 0.6 to 0.83 and 0.95 to 1.1, over twelve draws of the held-out
-# pairs. A run may have a limit of its own.
-MAX_QUESTION_GAIN = {"desk": 0.65, "far": 0.9, "codes": 0.65}
+RANK_AND_TARGETS, HELD_OUT, EXACT, QUESTION = (
+    "rank and targets",
+    "fresh held-out PPL",
+    "exact match",
+    "reads the question",
+)
+MIN_EXACT = 0.02  # a limit below this is none: with so few right answers exact match tells runs apart by luck
+FORGETTING_ROOM = 1.5  # how many times the references' worst loss on general pairs, in nats, passes
+# What was gained on the questions' own tokens, as a share of what was gained on the answers'.
+MAX_QUESTION_GAIN = {"triage": 0.65, "far": 0.9, "codes": 0.65}
 MAX_END_LOSS = 2.0  # nats; honest runs 0.01 to 0.8, runs that never saw the end 9
-# Public wordings over fresh ones: honest runs 1.02 to 1.03, runs trained on the public ones 0.65 to 0.9.
-MIN_PUBLIC_RATIO = 0.95
+# Public pairs against fresh ones: the probability, under equal ability, of losses as much lower as these are.
+MIN_UNSEEN_P = 1e-4
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
+# Points by check, before they are scaled to 100: ability decides most of them, and form alone earns less than 15.
+FORM = {"rank and targets": 5, "trainable share": 3, "adapter size": 3, "lora_B moved": 2}
+ABILITY = {HELD_OUT: 15, EXACT: 35, QUESTION: 10}
+# What an adapter passes as well that does nothing: these count only where it reads the question.
+MANNER = {
+    "training loss": 2,
+    "chat template": 5,
+    "prompt masked": 5,
+    "end of answer": 5,
+    "evaluation pairs unseen": 3,
+    "forgetting": 4,
+    "claims of run.json": 3,
+}
+POINTS = FORM | ABILITY | MANNER
 
 
 class Check(BaseModel):
@@ -118,21 +136,35 @@ def _not_evaluated(run: Run, why: str, points: float) -> Check:
 
 
 def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base) -> list[Check]:
-    honest = _honest(run, evidence)
-    return [
+    """Return the checks of one run, whose points sum to 100."""
+    honest, question = _honest(run, evidence), _question(evidence, band)
+    checks = [
         _rank_and_targets(run, evidence, base.source),
         _trainable(evidence),
         _size(evidence),
         _moved(evidence),
+        _exact(evidence, band),
+        question,
+        _held_out(run, evidence, band, base),
         _loss(evidence, believed=honest.passed),
         _template(evidence),
         _answers_only(run, evidence),
         _end(evidence),
-        _held_out(run, evidence, band, base),
-        _unseen(evidence),
+        _unseen(run, evidence),
         _forgetting(evidence, band),
         honest,
     ]
+    made = [check for check in checks if check is not None]
+    if not question.passed:
+        made = [_without_ability(check) if check.name in MANNER else check for check in made]
+    total = sum(check.points for check in made)
+    return [check.model_copy(update={"points": 100 * check.points / total}) for check in made]
+
+
+def _without_ability(check: Check) -> Check:
+    """A check that only says how an adapter was trained earns nothing where the adapter does not do the task."""
+    why = f'counts only if "{QUESTION}" passes'
+    return check.model_copy(update={"passed": False, "message": check.message or why})
 
 
 def _across_runs(exercise: Exercise, evidence: dict[str, Evidence]) -> list[Check]:
@@ -176,7 +208,7 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
             continue
         own, other = one.public.after.ppl, one.elsewhere.ppl
         found.append(f"{run.name}: PPL {own:.2f} there, {other:.2f} on the other")
-        if own >= other:
+        if not own < other:  # NaN is no better than anything
             kind = "a 4-bit base" if run.method == "qlora" else "a base that was not quantised"
             wrong.append(f"{run.name}: says {kind}, but its adapter does better on the other kind")
     return Check(
@@ -189,87 +221,86 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
     )
 
 
+def _check(name: str, expected: str, found: str, passed: bool, message: str) -> Check:
+    """Return a check of one run with its points; the message says why it failed and what to do."""
+    return Check(
+        name=name,
+        expected=expected,
+        found=found,
+        points=POINTS[name],
+        passed=passed,
+        message="" if passed else message,
+    )
+
+
 def _rank_and_targets(run: Run, evidence: Evidence, source: str) -> Check:
     settings = evidence.adapter.settings
     rank = run.rank_on(source)
-    passed = _fits(run, evidence, source)
     missing = [name for name in run.targets if name not in settings.targets]
-    message = ""
     if settings.r != rank:
         message = f"the adapter has rank {settings.r}; set r={rank} in LoraConfig"
     elif missing:
         message = f"target_modules lacks {', '.join(missing)}"
-    elif not passed:
+    else:
         message = f"target_modules has more than {', '.join(run.targets)}"
-    return Check(
-        name=RANK_AND_TARGETS,
+    return _check(
+        RANK_AND_TARGETS,
         expected=f"r={rank} on {', '.join(run.targets)}",
         found=f"r={settings.r} on {', '.join(settings.targets)}",
-        points=10,
-        passed=passed,
+        passed=_fits(run, evidence, source),
         message=message,
     )
 
 
 def _trainable(evidence: Evidence) -> Check:
     shape = evidence.shape
-    found = evidence.adapter.parameters
     claimed = (evidence.claim.trainable, evidence.claim.parameters)
-    passed = found == shape.trainable and claimed == (shape.trainable, shape.parameters)
     claim_percent = 100 * claimed[0] / claimed[1] if claimed[1] > 0 else math.nan
-    return Check(
-        name="trainable share",
+    return _check(
+        "trainable share",
         expected=f"{shape.trainable:,} of {shape.parameters:,} ({shape.trainable_percent:.4f} %)",
         found=f"{claimed[0]:,} of {claimed[1]:,} ({claim_percent:.4f} %)",
-        points=5,
-        passed=passed,
-        message="" if passed else "what was trained is not what this configuration trains: was the base frozen?",
+        passed=evidence.adapter.parameters == shape.trainable and claimed == (shape.trainable, shape.parameters),
+        message="what was trained is not what this configuration trains: was the base frozen?",
     )
 
 
 def _size(evidence: Evidence) -> Check:
     adapter = evidence.adapter
     expected = evidence.shape.file_bytes(adapter.dtype)
-    as_trained = {expected, evidence.shape.file_bytes(torch.float32)}  # a hand-in may store it in 16 bits
-    passed = adapter.file_bytes == expected and evidence.claim.adapter_bytes in as_trained
-    return Check(
-        name="adapter size",
+    as_trained = {expected, evidence.shape.file_bytes(torch.float32)}  # a submission may store it in 16 bits
+    return _check(
+        "adapter size",
         expected=f"{expected:,} bytes",
         found=f"{adapter.file_bytes:,} bytes (claimed {evidence.claim.adapter_bytes or 0:,})",
-        points=5,
-        passed=passed,
-        message="" if passed else "the file is not as peft writes this adapter: save it with model.save_pretrained",
+        passed=adapter.file_bytes == expected and evidence.claim.adapter_bytes in as_trained,
+        message="the file is not as peft writes this adapter: save it with model.save_pretrained",
     )
 
 
 def _moved(evidence: Evidence) -> Check:
     largest = evidence.adapter.largest_b
-    passed = largest > 0
-    return Check(
-        name="lora_B moved",
+    return _check(
+        "lora_B moved",
         expected="max |B| > 0",
         found=f"max |B| = {largest:.3g}",
-        points=5,
-        passed=passed,
-        message=""
-        if passed
-        else "B is still all zeros, so the adapter does nothing: it was saved before "
-        "training, or trained with a learning rate of zero",
+        passed=largest > 0,
+        message="B is still all zeros, so the adapter does nothing: it was saved before training, or trained with a "
+        "learning rate of zero",
     )
 
 
 def _loss(evidence: Evidence, believed: bool) -> Check:
-    """The one check of what a record alone tells; it is believed where what it says of the adapter is true."""
+    """Check the loss curve, which the record alone tells: believed where the record is true of its adapter."""
     losses, (start, end) = evidence.claim.losses, evidence.claim.loss_ends
     falls = end < start and all(map(math.isfinite, losses))
-    message = "" if believed else "run.json is not true of its own adapter, so not believed here"
+    message = "run.json is not true of its own adapter, so not believed here"
     if not falls:
         message = "run.json shows no finite, falling loss: no training, or one that diverged"
-    return Check(
-        name="training loss",
+    return _check(
+        "training loss",
         expected="finite, last quarter below the first",
         found=f"{start:.2f} to {end:.2f} in {len(losses)} steps",
-        points=5,
         passed=falls and believed,
         message=message,
     )
@@ -277,16 +308,13 @@ def _loss(evidence: Evidence, believed: bool) -> Check:
 
 def _template(evidence: Evidence) -> Check:
     own, other = evidence.habits.answer, evidence.habits.frames[evidence.habits.best_frame]
-    passed = own < other
-    return Check(
-        name="chat template",
+    frame = evidence.habits.best_frame
+    return _check(
+        "chat template",
         expected="answers best where it is asked in the chat template",
-        found=f"PPL {math.exp(own):.1f} in it, {math.exp(other):.1f} as {evidence.habits.best_frame}",
-        points=5,
-        passed=passed,
-        message=""
-        if passed
-        else f"it answers better as {evidence.habits.best_frame}: train in the frame in which it will be asked, the chat template",
+        found=f"PPL {math.exp(own):.1f} in it, {math.exp(other):.1f} as {frame}",
+        passed=own < other,
+        message=f"it answers better as {frame}: train in the format in which it will be asked, the chat template",
     )
 
 
@@ -294,44 +322,90 @@ def _answers_only(run: Run, evidence: Evidence) -> Check:
     limit = MAX_QUESTION_GAIN[run.subject] if run.max_question_gain is None else run.max_question_gain
     before, after = evidence.habits_before, evidence.habits
     gain, on_questions = before.answer - after.answer, before.question - after.question
-    passed = on_questions <= limit * max(gain, 0.5)
-    return Check(
-        name="prompt masked",
+    return _check(
+        "prompt masked",
         expected=f"gain on the questions' tokens at most {limit} of that on the answers'",
-        found=f"{on_questions:.2f} and {gain:.2f} nats a token",
-        points=5,
-        passed=passed,
-        message="" if passed else "it has learned to write questions, too: the labels of the prompt must be -100",
+        found=f"{on_questions:.2f} and {gain:.2f} nats per token",
+        passed=on_questions <= limit * max(gain, 0.5),
+        message="it has learned to write questions, too: the labels of the prompt must be -100",
     )
 
 
 def _end(evidence: Evidence) -> Check:
     loss = evidence.habits.end
-    passed = loss <= MAX_END_LOSS
-    return Check(
-        name="end of answer",
+    return _check(
+        "end of answer",
         expected=f"loss of the end-of-answer token at most {MAX_END_LOSS} nats",
         found=f"{loss:.2f} nats",
-        points=5,
-        passed=passed,
-        message=""
-        if passed
-        else "it has not learned to stop: the end-of-answer token must be in input_ids, with its own label",
+        passed=loss <= MAX_END_LOSS,
+        message="it has not learned to stop: the end-of-answer token must be in input_ids, with its own label",
     )
 
 
-def _unseen(evidence: Evidence) -> Check:
-    ratio = evidence.public.ratio / evidence.fresh.ratio
-    passed = ratio >= MIN_PUBLIC_RATIO
-    return Check(
-        name="evaluation pairs unseen",
-        expected=f"as good on fresh wordings as on the public ones (ratio at least {MIN_PUBLIC_RATIO})",
-        found=f"ratio {ratio:.2f}",
-        points=5,
+def _unseen(run: Run, evidence: Evidence) -> Check | None:
+    """Compare losses on public and on fresh pairs by rank; codes have no fresh ones, so nothing to compare."""
+    if run.subject == "codes":
+        return None
+    public, fresh = (
+        [nll / n for nll, n in zip(one.after.nll, one.after.tokens, strict=True)]
+        for one in (evidence.public, evidence.fresh)
+    )
+    p = float(stats.mannwhitneyu(public, fresh, alternative="less").pvalue)
+    passed = p >= MIN_UNSEEN_P
+    return _check(
+        "evaluation pairs unseen",
+        expected=f"losses on eval.jsonl like those on fresh pairs (Mann-Whitney p at least {MIN_UNSEEN_P:g})",
+        found=f"p = {p:.2g}",
         passed=passed,
-        message=""
-        if passed
-        else "far better on eval.jsonl than on fresh wordings: it was trained on the evaluation pairs",
+        message="better on eval.jsonl than on fresh pairs: it was trained on the evaluation pairs",
+    )
+
+
+def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
+    """Compare the share of fresh messages that were answered exactly; None where honest runs answer next to none."""
+    before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
+    if bands is None:
+        expected = "more right answers than the base gives, beyond chance (no band measured for this base)"
+        passed = after.value > before.value and differ(after, before)
+    else:
+        limit = HONEST_SHARE * bands.exact.low
+        if limit < MIN_EXACT:
+            return None
+        expected = f"at least {limit:.2f} ({len(bands.exact.values)} reference runs: {bands.exact.mean:.2f} on average)"
+        passed = after.value >= limit
+    return _check(
+        EXACT,
+        expected=expected,
+        found=f"{after.hits} of {after.of} fresh messages, 95 % interval {after.interval[0]:.2f} to {after.interval[1]:.2f}",
+        passed=passed,
+        message=_why_not_exact(evidence.scores),
+    )
+
+
+def _why_not_exact(scores: Scores) -> str:
+    """Name the field that is wrong most often, or that answers are no records at all."""
+    if scores.stopped.value < 0.5:
+        return "most answers do not end by themselves: was the end-of-answer token learned?"
+    if not scores.fields:
+        return "the answers are wrong: generate some and compare them with the right ones"
+    if scores.valid_records.value < 0.5:
+        return "most answers are no records with the wanted fields: generate some and read them"
+    field, hits = min(scores.fields.items(), key=lambda item: item[1])
+    return f"{field!r} is right in {hits} of {scores.count} answers only: generate some and compare"
+
+
+def _question(evidence: Evidence, bands: RunBands | None) -> Check:
+    """The right answer must be likelier after its own question than after another one."""
+    before, after = evidence.control_before.gain, evidence.control.gain
+    limit = HONEST_SHARE * bands.question_gain.low if bands else max(0.0, before)
+    low = evidence.control.interval[0]
+    passed = after >= limit and low > 0 and low > before
+    return _check(
+        QUESTION,
+        expected=f"the right answer at least {limit:.2f} nats per token likelier than after another question",
+        found=f"{after:.2f} nats per token ({before:.2f} without the adapter)",
+        passed=passed,
+        message="it answers without reading the question: are the answers paired with their own questions?",
     )
 
 
@@ -350,25 +424,18 @@ def _held_out(run: Run, evidence: Evidence, bands: RunBands | None, base: Base) 
         expected = f"ratio at most {limit:.4f} ({len(band.values)} reference runs: {band.low:.4f} to {band.high:.4f})"
         if fresh.ratio < band.low:
             found += ", better than the references"
-    return Check(
-        name=HELD_OUT,
-        expected=expected,
-        found=found,
-        points=30,
-        passed=passed,
-        message="" if passed else _why_held_out(run, evidence, base),
-    )
+    return _check(HELD_OUT, expected, found, passed, message=_why_held_out(run, evidence, base))
 
 
 def _why_held_out(run: Run, evidence: Evidence, base: Base) -> str:
     rate = evidence.claim.learning_rate
     if not base.learning_rate / 10 <= rate <= base.learning_rate * 10:
         size = "small" if rate < base.learning_rate else "large"
-        return f"the learning rate {rate:g} is far too {size} for this base; it is at home near {base.learning_rate:g}"
+        return f"the learning rate {rate:g} is far too {size} for this base; start near {base.learning_rate:g}"
     if run.subject == "codes":
         return "it knows the codes less well than honest runs do: check the epochs, the answer mask and the pairs"
     if evidence.fresh.ratio >= 0.98:
-        return "the adapter does not help on new questions: untrained, or trained on something else"
+        return "the adapter does not help on new messages: untrained, or trained on something else"
     return "it helps less than honest runs do: check the learning rate, the epochs, the answer mask and the data"
 
 
@@ -393,18 +460,14 @@ def paired_upper_bound(evidence: Evidence) -> float:
 
 def _forgetting(evidence: Evidence, bands: RunBands | None) -> Check:
     general = evidence.general
-    limit = bands.general_ratio.high**FORGETTING_ROOM if bands else 2.0
-    passed = general.ratio <= limit
-    return Check(
-        name="forgetting",
+    limit = max(bands.general_ratio.high, bands.general_ratio.high**FORGETTING_ROOM) if bands else 2.0
+    return _check(
+        "forgetting",
         expected=f"general PPL ratio at most {limit:.2f}",
         found=f"PPL {general.before.ppl:.1f} to {general.after.ppl:.1f} (ratio {general.ratio:.2f})",
-        points=10,
-        passed=passed,
-        message=""
-        if passed
-        else "it forgot more of what the base knew than honest runs do: lower the learning "
-        "rate or train for fewer epochs",
+        passed=general.ratio <= limit,
+        message="it forgot more of what the base knew than honest runs do: lower the learning rate or train for fewer "
+        "epochs",
     )
 
 
@@ -421,11 +484,10 @@ def _honest(run: Run, evidence: Evidence) -> Check:
         wrong.append(f"rank {claim.rank} on {', '.join(claim.targets)}, but the adapter has rank {settings.r}")
     if claim.method != run.method:
         wrong.append(f"method {claim.method!r}, but this run is to be trained with {run.method!r}")
-    return Check(
-        name="claims of run.json",
+    return _check(
+        "claims of run.json",
         expected=f"PPL {public.before.ppl:.1f} and {public.after.ppl:.2f} on eval.jsonl",
         found=f"PPL {claim.ppl_before or math.nan:.1f} and {claim.ppl_after or math.nan:.2f}",
-        points=10,
         passed=not wrong,
-        message="run.json does not match its own adapter: " + "; ".join(wrong) if wrong else "",
+        message="run.json does not match its own adapter: " + "; ".join(wrong),
     )

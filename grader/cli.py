@@ -316,7 +316,12 @@ def _measure(one: Exercise, base: Base, seeds: int, out: Path) -> None:
     measured = stored.bases[asked_for(base)] = _measured(base, evidence, seeds)
     console.print(stored.save(one.id).name, highlight=False)
     for name, band in measured.runs.items():
-        console.print(f"  {name}: ratio {band.fresh_ratio.low:.4f} to {band.fresh_ratio.high:.4f}", highlight=False)
+        ratio, exact = band.fresh_ratio, band.exact
+        console.print(
+            f"  {name}: ratio {ratio.low:.4f} to {ratio.high:.4f}, exact match {exact.mean:.2f} ± {exact.spread:.2f}, "
+            f"question gain {band.question_gain.mean:.2f} nats per token",
+            highlight=False,
+        )
 
 
 def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> BaseBands:
@@ -324,6 +329,8 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
         name: RunBands(
             fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
             general_ratio=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
+            exact=Band.linear([one[name].scores.exact_match.value for one in evidence]),
+            question_gain=Band.linear([round(one[name].control.gain, 5) for one in evidence]),
         )
         for name in evidence[0]
     }

@@ -13,9 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
-from loralab.desk import draw, far_pair, first_facts, locker_codes
+from loralab.codes import locker_codes
+from loralab.far import far_pair
 from loralab.precision import precision
+from loralab.scores import QuestionControl, Scores, question_control, score_answers
 from loralab.shapes import Shape, adapter_shape
+from loralab.triage import draw
 
 from .adapter import Adapter, Refused, attach, read_adapter
 from .exercises import Method, Run, Subject
@@ -42,12 +45,17 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model makes of the pairs of one subject; the kinds of pairs are those of `Evaluator.pairs`."""
+    """What one model makes of the pairs of one subject; the kinds of pairs are those of `Evaluator.pairs`.
+
+    `scores` and `control` are of the fresh pairs: are the answers right, and do they depend on the question?
+    """
 
     fresh: HeldOut
     public: HeldOut
     general: HeldOut
     habits: Habits
+    scores: Scores
+    control: QuestionControl
 
 
 # The bases themselves, by how they are held and what they are asked about: the same for every hand-in of a class.
@@ -70,6 +78,10 @@ class Evidence:
     general: BeforeAfter
     habits_before: Habits
     habits: Habits
+    scores_before: Scores
+    scores: Scores
+    control_before: QuestionControl
+    control: QuestionControl
     elsewhere: HeldOut | None = None
 
 
@@ -111,14 +123,15 @@ class Evaluator:
             return self._measure(model, subject)
 
     def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
-        pairs = self.pairs(subject)
+        pairs, length = self.pairs(subject), self.base.max_length
+        fresh = pairs["fresh"]
         with self._products():
-            few = habits(model, self.tokenizer, pairs["fresh"][:HABIT_PAIRS], self.base.max_length)
-        return Measured(**{kind: self._held_out(model, of_kind) for kind, of_kind in pairs.items()}, habits=few)
-
-    def _held_out(self, model: PreTrainedModel, pairs: list[Pair]) -> HeldOut:
-        with self._products():
-            return held_out(model, self.tokenizer, pairs, self.base.max_length)
+            return Measured(
+                **{kind: held_out(model, self.tokenizer, of_kind, length) for kind, of_kind in pairs.items()},
+                habits=habits(model, self.tokenizer, fresh[:HABIT_PAIRS], length),
+                scores=score_answers(model, self.tokenizer, fresh),
+                control=question_control(model, self.tokenizer, fresh, length),
+            )
 
     def _products(self) -> torch.autocast:
         """Within it a CPU that multiplies in bf16 does so, which is faster; a perplexity hardly moves."""
@@ -151,21 +164,25 @@ class Evaluator:
             general=BeforeAfter(before.general, after.general),
             habits_before=before.habits,
             habits=after.habits,
+            scores_before=before.scores,
+            scores=after.scores,
+            control_before=before.control,
+            control=after.control,
             elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
         )
 
     def _elsewhere(self, run: Run, adapter: Adapter) -> HeldOut:
         other: Method = "lora" if run.method == "qlora" else "qlora"
-        with self._wearing(adapter, other) as model:
-            return self._held_out(model, self.pairs(run.subject)["public"])
+        with self._wearing(adapter, other) as model, self._products():
+            return held_out(model, self.tokenizer, self.pairs(run.subject)["public"], self.base.max_length)
 
 
 def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
-    """What was learned by heart has no fresh wording."""
+    """Return the pairs of a subject by kind; memorised codes have no fresh ones."""
     if subject == "codes":
         fresh = public = locker_codes()
     else:
-        fresh = draw(seed, FRESH_PAIRS, among=first_facts())
+        fresh = draw(seed, FRESH_PAIRS)
         fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
         public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
     return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}

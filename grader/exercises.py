@@ -14,7 +14,7 @@ from loralab.shapes import ATTENTION, LINEAR, adapter_shape
 ROOT = Path(__file__).parents[1]
 
 Method = Literal["lora", "qlora"]
-Subject = Literal["desk", "far", "codes"]
+Subject = Literal["triage", "far", "codes"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Run:
     rank: int = 16
     targets: tuple[str, ...] = ATTENTION
     method: Method = "lora"
-    subject: Subject = "desk"
+    subject: Subject = "triage"
     size_of: Run | None = None
     max_question_gain: float | None = None
 

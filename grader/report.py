@@ -17,7 +17,7 @@ from rich.text import Text
 from loralab.files import write_whole
 
 from . import foreign, similarity
-from .checks import HELD_OUT, Check
+from .checks import EXACT, HELD_OUT, Check
 from .evaluate import Evidence
 from .exercises import EXERCISES
 from .feedback import feedback_path
@@ -43,7 +43,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
         return
     console.print(_one_run(verdict, title) if len(verdict.runs) <= 1 else _many_runs(verdict, title))
     for check in verdict.checks:
-        if check.name == HELD_OUT and len(verdict.runs) > 1:
+        if check.name in (EXACT, HELD_OUT) and len(verdict.runs) > 1:
             console.print(Text(foreign.shown(f"{check.run}: {check.found}")))
     if verdict.message:
         _print_reason(console, "the notebook did not run to its end", verdict.message)

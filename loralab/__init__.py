@@ -24,6 +24,7 @@ logging.getLogger("transformers.trainer_utils").addFilter(
 )
 
 try:
+    from .answers import Answer, answer, generate_answers
     from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
     from .data import data_path
     from .fourbit import keep_unpacked, nf4
@@ -31,7 +32,6 @@ try:
     from .measure import (
         HeldOut,
         adapter_bytes,
-        answer,
         held_out,
         parameter_counts,
         peak_memory,
@@ -42,6 +42,7 @@ try:
     from .plots import plot_loss, plot_ppl
     from .precision import Precision, precision
     from .record import RunRecord
+    from .scores import Scores, Share, question_control, recall, score, score_answers
     from .training import train
 
     gc.freeze()
@@ -51,18 +52,22 @@ finally:
 
 __all__ = [
     "PROFILES",
+    "Answer",
     "Base",
     "HeldOut",
     "Pair",
     "PairsError",
     "Precision",
     "RunRecord",
+    "Scores",
+    "Share",
     "adapter_bytes",
     "answer",
     "choose_base",
     "data_path",
     "encode",
     "encode_all",
+    "generate_answers",
     "held_out",
     "keep_unpacked",
     "load_model",
@@ -75,8 +80,12 @@ __all__ = [
     "plot_loss",
     "plot_ppl",
     "precision",
+    "question_control",
     "read_pairs",
+    "recall",
     "reset_peak_memory",
+    "score",
+    "score_answers",
     "train",
     "write_pairs",
 ]

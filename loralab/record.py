@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .files import write_whole
+from .scores import Scores
 
 RECORD_FILE = "run.json"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -68,6 +69,11 @@ class RunRecord(BaseModel):
     ppl_before: float | None = None
     ppl_after: float | None = None
     eval_pairs: int = 0
+    scores_before: Scores | None = Field(None, description="generated answers to the first evaluation pairs, before")
+    scores_after: Scores | None = Field(None, description="the same after training")
+    question_gain: float | None = Field(
+        None, description="nats per token that the right question saves, after training; near 0 it is ignored"
+    )
     dtype: str
     hardware: str = Field(default_factory=hardware)
     versions: dict[str, str] = Field(default_factory=versions)

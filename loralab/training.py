@@ -27,6 +27,7 @@ from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
 from .precision import precision
 from .record import RunRecord
+from .scores import question_control, score_answers
 
 SHORT = 256  # tokens
 
@@ -39,6 +40,7 @@ def train(
     base: Base,
     *,
     eval_pairs: Sequence[Pair] = (),
+    eval_answers: int = 100,
     epochs: float | None = None,
     batch_size: int = 4,
     learning_rate: float | None = None,
@@ -52,7 +54,8 @@ def train(
 
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
-    given, are measured before and after; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
+    given, are measured before and after: their perplexity, and the answers that are generated to the first
+    `eval_answers` of them (0: none); `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
     are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
     the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
     step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on, or an adapter of another kind.
@@ -68,9 +71,12 @@ def train(
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
     arguments = checkpointing_for(model, base, at_once, longest) | arguments
+    asked = eval_pairs[:eval_answers]
     measured = {"eval_pairs": len(eval_pairs)}
     if eval_pairs:
         measured["ppl_before"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
+    if asked:
+        measured["scores_before"] = score_answers(model, tokenizer, asked)
     trainer = Trainer(
         model=model,
         args=training_arguments(folder, epochs, batch_size, learning_rate, seed, **arguments),
@@ -83,11 +89,24 @@ def train(
     measured |= _run(trainer, longest)
     if eval_pairs:
         measured["ppl_after"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
+    if asked:
+        measured["scores_after"] = score_answers(model, tokenizer, asked)
+        measured["question_gain"] = _question_gain(model, tokenizer, asked, base.max_length)
     record = _record(trainer, name=folder.name, base=base.name, **measured)
     if isinstance(model, PeftModel):
         record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)
     return record
+
+
+def _question_gain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
+) -> float | None:
+    """Return the question control's gain in nats per token; None where too many answers are the same."""
+    try:
+        return question_control(model, tokenizer, pairs, max_length).gain
+    except ValueError:
+        return None
 
 
 def _check_adapter(model: PeftModel) -> None:

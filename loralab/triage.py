@@ -83,7 +83,8 @@ def _message(rng: random.Random, form: str, fresh: bool) -> tuple[Record, str]:
         opener=_sometimes(rng, OPENER, talk["openers"]),
         item=item["name"],
         kind=item["kind"],
-        serial=_sometimes(rng, CORRECTION, talk["corrections"]).format(wrong=wrong, serial=record.serial) or record.serial,
+        serial=_sometimes(rng, CORRECTION, talk["corrections"]).format(wrong=wrong, serial=record.serial)
+        or record.serial,
         fault=rng.choice(fault["says"]),
         extra=_extra(rng, item, contrast),
         closer=_sometimes(rng, CLOSER, talk["closers"]),
