@@ -80,10 +80,10 @@ bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks.grading
 	$(BIN)/python -m benchmarks.page
 
-pairs: $(READY)  ## write data/pairs/ from the fact tables in data/desk/
+pairs: $(READY)  ## write data/pairs/ from the tables in data/desk/
 	$(BIN)/python data/recipes/pairs.py
 
-heldout: $(READY)  ## draw fresh held-out pairs (SEED=7) into build/
+heldout: $(READY)  ## draw fresh pairs that no file has (SEED=7) into build/
 	@mkdir -p build && $(BIN)/loralab heldout --seed $(SEED) --out build/heldout-$(SEED).jsonl
 
 base: $(READY)  ## pretrain the embedded base from scratch, measure it and write its card (about an hour)

@@ -37,8 +37,9 @@ RANK_AND_TARGETS, HELD_OUT, EXACT, QUESTION = (
 )
 MIN_EXACT = 0.02  # a limit below this is none: with so few right answers exact match tells runs apart by luck
 FORGETTING_ROOM = 1.5  # how many times the references' worst loss on general pairs, in nats, passes
-# What was gained on the questions' own tokens, as a share of what was gained on the answers'.
-MAX_QUESTION_GAIN = {"triage": 0.65, "far": 0.9, "codes": 0.65}
+# What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs of the triage
+# unlearn the questions (-0.25 to -0.05); a run that learned them, too, has 0.8.
+MAX_QUESTION_GAIN = {"triage": 0.4, "far": 0.4, "codes": 0.65}
 MAX_END_LOSS = 2.0  # nats; honest runs 0.01 to 0.8, runs that never saw the end 9
 # Public pairs against fresh ones: the probability, under equal ability, of losses as much lower as these are.
 MIN_UNSEEN_P = 1e-4
@@ -319,7 +320,7 @@ def _template(evidence: Evidence) -> Check:
 
 
 def _answers_only(run: Run, evidence: Evidence) -> Check:
-    limit = MAX_QUESTION_GAIN[run.subject] if run.max_question_gain is None else run.max_question_gain
+    limit = MAX_QUESTION_GAIN[run.subject]
     before, after = evidence.habits_before, evidence.habits
     gain, on_questions = before.answer - after.answer, before.question - after.question
     return _check(

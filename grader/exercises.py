@@ -22,8 +22,7 @@ class Run:
     """A run that an exercise's notebook leaves behind, in `<RUNS>/<name>/`.
 
     `method` says on which base it is trained (as it is, or in 4 bits), `subject` on which pairs. With `size_of`, its
-    rank is the one at which it trains as nearly as possible as many parameters as that run. `max_question_gain` is the
-    limit of the check "prompt masked", where it is not that of all runs of the subject.
+    rank is the one at which it trains as nearly as possible as many parameters as that run.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Run:
     method: Method = "lora"
     subject: Subject = "triage"
     size_of: Run | None = None
-    max_question_gain: float | None = None
 
     def rank_on(self, source: str) -> int:
         """The rank that this run must have on the base at `source`."""
@@ -75,8 +73,7 @@ QKVO = Run("qkvo-8", 8)
 EXERCISES = {
     exercise.id: exercise
     for exercise in (
-        # In its eight epochs honest runs unlearn the questions: -0.24 to -0.10, against 0.49 to 0.63 of runs that learn them.
-        Exercise("ex1_first_adapter", "Your first adapter", (Run("first-adapter", max_question_gain=0.25),)),
+        Exercise("ex1_first_adapter", "Your first adapter", (Run("first-adapter"),)),
         Exercise("ex2_rank_sweep", "Which rank is enough?", tuple(Run(f"rank-{r}", r) for r in (4, 16, 64))),
         Exercise(
             "ex3_target_modules",

@@ -91,7 +91,7 @@ def trained(base, tokenizer, train_pairs, eval_pairs, tmp_path_factory) -> Calla
     def make(name: str, pairs=None, adapter: dict | None = None, run="first-adapter", model=None, **settings) -> Path:
         folder = tmp_path_factory.mktemp(name) / run
         model = with_adapter(model or load_model(base), **(adapter or {}))
-        options = {"eval_pairs": eval_pairs, "quiet": True} | settings
+        options = {"eval_pairs": eval_pairs, "eval_answers": 0, "quiet": True} | settings
         train(model, tokenizer, pairs or train_pairs, folder, base, **options)
         return folder
 

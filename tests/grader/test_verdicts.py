@@ -38,17 +38,17 @@ def test_an_honest_run_passes_with_all_points(verdict, honest):
 
 def test_grading_leaves_the_base_as_it_was(base, evaluator, honest):
     run = EX1.runs[0]
-    plain = Evaluator(base, 123, baselines={("lora", "desk"): evaluator.before("lora", "desk")})
+    plain = Evaluator(base, 123, baselines={("lora", "triage"): evaluator.before("lora", "triage")})
     assert plain.evaluate(run, honest).fresh == plain.evaluate(run, honest).fresh
-    again = plain._measure(plain.models["lora"], "desk")
-    assert again.fresh.ppl == pytest.approx(evaluator.before("lora", "desk").fresh.ppl)
+    again = plain._measure(plain.models["lora"], "triage")
+    assert again.fresh.ppl == pytest.approx(evaluator.before("lora", "triage").fresh.ppl)
 
 
 def test_an_untrained_adapter_is_refused(verdict, honest, model):
     with_adapter(model).save_pretrained(honest)
     messages = failed(verdict(honest))
     assert "B is still all zeros" in messages["lora_B moved"]
-    assert "the adapter does not help on new questions" in messages["fresh held-out PPL"]
+    assert "the adapter does not help on new messages" in messages["fresh held-out PPL"]
     assert "recomputed" in messages["claims of run.json"]
 
 

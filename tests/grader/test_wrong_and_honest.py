@@ -1,7 +1,6 @@
 """Plausible wrong solutions, each refused with its cause named, and honest variants, each accepted.
 
-They stand in for the run "rank-16" of exercise 2, which trains for half of the base's epochs; what compares runs is
-tried on the exercises themselves.
+They stand in for the run "rank-16" of exercise 2; what compares runs is tried on the exercises themselves.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ def encoded(train_pairs, tokenizer, base):
 
 
 @pytest.fixture(scope="session")
-def make(trained, base):
+def make(trained):
     """Trains the run, with what a case changes about it, and gives the folder that holds its run folder."""
 
     def run(name, **changes):
-        return trained(name, run=RUN, **({"epochs": base.epochs / 2} | changes)).parent
+        return trained(name, run=RUN, **changes).parent
 
     return run
 
@@ -75,7 +74,7 @@ def test_no_training(failures, sound, model):
 def test_prompt_not_masked(failures, make, encoded):
     whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]
     found = failures(make("prompt", encoded=whole))
-    assert list(found) == ["prompt masked"]
+    assert "prompt masked" in found
     assert "the labels of the prompt must be -100" in found["prompt masked"]
 
 
@@ -101,6 +100,20 @@ def test_a_learning_rate_a_hundred_times_off(failures, make, base, factor, size)
     assert f"far too {size} for this base" in said or "the training diverged, lower its learning rate" in said
 
 
+def test_answers_of_other_messages(evaluator, make, train_pairs):
+    """The form of a record is learned, and perplexity falls; the message is not read, and the points say so."""
+    answers = [pair.output for pair in train_pairs]
+    shuffled = [
+        pair.model_copy(update={"output": other})
+        for pair, other in zip(train_pairs, answers[1:] + answers[:1], strict=True)
+    ]
+    verdict = judge(evaluator, ONE, "student", make("shuffled", pairs=shuffled))
+    found = {check.name: check.message for check in verdict.checks if not check.passed}
+    assert "without reading the question" in found["reads the question"]
+    assert "exact match" in found and 'counts only if "reads the question" passes' in found["chat template"]
+    assert verdict.points < 15
+
+
 def test_swapped_targets(failures, make):
     found = failures(make("swapped", epochs=1, adapter={"targets": ["gate_proj", "up_proj", "down_proj"]}))
     assert "target_modules lacks q_proj, k_proj, v_proj, o_proj" in found["rank and targets"]
@@ -122,7 +135,7 @@ def test_an_adapter_saved_before_training(failures, sound, model):
 
 
 def test_trained_on_the_evaluation_pairs(failures, make, eval_pairs):
-    found = failures(make("on-eval", pairs=eval_pairs))
+    found = failures(make("on-eval", pairs=eval_pairs[:100]))
     assert "it was trained on the evaluation pairs" in found["evaluation pairs unseen"]
 
 
@@ -148,7 +161,7 @@ def test_the_same_adapter_for_all_three_ranks(evaluator, sound):
 def test_one_rank_was_trained_for_fewer_epochs_than_another(failures, make, sound):
     shutil.copytree(make("r4", adapter={"rank": 4}, epochs=1) / RUN, sound / "rank-4")
     found = failures(sound, EXERCISES["ex2_rank_sweep"])
-    assert "epochs differs: rank-4 1, rank-16 4" in found["one thing changed"]
+    assert "epochs differs: rank-4 1, rank-16 8" in found["one thing changed"]
 
 
 def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, sound):
@@ -189,7 +202,7 @@ HONEST = {
     "half the rate": {"learning_rate": 2.5e-3},
     "no dropout": {"adapter": {"dropout": 0.0}},
     "alpha as the rank": {"adapter": {"alpha": 16}},
-    "one epoch more": {"epochs": 5},
+    "one epoch more": {"epochs": 9},
     "long warm-up": {"warmup_steps": 0.3},
 }
 

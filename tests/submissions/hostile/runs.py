@@ -21,10 +21,9 @@ RUNS = Cases()
 case = RUNS.add
 Weights = dict[str, torch.Tensor]
 
-# What an adapter that does nothing earns by its form alone: its rank, size and shape, and a base that has forgotten
-# nothing. One that moves at random earns a little more. A record's losses are only claims: where the record does not
-# match its adapter, they must add nothing.
-IDLE, MOVED = 40, 50
+# What an adapter that does not do the task earns by its form alone: its rank, targets, count and size, and that it moved.
+# A record's losses are only claims: where the record does not match its adapter, they must add nothing.
+IDLE, MOVED = 15, 15
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -210,7 +209,7 @@ def record_with_lies(folder: Path, parts: Parts) -> None:
 
 
 @case(
-    "runs", "a sound adapter, and a record that claims a perplexity of 1", graded("does not match its own adapter", 90)
+    "runs", "a sound adapter, and a record that claims a perplexity of 1", graded("does not match its own adapter", 95)
 )
 def record_that_boasts(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "record-that-boasts") / RECORD, ppl_after=1.0)
@@ -233,7 +232,7 @@ def numbers_beyond_floats(folder: Path, parts: Parts) -> None:
 
 
 @case(
-    "runs", "a record without parameters, to divide by", graded("what was trained is not what this configuration", 95)
+    "runs", "a record without parameters, to divide by", graded("what was trained is not what this configuration", 97)
 )
 def division_by_zero(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "division-by-zero") / RECORD, parameters=0)
@@ -278,7 +277,7 @@ def reduce_in_the_config(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "reduce-in-the-config") / CONFIG, __reduce__=call)
 
 
-@case("runs", "__reduce__ in the metadata of a safetensors file", graded("not as peft writes this adapter", 95))
+@case("runs", "__reduce__ in the metadata of a safetensors file", graded("not as peft writes this adapter", 97))
 def reduce_in_metadata(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "reduce-in-metadata")
     call = json.dumps(["os.mkdir", [str(parts.outside / "metadata-was-run")]])
@@ -294,7 +293,7 @@ def script_in_the_record(folder: Path, parts: Parts) -> None:
     )
 
 
-@case("runs", "trained on the public evaluation pairs", graded("it was trained on the evaluation pairs", 95))
+@case("runs", "trained on the public evaluation pairs", graded("it was trained on the evaluation pairs", 97))
 def trained_on_the_evaluation_pairs(folder: Path, parts: Parts) -> None:
     parts_of_cheat = Parts(parts.on_eval, parts.on_eval, parts.outside)
     parts_of_cheat.run(folder / RUN, "trained-on-the-evaluation-pairs")
