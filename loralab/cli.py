@@ -21,8 +21,8 @@ def heldout(
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")] = Path("heldout.jsonl"),
 ) -> None:
     """Draw fresh held-out pairs in wordings that no training or evaluation file uses."""
-    from .desk import draw
     from .pairs import write_pairs
+    from .triage import draw
 
     try:
         pairs = draw(seed, count)
@@ -60,10 +60,10 @@ def gate(
     run: Path,
     decision: Annotated[str | None, typer.Option(metavar="keep|merge|swap", help="How it will be served.")] = None,
     licence: Annotated[str | None, typer.Option(help="The base's licence, e.g. apache-2.0.")] = None,
-    data: Annotated[str | None, typer.Option(help="What it was trained on, in a sentence, for its card.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base, where the run's own name for it is not found.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training data in one sentence, for the card.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
     eval_file: Annotated[Path | None, typer.Option("--eval", help="JSONL file with the held-out pairs.")] = None,
-    recompute: Annotated[bool, typer.Option(help="Measure both perplexities again.")] = False,
+    recompute: Annotated[bool, typer.Option(help="Measure perplexities and scores again.")] = False,
 ) -> None:
     """Judge a finished run by the nine points of the operating gate, and write its model card."""
     from transformers.utils.logging import disable_progress_bar
@@ -89,9 +89,11 @@ def sweep(
     methods: Annotated[str, typer.Option(help="Of lora, rslora, dora, pissa, qlora.")] = "lora",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = 3,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
-    epochs: Annotated[float | None, typer.Option(help="Default: a quarter of the base's own.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Default: the base's own. Fewer are faster, but exact match stays near zero.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the base's own.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the processors.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Runs trained at the same time; they share the processors.")] = 1,
     cluster: Annotated[
         str | None, typer.Option(help="Train on the workers of this dask scheduler, such as tcp://10.0.0.1:8786.")
     ] = None,
@@ -100,7 +102,11 @@ def sweep(
         "runs/sweep"
     ),
 ) -> None:
-    """Train every combination of ranks, targets, methods and seeds, and draw what came out."""
+    """Train every combination of ranks, targets, methods and seeds, and plot the results.
+
+    On the embedded base a run of 8 epochs takes 40 to 65 seconds on one CPU core: the 36 runs of the default take about
+    half an hour there, and about half of that with --workers 2 on two cores. Finished runs are kept: rerun to resume.
+    """
     from .bases import find_base
     from .sweep import plan, table
     from .sweep_report import write_report
@@ -123,13 +129,13 @@ def sweep(
     typer.echo(f"{', '.join(path.name for path in written)} are in {out}")
     others = len({path.parent for path in out.glob("*/run.json")} - {job.folder for job in jobs})
     if others:
-        typer.echo(f"{others} other runs in {out} are not shown: they are of other options")
+        typer.echo(f"{others} other runs in {out} are not shown: they belong to other options")
     if (runs["state"] == "failed").any():
         raise typer.Exit(1)
 
 
 def _left(jobs: Sequence[Job], workers: int, cluster: str | None, gpu: bool) -> int:
-    """How many jobs have still to be trained. Raises `ValueError` if they would not fit into memory."""
+    """Return the number of unfinished jobs. Raises `ValueError` if they would not fit into memory."""
     from .sweep import check_memory, check_memory_there, unfinished
 
     if gpu and cluster is None:
@@ -150,7 +156,7 @@ def _make_folder(out: Path) -> None:
 
 
 def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gpu: bool) -> None:
-    """Train the `left` jobs that have not finished, under a progress bar; what keeps all of them from it ends here."""
+    """Train the `left` unfinished jobs under a progress bar; exit if no job can be trained."""
     from tqdm.auto import tqdm
 
     from .sweep import sweep
@@ -162,9 +168,11 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
                 if isinstance(outcome, Exception):
                     bar.write(f"{job.name} failed: {outcome}")
                 else:
-                    bar.set_postfix_str(f"{job.name}: PPL {outcome.ppl_after:.2f}")
+                    scores = outcome.scores_after
+                    exact = f"exact match {scores.exact_match.value:.2f}, " if scores else ""
+                    bar.set_postfix_str(f"{job.name}: {exact}PPL {outcome.ppl_after:.2f}")
         except KeyboardInterrupt:
-            typer.echo("\nstopped; the same command goes on from here", err=True)
+            typer.echo("\nstopped: rerun the command to resume", err=True)
             raise typer.Exit(130) from None
         except ValueError as error:
             typer.echo(err=True)  # the bar's line ends here

@@ -1,4 +1,4 @@
-"""A sweep: the same training over ranks, target modules, methods and seeds, resumed where it was stopped."""
+"""Sweeps: one training run per rank, choice of targets, method and seed; an interrupted sweep resumes."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ METHODS: dict[str, dict[str, object]] = {
     "pissa": {"init_lora_weights": "pissa"},
     "qlora": {},  # plain LoRA; its base is held in 4 bits
 }
-TRAIN_PAIRS = 100
+TRAIN_PAIRS, EVAL_PAIRS = 100, 200
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a sweep, in the run folder `<out>/<name>/`.
+    """One training run of a sweep, in the run folder `<out>/<name>/`.
 
-    `method` and `targets` are names in `METHODS` and `TARGETS`; what stood there when the sweep was planned goes along
-    as `settings` (arguments of peft.LoraConfig) and `modules`.
+    `method` and `targets` are names in `METHODS` and `TARGETS`; `settings` (arguments of peft.LoraConfig) and `modules`
+    are what the two stood for when the sweep was planned. The run is measured on the first `eval_pairs` held-out pairs.
     """
 
     base: Base
@@ -64,6 +64,7 @@ class Job:
     epochs: float
     learning_rate: float
     out: Path
+    eval_pairs: int = EVAL_PAIRS
 
     @property
     def name(self) -> str:
@@ -74,11 +75,11 @@ class Job:
         return self.out / self.name
 
     def record(self) -> RunRecord | None:
-        """The record of this job if it has finished. Raises `ValueError` if its folder holds another training."""
+        """Return the job's record if it has finished. Raises `ValueError` if its folder holds a different run."""
         if not (self.folder / RECORD_FILE).exists():
             return None
         record = RunRecord.load(self.folder)
-        for field in ("epochs", "learning_rate"):
+        for field in ("epochs", "learning_rate", "eval_pairs"):
             there, wanted = getattr(record, field), getattr(self, field)
             if not math.isclose(there, wanted):
                 raise ValueError(
@@ -107,10 +108,13 @@ def plan(
     out: Path,
     epochs: float | None = None,
     learning_rate: float | None = None,
+    eval_pairs: int = EVAL_PAIRS,
 ) -> list[Job]:
-    """Every job of a sweep, seed by seed, so that an interrupted sweep has seen each setting.
+    """Return every job of a sweep, seed by seed, so that an interrupted sweep has tried each setting.
 
-    `epochs` defaults to a quarter of the base's own. Raises `ValueError`, in one line, for what cannot be trained.
+    `epochs` and `learning_rate` default to the base's own: with fewer epochs the embedded base learns little of the
+    task, and exact match stays near zero. With fewer `eval_pairs` a run takes less time and its measures are coarser;
+    answers are generated to at most 100 of them. Raises `ValueError`, in one line, for what cannot be trained.
     """
     for name, values, known in (("method", methods, METHODS), ("target", targets, TARGETS)):
         for value in values:
@@ -123,13 +127,15 @@ def plan(
             raise ValueError(f"rank {rank} is impossible: a rank is at least 1")
     if "pissa" in methods:
         _check_pissa(base, max(ranks), targets)
-    epochs = base.epochs / 4 if epochs is None else epochs
+    epochs = base.epochs if epochs is None else epochs
     rate = base.learning_rate if learning_rate is None else learning_rate
     if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
         raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+    if not 1 <= eval_pairs <= EVAL_PAIRS:
+        raise ValueError(f"{eval_pairs} held-out pairs are impossible: give 1 to {EVAL_PAIRS}")
     grid = itertools.product(range(seeds), dict.fromkeys(methods), dict.fromkeys(targets), sorted(set(ranks)))
     return [
-        Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out))
+        Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out), eval_pairs)
         for seed, method, group, rank in grid
     ]
 
@@ -207,14 +213,14 @@ def _train_pairs() -> list[Pair]:
 
 def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
     """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
-    errand = jobs, at_once(cluster, gpu)
-    for _, outcome in run_all(_check_away, [errand], cluster=cluster, gpu=gpu):
+    task = jobs, at_once(cluster, gpu)
+    for _, outcome in run_all(_check_away, [task], cluster=cluster, gpu=gpu):
         if isinstance(outcome, Exception):
             raise ValueError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
 
 
-def _check_away(errand: tuple[Sequence[Job], int]) -> None:
-    jobs, workers = errand
+def _check_away(task: tuple[Sequence[Job], int]) -> None:
+    jobs, workers = task
     check_memory([replace(job, base=on_this_machine(job.base)) for job in jobs], workers)
 
 
@@ -246,7 +252,7 @@ def _train(job: Job) -> RunRecord:
         _train_pairs(),
         job.folder,
         job.base,
-        eval_pairs=read_pairs(data_path("pairs/eval.jsonl")),
+        eval_pairs=read_pairs(data_path("pairs/eval.jsonl"))[: job.eval_pairs],
         epochs=job.epochs,
         learning_rate=job.learning_rate,
         seed=job.seed,
@@ -257,8 +263,8 @@ def _train(job: Job) -> RunRecord:
 def record_failure(job: Job, error: Exception) -> None:
     """Write `failure.json` into the job's folder: what failed, why, and where in the code."""
     trace = "".join(traceback.format_exception(error))
-    told = {"name": job.name, "error": one_line(error), "traceback": trace, "created": now()}
-    write_whole(job.folder / FAILURE_FILE, json.dumps(told, indent=1) + "\n")
+    failure = {"name": job.name, "error": one_line(error), "traceback": trace, "created": now()}
+    write_whole(job.folder / FAILURE_FILE, json.dumps(failure, indent=1) + "\n")
 
 
 def sweep(
@@ -277,11 +283,11 @@ def sweep(
     if cluster is None:
         outcomes = run_all(function, left, workers)
     else:
-        errands = [(function, job) for job in left]
-        outcomes = map(_bring_home, run_all(train_away, errands, cluster=cluster, gpu=gpu))
+        tasks = [(function, job) for job in left]
+        outcomes = map(_bring_home, run_all(train_away, tasks, cluster=cluster, gpu=gpu))
     for job, outcome in outcomes:
         if isinstance(outcome, Exception) and not (job.folder / FAILURE_FILE).exists():
-            record_failure(job, outcome)  # its process could not do it any more
+            record_failure(job, outcome)  # the worker died before writing it
         yield job, outcome
 
 
@@ -293,9 +299,9 @@ class Away:
     files: dict[str, bytes]
 
 
-def train_away(errand: tuple[Callable[[Job], RunRecord], Job]) -> Away:
-    """Train a job from another machine, in a folder that is gone afterwards."""
-    function, job = errand
+def train_away(task: tuple[Callable[[Job], RunRecord], Job]) -> Away:
+    """Train a job for another machine, in a temporary folder."""
+    function, job = task
     with tempfile.TemporaryDirectory(prefix="sweep-") as out:
         job = replace(job, base=on_this_machine(job.base), out=Path(out))
         try:
@@ -322,9 +328,11 @@ def _bring_home(ended: tuple[Any, Away | Exception]) -> tuple[Job, RunRecord | E
 
 
 def table(jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row a job: its settings, `state` (finished, failed or to do), and what it measured.
+    """Return one row per job: its settings, `state` (finished, failed or to do), and what it measured.
 
-    `loss` is the mean of the last quarter of the steps; `bytes` the size of the adapter's file.
+    `exact` is the share of held-out messages whose record is entirely right, `exact_low` and `exact_high` its 95 %
+    Wilson interval; all three are NaN if the data have no records. `question_gain` is in nats per token, `loss` the
+    mean of the last quarter of the steps, `bytes` the size of the adapter's file.
     """
     return pd.DataFrame([_row(job) for job in jobs])
 
@@ -348,6 +356,7 @@ def _row(job: Job) -> dict[str, object]:
             "train_pairs": record.train_pairs,
             "trainable": record.trainable,
             "bytes": record.adapter_bytes,
+            **_accuracy(record),
             "ppl_before": record.ppl_before,
             "ppl": record.ppl_after,
             "loss": record.loss_ends[1],
@@ -359,3 +368,13 @@ def _row(job: Job) -> dict[str, object]:
     if failure.exists():
         return row | {"state": "failed", "error": json.loads(failure.read_text("utf-8"))["error"]}
     return row | {"state": "to do"}
+
+
+def _accuracy(record: RunRecord) -> dict[str, float]:
+    """Return exact match with its interval, and the question gain; NaN for what was not measured."""
+    scores = record.scores_after
+    exact = low = high = math.nan
+    if scores and scores.valid_records:  # without records a right answer may have other words
+        exact, (low, high) = scores.exact_match.value, scores.exact_match.interval
+    gain = math.nan if record.question_gain is None else record.question_gain
+    return {"exact": exact, "exact_low": low, "exact_high": high, "question_gain": gain}

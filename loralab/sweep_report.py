@@ -1,4 +1,4 @@
-"""What a sweep shows: a tidy CSV, plots with error bars as PNG, and one HTML page that holds all of it."""
+"""Report a sweep: a tidy CSV, plots with error bars as PNG, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -28,41 +28,63 @@ COSTS = {  # column: its axis label and what it is divided by
     "peak_memory": ("peak memory (MiB)", 2**20),
     "bytes": ("adapter file (KB)", 1000),
 }
+EXACT = "exact match on held-out messages"
+PPL = "held-out perplexity (lower is better, log scale)"
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a sweep's table that have a finite perplexity."""
+    """Return the rows of a sweep's table that have a finite perplexity."""
     done = runs[runs["state"] == "finished"]
     return done[np.isfinite(done["ppl"])] if len(done) else done
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting: number of seeds, and mean and standard deviation over them of what was measured.
+    """Return one row per setting: number of seeds, and mean and standard deviation (`_sd`) of each measure over them.
 
     Raises `ValueError` if no run has finished with a finite perplexity.
     """
     done = finished(runs)
     if not len(done):
         raise ValueError("no run of this sweep has finished with a finite perplexity: train some first")
-    measured = ["trainable", "bytes", "ppl", "loss", "seconds", "peak_memory"]
+    measured = ["trainable", "bytes", "exact", "question_gain", "ppl", "loss", "seconds", "peak_memory"]
     groups = done.groupby(SETTING, sort=False)[measured]
     table = groups.mean().join(groups.std().add_suffix("_sd"))
-    return table.assign(seeds=groups.size()).reset_index()
+    intervals = done.groupby(SETTING, sort=False)[["exact_low", "exact_high"]].mean()  # drawn for one seed only
+    return table.join(intervals).assign(seeds=groups.size()).reset_index()
 
 
-def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
-    """The settings of a summary that no other one beats in both bytes and perplexity, the smallest first."""
-    ordered = table.sort_values(["bytes", "ppl"])
-    best = ordered["ppl"].cummin().shift(fill_value=np.inf)
-    return ordered[ordered["ppl"] < best]
+def measure_of(table: pd.DataFrame) -> str:
+    """Return the column that ranks settings: `exact` if every row has it, `ppl` otherwise."""
+    return "exact" if table["exact"].notna().all() else "ppl"
+
+
+def best_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort a summary by exact match and, where that is equal or missing, by perplexity."""
+    keys = ["exact", "ppl"] if measure_of(table) == "exact" else ["ppl"]
+    return table.sort_values(keys, ascending=[key == "ppl" for key in keys])
+
+
+def pareto_front(table: pd.DataFrame, measure: str | None = None) -> pd.DataFrame:
+    """Return the settings of a summary that no other one beats in both bytes and `measure`, the smallest first.
+
+    `measure` is `exact` or `ppl`; the default is what `measure_of` returns.
+    """
+    loss = table["ppl"] if (measure or measure_of(table)) == "ppl" else -table["exact"]
+    ordered = table.assign(loss=loss).sort_values(["bytes", "loss"])
+    best = ordered["loss"].cummin().shift(fill_value=np.inf)
+    return table.loc[ordered.index[ordered["loss"] < best]]
 
 
 def plot_against_rank(table: pd.DataFrame, column: str, label: str, unit: float = 1, axes: Axes | None = None) -> Axes:
-    """A column of a summary against rank, a line for each choice of targets and method, bars of one deviation."""
+    """Plot a column of a summary against rank, one line per choice of targets and method, with error bars.
+
+    A bar is one standard deviation over the seeds. A setting with one seed has a bar for exact match only: its 95 %
+    Wilson interval.
+    """
     axes = axes or plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
     for name, rows, style in _lines(table):
         rows = rows.sort_values("rank")
-        bars = rows[f"{column}_sd"].fillna(0) / unit
+        bars = _bars(rows, column) / unit
         axes.errorbar(rows["rank"], rows[column] / unit, yerr=bars, capsize=3, linewidth=2, label=name, **style)
     ranks = sorted(table["rank"].unique())
     axes.set(xlabel="rank r", ylabel=label, xscale="log")
@@ -72,9 +94,19 @@ def plot_against_rank(table: pd.DataFrame, column: str, label: str, unit: float 
     return axes
 
 
+def _bars(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """Return the error bars of a column, [2, rows]: their lengths below and above the marks."""
+    deviation = rows[f"{column}_sd"].fillna(0)
+    if column != "exact":
+        return np.array([deviation, deviation])
+    alone = rows["seeds"] == 1
+    below, above = rows["exact"] - rows["exact_low"], rows["exact_high"] - rows["exact"]
+    return np.array([below.where(alone, deviation), above.where(alone, deviation)])
+
+
 def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
-    """The lines of a plot: a colour for each choice of targets (or method, if all have the same targets), a marker and
-    a dash for each method."""
+    """Yield the lines of a plot: a colour per choice of targets (or per method, if all have the same targets), a
+    marker and a dash per method."""
     targets, methods = (list(dict.fromkeys(table[column])) for column in ("targets", "method"))
     for (method, group), rows in table.groupby(["method", "targets"], sort=False):
         which = methods.index(method)
@@ -90,20 +122,30 @@ def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
 
 
 def plot_quality(runs: pd.DataFrame) -> Figure:
-    """Held-out perplexity against rank, with the base's own."""
-    axes = plot_against_rank(summary(runs), "ppl", "held-out perplexity (lower is better, log scale)")
+    """Plot exact match, if it was measured, and held-out perplexity against rank."""
+    table = summary(runs)
+    columns = ["exact", "ppl"] if measure_of(table) == "exact" else ["ppl"]
+    figure, panels = plt.subplots(
+        1, len(columns), figsize=(3 + 4.5 * len(columns), 4.5), layout="constrained", squeeze=False
+    )
+    for axes, column in zip(panels.flat, columns, strict=True):
+        plot_against_rank(table, column, EXACT if column == "exact" else PPL, axes=axes)
+        if column == "exact":
+            axes.set_ylim(-0.03, 1.03)
     before = finished(runs)["ppl_before"].iloc[0]
     axes.set_yscale("log")
-    axes.axhline(before, color=COLOURS[6], linestyle=":", label=f"the base untrained: {before:.0f}")
-    seeds = int(summary(runs)["seeds"].max())
+    axes.axhline(before, color=COLOURS[6], linestyle=":", label=f"the base untrained: PPL {before:.0f}")
+    seeds = int(table["seeds"].max())
     spread = f"{seeds} seeds, ± one deviation" if seeds > 1 else "one seed"
-    axes.set_title(f"{runs['base'].iloc[0]}: what rank buys ({spread})")
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return axes.figure
+    if seeds == 1 and "exact" in columns:
+        spread += ", 95 % intervals of exact match"
+    figure.suptitle(f"{runs['base'].iloc[0]}: what rank buys ({spread})")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    return figure
 
 
 def plot_costs(runs: pd.DataFrame) -> Figure:
-    """Training loss, time, memory and adapter size against rank."""
+    """Plot training loss, time, memory and adapter size against rank."""
     figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     table = summary(runs)
     for axes, (column, (label, unit)) in zip(panels.flat, COSTS.items(), strict=True):
@@ -119,26 +161,29 @@ def plot_costs(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_pareto(runs: pd.DataFrame) -> Figure:
-    """Perplexity against the adapter's size; the front joins what no other setting beats in both."""
+def plot_pareto(runs: pd.DataFrame, measure: str | None = None) -> Figure:
+    """Plot `measure` (see `pareto_front`) against the adapter's size; the front joins the settings that nothing beats
+    in both."""
     table = summary(runs)
     table["bytes"] /= 1000
-    front = pareto_front(table)
+    measure = measure or measure_of(table)
+    front = pareto_front(table, measure)
     axes = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
     axes.step(
-        front["bytes"], front["ppl"], where="post", color=COLOURS[6], linewidth=1.5, zorder=0, label="Pareto front"
+        front["bytes"], front[measure], where="post", color=COLOURS[6], linewidth=1.5, zorder=0, label="Pareto front"
     )
     for name, rows, style in _lines(table):
-        bars = rows["ppl_sd"].fillna(0)
-        axes.errorbar(rows["bytes"], rows["ppl"], yerr=bars, capsize=3, label=name, **style | {"linestyle": "none"})
-    for row in front.itertuples():
-        axes.annotate(f"r {row.rank}", (row.bytes, row.ppl), (5, 5), textcoords="offset points", fontsize="small")
+        bars, style = _bars(rows, measure), style | {"linestyle": "none"}
+        axes.errorbar(rows["bytes"], rows[measure], yerr=bars, capsize=3, label=name, **style)
+    for rank, size, value in front[["rank", "bytes", measure]].itertuples(index=False):
+        axes.annotate(f"r {rank:.0f}", (size, value), (5, 5), textcoords="offset points", fontsize="small")
+    goal, label, scale = ("perplexity", PPL, "log") if measure == "ppl" else ("exact match", EXACT, "linear")
     axes.set(
-        title="The cheapest adapter for a given perplexity",
+        title=f"The smallest adapter for a given {goal}",
         xlabel="adapter file (KB, log scale)",
-        ylabel="held-out perplexity (log scale)",
+        ylabel=label,
         xscale="log",
-        yscale="log",
+        yscale=scale,
     )
     axes.margins(0.08)
     axes.grid(alpha=0.3)
@@ -146,11 +191,11 @@ def plot_pareto(runs: pd.DataFrame) -> Figure:
     return axes.figure
 
 
-FIGURES = {"perplexity": plot_quality, "costs": plot_costs, "pareto": plot_pareto}
+FIGURES = {"quality": plot_quality, "costs": plot_costs, "pareto": plot_pareto}
 
 
 def write_report(runs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write `sweep.csv`, the figures and `sweep.html` into `folder`; returns what was written.
+    """Write `sweep.csv`, the figures and `sweep.html` into `folder`; return their paths.
 
     Without a finished run only the CSV is written.
     """
@@ -170,7 +215,7 @@ def _saved(figure: Figure, path: Path) -> Path:
 
 def _page(runs: pd.DataFrame, pictures: Sequence[Path]) -> str:
     done = finished(runs)
-    table = summary(runs).sort_values("ppl")
+    table = best_first(summary(runs))
     return TEMPLATE.get_template("sweep.html.j2").render(
         base=runs["base"].iloc[0],
         first=runs.iloc[0],
@@ -181,6 +226,7 @@ def _page(runs: pd.DataFrame, pictures: Sequence[Path]) -> str:
         failed=runs[runs["state"] == "failed"].to_dict("records"),
         pictures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
         rows=table.to_dict("records"),
+        exact=measure_of(table) == "exact",
         front=set(pareto_front(table).index),
         indices=list(table.index),
         hardware=hardware(),

@@ -20,12 +20,24 @@ from loralab import sweep as sweep_module
 from loralab.cli import app
 from loralab.fit import GIB
 from loralab.memory import T4_BYTES
+from loralab.scores import Scores
 from loralab.shapes import TARGETS
 from loralab.sweep import FAILURE_FILE, METHODS, check_memory, plan, record_failure, sweep, table, train_job
-from loralab.sweep_report import finished, pareto_front, plot_against_rank, summary, write_report
+from loralab.sweep_report import (
+    best_first,
+    finished,
+    measure_of,
+    pareto_front,
+    plot_against_rank,
+    plot_pareto,
+    plot_quality,
+    summary,
+    write_report,
+)
 from tests.conftest import CONFIGS
 
 SHORT = 0.04  # epochs: one step
+EVALUATED = 16  # held-out pairs of runs that are trained
 
 
 @pytest.fixture
@@ -36,7 +48,7 @@ def run():
 @pytest.fixture(scope="module")
 def every_method(base, tmp_path_factory):
     """One short run of each method, in processes of their own."""
-    jobs = plan(base, [4], ["qkvo"], list(METHODS), 1, tmp_path_factory.mktemp("sweep"), SHORT)
+    jobs = plan(base, [4], ["qkvo"], list(METHODS), 1, tmp_path_factory.mktemp("sweep"), SHORT, eval_pairs=EVALUATED)
     return jobs, {job.method: outcome for job, outcome in sweep(jobs, workers=2)}
 
 
@@ -51,7 +63,7 @@ def test_a_saved_adapter_of_each_method_does_what_its_record_says(every_method, 
         if job.method == "qlora":
             continue
         model = PeftModel.from_pretrained(load_model(base), job.folder)
-        again = perplexity(model, tokenizer, eval_pairs, base.max_length)
+        again = perplexity(model, tokenizer, eval_pairs[:EVALUATED], base.max_length)
         assert math.isclose(again, outcomes[job.method].ppl_after, rel_tol=1e-3), job.method
 
 
@@ -72,12 +84,24 @@ def fail_on_rank_2(job):
     return finish(job)
 
 
+# Exact answers of 100 by rank and seed. Rank 4 is worse than rank 1 in exact match and better in perplexity.
+EXACT = {1: (20, 30), 4: (10, 10), 8: (80, 60), 9: (0, 0)}
+
+
+def finish_with_records(job):
+    exact = EXACT[job.rank][job.seed]
+    scores = Scores(count=100, exact=exact, ended=100, valid=100)
+    record = finish(job).model_copy(update={"scores_after": scores, "question_gain": exact / 100})
+    record.save(job.folder)
+    return record
+
+
 def finish(job):
     record = RunRecord(
         name=job.name, base=job.base.name, trainable=job.rank, parameters=100, adapter_bytes=1000 * job.rank,
         train_pairs=7, tokens=10, epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed,
         alpha=job.settings.get("lora_alpha", 2 * job.rank), dropout=job.settings.get("lora_dropout", 0), targets=sorted(job.modules), losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
-        ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
+        eval_pairs=job.eval_pairs, ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
     )  # fmt: skip
     record.save(job.folder)
     return record
@@ -123,13 +147,121 @@ def test_the_summary_and_the_front_are_what_the_runs_say(jobs):
     assert list(front["rank"]) == [1, 8]
 
 
+@pytest.fixture
+def with_records(base, tmp_path):
+    """The table of a sweep whose runs have exact match; those of rank 9 diverged."""
+    jobs = plan(base, [1, 4, 8, 9], ["qv"], ["lora"], 2, tmp_path)
+    for job in jobs:
+        finish_with_records(job)
+    return table(jobs)
+
+
+def test_the_table_has_exact_match_with_its_interval_and_the_question_gain(with_records):
+    run = with_records.set_index("run").loc["lora-qv-r1-s0"]
+    assert run["exact"] == 0.2 and run["question_gain"] == 0.2
+    assert run["exact_low"] == pytest.approx(0.1334, abs=1e-4)  # Wilson's interval of 20 in 100
+    assert run["exact_high"] == pytest.approx(0.2888, abs=1e-4)
+    means = summary(with_records).set_index("rank")
+    assert dict(means["exact"].round(9)) == {1: 0.25, 4: 0.1, 8: 0.7}
+    assert means["exact_sd"][8] == pytest.approx(0.1 * math.sqrt(2))
+    assert means["question_gain"][8] == pytest.approx(0.7)
+
+
+def test_exact_match_decides_the_front_and_the_order_where_it_was_measured(with_records):
+    rows = summary(with_records)
+    assert measure_of(rows) == "exact"
+    assert list(pareto_front(rows)["rank"]) == [1, 8]  # rank 4 is larger and worse than rank 1
+    assert list(pareto_front(rows, "ppl")["rank"]) == [1, 4, 8]
+    assert list(best_first(rows)["rank"]) == [8, 1, 4]
+    assert list(pareto_front(rows).columns) == list(rows.columns)
+
+
+def test_equal_exact_match_is_ordered_by_perplexity(with_records):
+    rows = summary(with_records).assign(exact=0.0)
+    assert list(best_first(rows)["rank"]) == [8, 4, 1]
+    assert list(pareto_front(rows)["rank"]) == [1]
+
+
+@pytest.mark.parametrize("without", ["all", "one"])
+def test_perplexity_decides_where_a_run_has_no_exact_match(with_records, without):
+    with_records.loc[: 0 if without == "one" else None, ["exact", "exact_low", "exact_high"]] = math.nan
+    rows = summary(with_records[with_records["seed"] == 0])
+    assert measure_of(rows) == "ppl"
+    assert list(pareto_front(rows)["rank"]) == [1, 4, 8]
+    assert list(best_first(rows)["rank"]) == [8, 4, 1]
+    assert [axes.get_ylabel() for axes in plot_quality(with_records[with_records["seed"] == 0]).axes] == [
+        "held-out perplexity (lower is better, log scale)"
+    ]
+
+
+def test_answers_that_are_no_records_have_no_exact_match(base, tmp_path):
+    (job,) = plan(base, [1], ["qv"], ["lora"], 1, tmp_path)
+    record = finish_with_records(job)
+    scores = record.scores_after.model_copy(update={"valid": None})
+    record.model_copy(update={"scores_after": scores}).save(job.folder)
+    (row,) = table([job]).to_dict("records")
+    assert math.isnan(row["exact"]) and math.isnan(row["exact_low"])
+    assert row["question_gain"] == 0.2
+
+
+def error_bars(axes):
+    """The lower and upper ends of every error bar of a plot, in the order of the marks."""
+    (bars,) = [container.lines[2][0] for container in axes.containers]
+    return [tuple(segment[:, 1].round(3)) for segment in bars.get_segments()]
+
+
+def test_bars_are_deviations_over_seeds_and_wilson_intervals_for_one_seed(with_records):
+    exact, ppl = plot_quality(with_records).axes
+    assert error_bars(exact) == [(0.179, 0.321), (0.1, 0.1), (0.559, 0.841)]
+    assert exact.get_ylabel() == "exact match on held-out messages"
+    assert error_bars(ppl)[0] == (49.793, 51.207)
+    alone = with_records[with_records["seed"] == 0]
+    exact, ppl = plot_quality(alone).axes
+    assert error_bars(exact) == [(0.133, 0.289), (0.055, 0.174), (0.711, 0.867)]
+    assert error_bars(ppl)[0] == (50, 50)
+    assert error_bars(plot_pareto(alone).axes[0])[0] == (0.133, 0.289)
+
+
+def test_the_front_is_drawn_over_exact_match_and_over_perplexity_when_asked(with_records):
+    (axes,) = plot_pareto(with_records).axes
+    assert axes.get_ylabel() == "exact match on held-out messages" and axes.get_yscale() == "linear"
+    assert [text.get_text() for text in axes.texts] == ["r 1", "r 8"]
+    (axes,) = plot_pareto(with_records, "ppl").axes
+    assert axes.get_ylabel().startswith("held-out perplexity") and axes.get_yscale() == "log"
+    assert [text.get_text() for text in axes.texts] == ["r 1", "r 4", "r 8"]
+
+
+def test_the_page_shows_exact_match_and_perplexity(with_records, tmp_path):
+    page = write_report(with_records, tmp_path)[-1].read_text()
+    assert "<th>exact match</th><th>question gain</th><th>perplexity</th>" in page
+    assert "<td>0.25 ± 0.07</td><td>0.25</td><td>50.50 ± 0.71</td>" in page
+    assert page.index("<td>0.70 ± 0.14</td>") < page.index("<td>0.25 ± 0.07</td>") < page.index("<td>0.10 ± 0.00</td>")
+    assert page.count('class="front"') == 2
+    assert set(pd.read_csv(tmp_path / "sweep.csv").columns) >= {"exact", "exact_low", "exact_high", "question_gain"}
+    page = write_report(with_records[with_records["seed"] == 0], tmp_path)[-1].read_text()
+    assert "<td>0.20 (0.13 to 0.29)</td>" in page
+
+
+@pytest.mark.parametrize("count", [0, 201])
+def test_an_impossible_number_of_held_out_pairs_is_one_line(base, tmp_path, count):
+    with pytest.raises(ValueError, match=f"^{count} held-out pairs are impossible: give 1 to 200$"):
+        plan(base, [1], ["qv"], ["lora"], 1, tmp_path, eval_pairs=count)
+
+
+def test_a_sweep_takes_the_base_s_own_epochs(base, tmp_path):
+    (job,) = plan(base, [1], ["qv"], ["lora"], 1, tmp_path)
+    assert job.epochs == base.epochs
+    (job,) = plan(replace(base, epochs=3), [1], ["qv"], ["lora"], 1, tmp_path)
+    assert job.epochs == 3
+
+
 def test_the_report_is_whole_and_needs_no_other_file(jobs, tmp_path):
     list(sweep(jobs, function=fail_on_rank_2))
     written = write_report(table(jobs), tmp_path)
-    assert [path.name for path in written] == ["sweep.csv", "perplexity.png", "costs.png", "pareto.png", "sweep.html"]
+    assert [path.name for path in written] == ["sweep.csv", "quality.png", "costs.png", "pareto.png", "sweep.html"]
     page = written[-1].read_text()
     assert page.count("data:image/png;base64,") == 3
-    assert "http" not in page and 'src="perplexity' not in page
+    assert "http" not in page and 'src="quality' not in page and "<th>exact match</th>" not in page
     assert "2 failed" in page and "2 diverged" in page and "MemoryError: too much" in page
     assert len(pd.read_csv(written[0])) == len(jobs)
 
@@ -174,8 +306,10 @@ def test_nothing_is_drawn_before_a_run_has_finished(jobs, tmp_path):
 
 def test_a_folder_of_another_sweep_is_not_mixed_in(jobs):
     fail_on_rank_2(jobs[-1])
-    with pytest.raises(ValueError, match="holds a run with epochs 2, not 3: give another --out"):
+    with pytest.raises(ValueError, match="holds a run with epochs 8, not 3: give another --out"):
         replace(jobs[-1], epochs=3.0).record()
+    with pytest.raises(ValueError, match="holds a run with eval_pairs 200, not 50: give another --out"):
+        replace(jobs[-1], eval_pairs=50).record()
 
 
 def test_a_run_of_a_method_that_has_changed_since_is_not_taken_for_its_own(every_method):
@@ -329,4 +463,5 @@ def test_the_command_trains_draws_and_repeats_nothing(run, tmp_path):
     first = run(*words)
     assert first.exit_code == 0, first.output
     assert "sweep.html are in" in first.output
+    assert "1 runs on embedded" in first.output and list(pd.read_csv(tmp_path / "sweep.csv")["exact"]) == [0]
     assert "1 of them finished before" in run(*words).output
