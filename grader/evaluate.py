@@ -123,14 +123,15 @@ class Evaluator:
             return self._measure(model, subject)
 
     def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
-        pairs, length = self.pairs(subject), self.base.max_length
+        pairs, tokenizer, length = self.pairs(subject), self.tokenizer, self.base.max_length
         fresh = pairs["fresh"]
         with self._products():
+            losses = {kind: held_out(model, tokenizer, of_kind, length) for kind, of_kind in pairs.items()}
             return Measured(
-                **{kind: held_out(model, self.tokenizer, of_kind, length) for kind, of_kind in pairs.items()},
-                habits=habits(model, self.tokenizer, fresh[:HABIT_PAIRS], length),
-                scores=score_answers(model, self.tokenizer, fresh),
-                control=question_control(model, self.tokenizer, fresh, length),
+                **losses,
+                habits=habits(model, tokenizer, fresh[:HABIT_PAIRS], length),
+                scores=score_answers(model, tokenizer, fresh),
+                control=question_control(model, tokenizer, fresh, length, own=losses["fresh"]),
             )
 
     def _products(self) -> torch.autocast:
