@@ -29,6 +29,7 @@ try:
     from .data import data_path
     from .fourbit import keep_unpacked, nf4
     from .handin import pack
+    from .leaks import find_leaks
     from .measure import (
         HeldOut,
         adapter_bytes,
@@ -67,6 +68,7 @@ __all__ = [
     "data_path",
     "encode",
     "encode_all",
+    "find_leaks",
     "generate_answers",
     "held_out",
     "keep_unpacked",

@@ -20,7 +20,7 @@ def heldout(
     count: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 100,
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")] = Path("heldout.jsonl"),
 ) -> None:
-    """Draw fresh held-out pairs in wordings that no training or evaluation file uses."""
+    """Draw fresh held-out pairs whose messages and records are in no training or evaluation file."""
     from .pairs import write_pairs
     from .triage import draw
 
@@ -36,9 +36,14 @@ def heldout(
 
 
 @app.command()
-def check(pairs: Path, base: str = "embedded") -> None:
-    """Check a JSONL file of instruction pairs: format, duplicates, and whether each fits the base."""
+def check(
+    pairs: Path,
+    base: str = "embedded",
+    eval_file: Annotated[Path | None, typer.Option("--eval", help="JSONL file with the evaluation pairs.")] = None,
+) -> None:
+    """Check JSONL files of instruction pairs: format, duplicates, length, and evaluation pairs in the training data."""
     from .bases import find_base, load_tokenizer
+    from .leaks import find_leaks
     from .pairs import PairsError, encode, read_pairs
 
     try:
@@ -48,11 +53,17 @@ def check(pairs: Path, base: str = "embedded") -> None:
         _stop(f"--base: {error}")
     try:
         good = read_pairs(pairs, tokenizer, chosen.max_length)
+        asked = read_pairs(eval_file, tokenizer, chosen.max_length) if eval_file else []
     except PairsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     lengths = sorted(len(encode(pair, tokenizer, chosen.max_length)["input_ids"]) for pair in good)
     typer.echo(f"{len(good)} good pairs; {lengths[len(lengths) // 2]} tokens in the median, {lengths[-1]} at most")
+    if asked:
+        leaks = find_leaks(good, asked)
+        typer.echo(str(leaks))
+        if leaks.exact:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -69,6 +69,9 @@ class RunRecord(BaseModel):
     ppl_before: float | None = None
     ppl_after: float | None = None
     eval_pairs: int = 0
+    leaks: int | None = Field(
+        None, description="evaluation pairs whose instruction or answer stands in the training pairs; None if unknown"
+    )
     scores_before: Scores | None = Field(None, description="generated answers to the first evaluation pairs, before")
     scores_after: Scores | None = Field(None, description="the same after training")
     question_gain: float | None = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .leaks import find_leaks
 from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
@@ -75,6 +77,7 @@ def train(
     measured = {"eval_pairs": len(eval_pairs)}
     if eval_pairs:
         measured["ppl_before"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
+        measured["leaks"] = _leaks(pairs, eval_pairs)
     if asked:
         measured["scores_before"] = score_answers(model, tokenizer, asked)
     trainer = Trainer(
@@ -97,6 +100,14 @@ def train(
         record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)
     return record
+
+
+def _leaks(pairs: Sequence[Pair], eval_pairs: Sequence[Pair]) -> int:
+    """Return the number of evaluation pairs that stand in the training pairs, and warn if there are any."""
+    leaks = find_leaks(pairs, eval_pairs)
+    if leaks.exact or leaks.near:
+        warnings.warn(str(leaks), stacklevel=3)
+    return leaks.exact
 
 
 def _question_gain(
