@@ -1,7 +1,7 @@
 """Score generated answers: are they right, and do they depend on the question?
 
-Perplexity says how likely the right answer's tokens are. It falls as far if a model learns only how answers look, so
-these measures stand beside it.
+Perplexity says how likely the tokens of the right answer are. It also falls if a model only learns how answers look, so
+these measures complement it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from .measure import HeldOut, held_out
 from .pairs import Pair
 
 CONFIDENCE = 0.95
+MIXED = 2  # a question with another pair's answer is at most twice as long as the longest pair
 
 
 @dataclass(frozen=True)
 class Share:
-    """`hits` out of `of`."""
+    """`hits` successes out of `of` trials."""
 
     hits: int
     of: int
 
     @property
     def value(self) -> float:
-        """The share itself; NaN out of nothing."""
+        """The share itself; NaN without trials."""
         return self.hits / self.of if self.of else math.nan
 
     @property
@@ -52,7 +53,10 @@ class Share:
 
 
 def differ(one: Share, other: Share) -> bool:
-    """Tell whether two shares of independent answers differ at the 95 % level, by Fisher's exact test."""
+    """Tell whether two shares of independent trials differ at the 95 % level, by Fisher's exact test.
+
+    The test holds for any count and is strict: shares of the same questions by two models may differ without it.
+    """
     from scipy.stats import fisher_exact  # slow to import
 
     table = [[share.hits, share.of - share.hits] for share in (one, other)]
@@ -60,30 +64,38 @@ def differ(one: Share, other: Share) -> bool:
 
 
 def parse_record(text: str) -> dict[str, str] | None:
-    """Read a record: `name: value` lines or one JSON object of plain values; None if the text is neither."""
+    """Read a record: `name: value` lines or one JSON object of strings, numbers, true, false and null.
+
+    Values are returned as text, numbers as they were written. None if the text is neither, or repeats a name.
+    """
     text = text.strip()
-    if text.startswith("{"):
-        try:
-            found = json.loads(text, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return None
-        if any(isinstance(value, (list, dict)) for _, value in found):
-            return None
-        pairs = [(name, str(value)) for name, value in found]
-    else:
-        parts = [line.partition(":") for line in text.splitlines()]
-        if not parts or any(not colon or not name.strip() or not value.strip() for name, colon, value in parts):
-            return None
-        pairs = [(name.strip(), value.strip()) for name, _, value in parts]
-    fields = dict(pairs)
+    pairs = _from_json(text) if text.startswith("{") else _from_lines(text)
+    fields = dict(pairs or ())
     return fields if fields and len(fields) == len(pairs) else None
 
 
-class Scores(BaseModel):
-    """How many of `count` generated answers are right, in the form that is stored in run.json.
+def _from_json(text: str) -> list[tuple[str, str]] | None:
+    try:
+        found = json.loads(text, object_pairs_hook=list, parse_int=str, parse_float=str, parse_constant=str)
+    except (ValueError, RecursionError):
+        return None
+    if any(isinstance(value, list) for _, value in found):  # an array, or an object inside the object
+        return None
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in found]
 
-    `exact`: the right text and no more. `ended`: stopped by themselves. Where the right answers are records, `valid`
-    counts answers with exactly the right record's field names, and `fields` right values by field name.
+
+def _from_lines(text: str) -> list[tuple[str, str]] | None:
+    parts = [line.partition(":") for line in text.splitlines()]
+    pairs = [(name.strip(), value.strip()) for name, _, value in parts]
+    return pairs if all(name and value for name, value in pairs) else None
+
+
+class Scores(BaseModel):
+    """Counts of right answers among `count` generated ones, as stored in run.json.
+
+    `exact` counts answers that are the right text and nothing else; `ended` those that the model ended itself. If the
+    right answers are records, `valid` counts records with exactly the right field names, in any order, and `fields`
+    counts the right values of each field that all right answers have.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,14 +108,16 @@ class Scores(BaseModel):
 
     @model_validator(mode="after")
     def _within_count(self) -> Scores:
-        counts = [self.exact, self.ended, self.valid or 0, *self.fields.values()]
-        if min(counts) < 0 or max(counts) > self.count:
-            raise ValueError(f"a count is outside 0 to {self.count}")
+        counts = [self.ended, *self.fields.values()] + ([] if self.valid is None else [self.valid])
+        if any(not self.exact <= count <= self.count for count in counts):  # an exact answer counts everywhere
+            raise ValueError(f"a count is below the {self.exact} exact answers or above all {self.count}")
+        if self.fields and self.valid is None:
+            raise ValueError("fields are counted only where the right answers are records, which valid counts")
         return self
 
     @property
     def exact_match(self) -> Share:
-        """Share of answers that are right, letter by letter."""
+        """Share of answers that are exactly right."""
         return Share(self.exact, self.count)
 
     @property
@@ -113,7 +127,7 @@ class Scores(BaseModel):
 
     @property
     def valid_records(self) -> Share | None:
-        """Share of answers that are records with the right field names; None if the right answers are no records."""
+        """Share of answers that are records with the right field names; None if the right answers are not records."""
         return None if self.valid is None else Share(self.valid, self.count)
 
     @property
@@ -123,23 +137,23 @@ class Scores(BaseModel):
 
 
 def score(answers: Sequence[Answer], pairs: Sequence[Pair]) -> Scores:
-    """Compare generated answers with the right ones, which `pairs` hold in the same order.
+    """Compare generated answers with the right ones in `pairs`, which has the same order.
 
-    An answer that was cut off is never exact: nobody knows what would have followed.
+    Surrounding white space does not count. An answer that was cut off is never exact: what would follow is unknown.
+    Raises `ValueError` if there are not as many answers as pairs.
     """
+    exact = [a.ended and a.text.strip() == pair.output.strip() for a, pair in zip(answers, pairs, strict=True)]
+    scores = {"count": len(pairs), "exact": sum(exact), "ended": sum(answer.ended for answer in answers)}
     wanted = [parse_record(pair.output) for pair in pairs]
-    found = [parse_record(answer.text) for answer in answers]
-    records = bool(pairs) and None not in wanted
-    both = list(zip(answers, pairs, found, wanted, strict=True))
-    names = dict.fromkeys(name for record in wanted for name in record) if records else {}
+    if not wanted or None in wanted:
+        return Scores(**scores)
+    found = [parse_record(answer.text) or {} for answer in answers]
+    both = list(zip(found, wanted, strict=True))
+    names = [name for name in wanted[0] if all(name in record for record in wanted)]
     return Scores(
-        count=len(pairs),
-        exact=sum(a.ended and a.text.strip() == pair.output.strip() for a, pair, _, _ in both),
-        ended=sum(answer.ended for answer in answers),
-        valid=sum(f is not None and f.keys() == w.keys() for _, _, f, w in both) if records else None,
-        fields={
-            name: sum(f is not None and name in w and f.get(name) == w[name] for _, _, f, w in both) for name in names
-        },
+        **scores,
+        valid=sum(record.keys() == right.keys() for record, right in both),
+        fields={name: sum(record.get(name) == right[name] for record, right in both) for name in names},
     )
 
 
@@ -148,9 +162,9 @@ def score_answers(
 ) -> Scores:
     """Generate an answer to each pair's instruction and score it.
 
-    Answers may be `slack` tokens longer than the longest right one: what runs on is cut off there.
+    Generation stops `slack` tokens after the length of the longest right answer.
     """
-    longest = max(len(tokenizer(pair.output, add_special_tokens=False)["input_ids"]) for pair in pairs)
+    longest = max((len(tokenizer(p.output, add_special_tokens=False)["input_ids"]) for p in pairs), default=0)
     return score(generate_answers(model, tokenizer, [pair.instruction for pair in pairs], longest + slack), pairs)
 
 
@@ -163,12 +177,12 @@ class QuestionControl:
 
     @property
     def gain(self) -> float:
-        """How many nats per token the right question saves; near zero, the question is ignored."""
+        """The loss that the right question saves, in nats per token; near zero, the question is ignored."""
         return self.other.loss - self.own.loss
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The gain's 95 % interval: a normal one over the pairs, weighted by their tokens."""
+        """The gain's 95 % interval, from the spread of the pairs' differences by the normal approximation."""
         tokens = np.array(self.own.tokens, float)
         saved = np.array(self.other.nll) - np.array(self.own.nll)  # [pairs], nats
         errors = saved - self.gain * tokens
@@ -183,26 +197,31 @@ def question_control(
     pairs: Sequence[Pair],
     max_length: int = 512,
     seed: int = 0,
+    own: HeldOut | None = None,
 ) -> QuestionControl:
     """Measure whether the right answers are likelier after their own question than after another pair's.
 
-    Raises `ValueError` if no assignment gives each answer the question of a different answer.
+    The other pair always has a different answer. `own` is `held_out` of the same pairs, if it is known already. Raises `ValueError` if all answers are the same.
     """
     questions = _other_questions(pairs, seed)
     mixed = [Pair(instruction=text, output=pair.output) for text, pair in zip(questions, pairs, strict=True)]
-    return QuestionControl(*(held_out(model, tokenizer, some, max_length) for some in (pairs, mixed)))
+    own = own or held_out(model, tokenizer, pairs, max_length)
+    return QuestionControl(own, held_out(model, tokenizer, mixed, MIXED * max_length))
 
 
 def _other_questions(pairs: Sequence[Pair], seed: int) -> list[str]:
-    """Give every pair a question that belongs to another answer: sorted by answer, move on by the commonest's count."""
-    shift = max(Counter(pair.output for pair in pairs).values(), default=0)
-    if 2 * shift > len(pairs):
-        raise ValueError("more than half of the pairs have the same answer: there are too few other questions")
-    order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)
-    order.sort(key=lambda i: pairs[i].output)  # stable, so that equal answers stay shuffled
-    question = {i: pairs[order[(place + shift) % len(order)]].instruction for place, i in enumerate(order)}
-    return [question[i] for i in range(len(pairs))]
+    """Return a question for each pair that belongs to a different answer: each question once, if that is possible."""
+    answers = Counter(pair.output for pair in pairs)
+    if len(answers) < 2:
+        raise ValueError("the question control needs at least two different answers")
+    order = random.Random(seed).sample(range(len(pairs)), len(pairs))
+    order.sort(key=lambda i: pairs[i].output)  # equal answers side by side, in random order
+    shift = max(answers.values())  # moves every pair past those with its own answer
+    questions = {}
+    for place, i in enumerate(order):
+        others = [j for j in order[place + shift :] + order[: place + shift] if pairs[j].output != pairs[i].output]
+        questions[i] = pairs[others[0]].instruction
+    return [questions[i] for i in range(len(pairs))]
 
 
 def recall(
@@ -213,10 +232,9 @@ def recall(
     max_length: int = 512,
     seed: int = 0,
 ) -> Share:
-    """Count how often a pair's own answer is the likeliest per token among `k`; chance is 1/k.
+    """Return how often a pair's own answer is the likeliest per token among `k`; chance is 1/k.
 
-    The others are drawn from the different answers of `pairs`. For free text, where exact match makes no sense.
-    Raises `ValueError` if there are fewer than `k` different answers.
+    The other `k - 1` answers are drawn from `pairs`. Use it for free text, where exact match makes no sense. Raises `ValueError` if there are fewer than `k` different answers.
     """
     rng = random.Random(seed)
     texts = sorted({pair.output for pair in pairs})
@@ -226,6 +244,7 @@ def recall(
     asked = [
         Pair(instruction=p.instruction, output=text) for p, some in zip(pairs, choices, strict=True) for text in some
     ]
-    measured = held_out(model, tokenizer, asked, max_length)
-    losses = np.array(measured.nll) / np.array(measured.tokens)  # [pairs * k], nats per token
-    return Share(int((losses.reshape(-1, k).argmin(1) == 0).sum()), len(pairs))
+    measured = held_out(model, tokenizer, asked, MIXED * max_length)
+    losses = (np.array(measured.nll) / np.array(measured.tokens)).reshape(-1, k)  # nats per token
+    first = (losses[:, :1] < losses[:, 1:]).all(1)  # a loss that is NaN is never first
+    return Share(int(first.sum()), len(pairs))
