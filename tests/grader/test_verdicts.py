@@ -79,9 +79,11 @@ def test_an_adapter_trained_on_other_data_is_refused(verdict, trained, train_pai
     assert messages["fresh held-out PPL"]
 
 
-def test_an_honest_run_with_another_batch_size_passes(verdict, trained):
+def test_a_quarter_of_the_steps_at_the_same_rate_costs_exact_match_and_nothing_else(verdict, trained):
+    """Batches of 16 make 56 steps of 200: about one answer in eight is right, though perplexity falls to 1.2."""
     result = verdict(trained("batch", batch_size=16))
-    assert result.passed, [check for check in result.checks if not check.passed]
+    assert list(failed(result)) == ["exact match"]
+    assert 50 < result.points < 70
 
 
 def test_a_perplexity_that_is_a_lie_is_refused(verdict, honest):
