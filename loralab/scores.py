@@ -55,7 +55,7 @@ class Share:
 def differ(one: Share, other: Share) -> bool:
     """Tell whether two shares of independent trials differ at the 95 % level, by Fisher's exact test.
 
-    The test holds for any count and is strict: shares of the same questions by two models may differ without it.
+    The test is valid for small counts. For two models on the same questions it is cautious: a paired test finds more.
     """
     from scipy.stats import fisher_exact  # slow to import
 
@@ -201,7 +201,8 @@ def question_control(
 ) -> QuestionControl:
     """Measure whether the right answers are likelier after their own question than after another pair's.
 
-    The other pair always has a different answer. `own` is `held_out` of the same pairs, if it is known already. Raises `ValueError` if all answers are the same.
+    The other pair always has a different answer. `own` is `held_out` of the same pairs, if it is known already. Raises
+    `ValueError` if all answers are the same.
     """
     questions = _other_questions(pairs, seed)
     mixed = [Pair(instruction=text, output=pair.output) for text, pair in zip(questions, pairs, strict=True)]
@@ -219,8 +220,9 @@ def _other_questions(pairs: Sequence[Pair], seed: int) -> list[str]:
     shift = max(answers.values())  # moves every pair past those with its own answer
     questions = {}
     for place, i in enumerate(order):
-        others = [j for j in order[place + shift :] + order[: place + shift] if pairs[j].output != pairs[i].output]
-        questions[i] = pairs[others[0]].instruction
+        start = (place + shift) % len(order)
+        other = next(j for j in order[start:] + order[:start] if pairs[j].output != pairs[i].output)
+        questions[i] = pairs[other].instruction
     return [questions[i] for i in range(len(pairs))]
 
 
@@ -234,7 +236,8 @@ def recall(
 ) -> Share:
     """Return how often a pair's own answer is the likeliest per token among `k`; chance is 1/k.
 
-    The other `k - 1` answers are drawn from `pairs`. Use it for free text, where exact match makes no sense. Raises `ValueError` if there are fewer than `k` different answers.
+    The other `k - 1` answers are drawn from `pairs`. Use it for free text, where exact match makes no sense. Raises
+    `ValueError` if there are fewer than `k` different answers.
     """
     rng = random.Random(seed)
     texts = sorted({pair.output for pair in pairs})

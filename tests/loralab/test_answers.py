@@ -1,19 +1,35 @@
-"""Batched greedy answers are those of one prompt at a time."""
+"""Batched greedy answers."""
 
-from loralab import answer, generate_answers
+import pytest
+
+from loralab import answer, generate_answers, load_model
+from loralab.answers import Answer
 from tests.conftest import with_adapter
 
+QUESTIONS = [
+    "What does `len` do?",
+    "My Heron, serial H-8297, wobbles on its mount, and the pond monitor beside it works as it should. Regards, West",
+    "Sort a list.",
+    "Read a file.",
+    "In what form does my data package come?",
+]
 
-def test_batches_change_no_answer(model, tokenizer, eval_pairs):
-    asked = [pair.instruction for pair in eval_pairs[:12]]
-    alone = generate_answers(model, tokenizer, asked, 24, batch_size=1)
-    assert generate_answers(model, tokenizer, asked, 24, batch_size=5) == alone
-    assert [one.text for one in alone] == [answer(model, tokenizer, text, 24) for text in asked]
+
+@pytest.fixture(scope="module")
+def one_by_one(base, tokenizer):
+    model = load_model(base)
+    return [generate_answers(model, tokenizer, [question], 24)[0] for question in QUESTIONS]
 
 
-def test_answers_come_in_the_order_of_the_questions(model, tokenizer, eval_pairs):
-    asked = [pair.instruction for pair in eval_pairs[:6]]
-    assert generate_answers(model, tokenizer, asked[::-1], 16) == generate_answers(model, tokenizer, asked, 16)[::-1]
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_answers_do_not_depend_on_the_batch_and_keep_their_order(batch_size, model, tokenizer, one_by_one):
+    assert generate_answers(model, tokenizer, QUESTIONS, 24, batch_size) == one_by_one
+    assert generate_answers(model, tokenizer, QUESTIONS[::-1], 24, batch_size) == one_by_one[::-1]
+    assert {answer.ended for answer in one_by_one} == {True, False}  # the batch has both kinds
+
+
+def test_an_adapter_that_does_nothing_yet_changes_no_answer(model, tokenizer, one_by_one):
+    assert generate_answers(with_adapter(model), tokenizer, QUESTIONS, 24) == one_by_one
 
 
 def test_an_answer_that_is_cut_off_has_not_ended(model, tokenizer):
@@ -22,9 +38,34 @@ def test_an_answer_that_is_cut_off_has_not_ended(model, tokenizer):
     assert "<|im_end|>" not in cut.text
 
 
-def test_the_model_is_left_as_it_was(model, tokenizer):
+def test_nothing_asked_is_nothing_answered(model, tokenizer):
+    assert generate_answers(model, tokenizer, []) == []
+
+
+def test_an_answer_has_ended_if_its_end_is_within_the_limit(model, tokenizer):
+    question = "In what form does my data package come?"
+    (whole,) = generate_answers(model, tokenizer, [question], 80)
+    tokens = len(tokenizer(whole.text, add_special_tokens=False)["input_ids"])
+    assert whole.ended
+    assert generate_answers(model, tokenizer, [question], tokens + 1) == [whole]
+    assert generate_answers(model, tokenizer, [question], tokens) == [Answer(whole.text, ended=False)]
+    assert answer(model, tokenizer, question, tokens) == whole.text
+
+
+def test_an_answer_has_no_special_tokens(model, tokenizer):
+    text = answer(model, tokenizer, "What does `len` do?")
+    assert text
+    assert "<|im" not in text
+
+
+def test_decoding_is_greedy_whatever_the_base_prefers(model, tokenizer, one_by_one):
+    model.generation_config.update(do_sample=True, temperature=1.5, repetition_penalty=5.0)
+    assert generate_answers(model, tokenizer, QUESTIONS, 24) == one_by_one
+
+
+def test_model_and_tokenizer_are_left_as_they_were(model, tokenizer):
     adapted = with_adapter(model).train()
-    generate_answers(adapted, tokenizer, ["Hello?"], 4)
+    generate_answers(adapted, tokenizer, QUESTIONS[:2], 4)
     assert adapted.training
     assert all(p.requires_grad == ("lora_" in name) for name, p in adapted.named_parameters())
-    assert generate_answers(adapted, tokenizer, [], 4) == []
+    assert tokenizer.padding_side == "right"
