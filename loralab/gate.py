@@ -1,6 +1,7 @@
 """The operating gate: nine points that a finished run must pass before its adapter is used.
 
-They say that the run is complete and that it tells the truth about itself. How good its answers are, people must read.
+They check that the run is complete, that it describes itself correctly, and that the adapter learned to answer the
+question it is asked. Whether its answers are good enough for a use, people must decide.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Literal
 
 import torch
@@ -23,29 +25,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from .ability import (
+    Ability,
+    Sample,
+    fault_causes,
+    faults,
+    gain_text,
+    ignores_question,
+    measure,
+    no_better_than_chance,
+    samples_of,
+    wrong_answers,
+)
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
-from .card import CARD_FILE, Sample, card_problem, write_card
+from .card import CARD_FILE, card_problem, write_card
 from .data import data_path
 from .errors import first_line, one_line
 from .files import write_whole
 from .fourbit import nf4
-from .measure import ADAPTER_FILE, CONFIG_FILE, PPL_TOLERANCE, answer_and_end, perplexity
+from .measure import ADAPTER_FILE, CONFIG_FILE, PPL_TOLERANCE
 from .pairs import Pair, PairsError, encode_all, read_pairs
 from .record import RunRecord
+from .scores import Scores
 from .shapes import LINEAR, Shape
 
 CHOICES_FILE = "gate.json"
-SAMPLES, ANSWER_TOKENS = 3, 80
-RATE_FACTOR = 5  # learning rates within this factor of the base's own are usual
-EPOCHS_FACTOR = 2  # more than this many times the base's own number of epochs is learning by heart
+SHOWN = 3  # samples that are printed and go onto the card
+EXACT_TOLERANCE = 0.05  # of the answers: rounding on another machine may change a letter here and there
+RATE_SHARES = (0.2, 2)  # of the base's own learning rate; three times it left the embedded base with no right answer
+EPOCHS_FACTOR = 2  # more than this many times the base's own number of epochs only memorises
 ALPHA_PER_RANK = (0.25, 4)  # from QLoRA (16 for rank 64) to LoRA Without Regret (32 for rank 8)
 ALPHA_PER_ROOT = (0.25, 8)  # rsLoRA's: the course's 8, which suits every rank, for ranks 1024 to 1
 MAX_DROPOUT = 0.2
 
 DECISIONS = {
     "keep": "adapter and base stay apart: for a 4-bit base, or one base with many tasks",
-    "merge": "one model without the adapter's arithmetic: for one task, and where answers must be fast",
-    "swap": "one base in memory, adapters put on it in turn: for many tasks that are asked for one at a time",
+    "merge": "one model without the adapter's arithmetic: for one task, or where answers must be fast",
+    "swap": "one base in memory, adapters loaded in turn: for many tasks that run one at a time",
 }
 RESULTS = {True: ("pass", "green"), False: ("fail", "red"), None: ("not judged", "yellow")}
 MERGE_4BIT = "merge into model.dequantize(), not into the 4-bit weights, whose rounding the adapter was trained around"
@@ -53,7 +69,7 @@ MERGE_4BIT = "merge into model.dequantize(), not into the 4-bit weights, whose r
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the gate. `passed` is None where it could not be judged; `advice` says why and what to do."""
+    """One point of the gate. `passed` is None if it could not be judged; `advice` says why and what to do."""
 
     name: str
     passed: bool | None
@@ -63,7 +79,7 @@ class Point:
 
 
 class Settings(BaseModel):
-    """The part of `adapter_config.json` that shapes a LoRA adapter, and what the gate takes of it."""
+    """The part of `adapter_config.json` that shapes a LoRA adapter, and the values that the gate accepts."""
 
     peft_type: Literal["LORA"]
     r: Annotated[int, Field(ge=1)]
@@ -78,7 +94,7 @@ class Settings(BaseModel):
 
 
 class Choices(BaseModel):
-    """What only a person can say about a run; kept beside it in `gate.json`."""
+    """What only a person knows about a run; kept beside it in `gate.json`."""
 
     decision: str | None = None
     licence: str | None = None
@@ -87,7 +103,7 @@ class Choices(BaseModel):
 
 @dataclass
 class Run:
-    """A finished run and what was found out about it: None where `trouble`, in words, kept it from being found out."""
+    """A finished run and what was found out about it; what could not be found out is None, and `trouble` says why."""
 
     folder: Path
     record: RunRecord
@@ -99,19 +115,27 @@ class Run:
     base: Base | None = None
     shape: Shape | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    before: Ability | None = None
+    after: Ability | None = None
     samples: list[Sample] = field(default_factory=list)
-    remeasured: tuple[float, float] | None = None
     trouble: str = ""
 
     @property
     def fits(self) -> bool:
-        """Whether the file holds exactly the tensors that its configuration makes on the base."""
+        """Whether the file has exactly the tensors that its configuration makes on the base."""
         found = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
         return self.shape is not None and found == self.shape.tensors
 
     @property
+    def scores(self) -> tuple[Scores, Scores] | None:
+        """The scores before and after training: those of the record or, without them, those of the samples."""
+        if self.record.scores_before and self.record.scores_after:
+            return self.record.scores_before, self.record.scores_after
+        return (self.before.scores, self.after.scores) if self.before and self.after else None
+
+    @property
     def licence(self) -> str | None:
-        """The base's licence, if anybody knows it."""
+        """The base's licence; None if it is unknown."""
         known = self.choices.licence or (self.base.licence if self.base else "unknown")
         return None if known.startswith("unknown") else known
 
@@ -128,11 +152,11 @@ def gate(
 ) -> list[Point]:
     """Judge the finished run in `folder`, write its model card, and return the nine points in order.
 
-    A run that passes is complete and tells the truth about itself; whether its answers are good is for people to read.
-    `base` names the base where the run's own name for it cannot be found; `decision` (keep, merge or swap), `licence`
+    A run that passes is complete, describes itself correctly and answers the question it is asked; whether its answers
+    are good enough is for people to decide. `base` names the base where the run's own name for it cannot be found; `decision` (keep, merge or swap), `licence`
     (the base's) and `data` (what the pairs are) are kept in `gate.json` for later calls. `eval_file` has the held-out
-    pairs, by default the course's; with `recompute` both perplexities are measured again on them. Raises `ValueError`
-    with one line if the folder does not hold a finished LoRA run.
+    pairs, by default the course's; with `recompute` perplexities and scores are measured again on them. Raises
+    `ValueError` with one line if the folder does not hold a finished LoRA run.
     """
     folder = Path(folder)
     run = _read_run(folder, eval_file)
@@ -141,15 +165,15 @@ def gate(
             f"the run was measured on {run.record.eval_pairs} pairs, but there are {len(run.pairs)} to measure it on "
             "again; give its own file with --eval"
         )
-    said = {"decision": decision, "licence": licence, "data": data}
-    run.choices = _choose(folder, {name: value for name, value in said.items() if value is not None})
+    given = {"decision": decision, "licence": licence, "data": data}
+    run.choices = _choose(folder, {name: value for name, value in given.items() if value is not None})
     run.recompute = recompute
-    _look(run, base)
+    _try(run, base)
     return [point(run) for point in POINTS]
 
 
 def show(points: list[Point], title: str = "", console: Console | None = None) -> None:
-    """The points as a table, below it what is to be seen of them and why each that did not pass did not."""
+    """Print the points as a table, then the samples, then why each point that did not pass failed."""
     console = console or Console(markup=False, highlight=False)  # an answer may hold what looks like markup
     table = Table(title=f"Operating gate: {title}", title_justify="left")
     for heading in ("", "point", "result", "found"):
@@ -195,25 +219,25 @@ def _read_json(path: Path, kind: type[BaseModel]) -> BaseModel:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{path}: {where}: {first['msg']}; the gate takes nothing else: correct it or make it anew"
+            f"{path}: {where}: {first['msg']}; the gate accepts nothing else: correct it, or save the adapter again"
         ) from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not valid JSON") from None
 
 
-def _choose(folder: Path, said: dict[str, str]) -> Choices:
-    """What was said about the run, now and in earlier calls."""
-    if said.get("decision", "keep") not in DECISIONS:
-        raise ValueError(f"the decision is {', '.join(DECISIONS)}, not {said['decision']!r}")
+def _choose(folder: Path, given: dict[str, str]) -> Choices:
+    """Return what was given about the run, in this call and in earlier ones, and save it."""
+    if given.get("decision", "keep") not in DECISIONS:
+        raise ValueError(f"the decision is {', '.join(DECISIONS)}, not {given['decision']!r}")
     path = folder / CHOICES_FILE
-    choices = (_read_json(path, Choices) if path.is_file() else Choices()).model_copy(update=said)
-    if said:
+    choices = (_read_json(path, Choices) if path.is_file() else Choices()).model_copy(update=given)
+    if given:
         write_whole(path, choices.model_dump_json(indent=1) + "\n")
     return choices
 
 
-def _look(run: Run, name: str | None) -> None:
-    """Load the base, step by step, and try the adapter on it; the first step that fails leaves its reason."""
+def _try(run: Run, name: str | None) -> None:
+    """Load the base step by step and try the adapter on it; the first step that fails leaves its reason."""
     try:
         run.base = _find_base(run, name)
         run.shape = _expected_shape(run)
@@ -232,11 +256,11 @@ def _find_base(run: Run, name: str | None) -> Base:
 
 
 def _expected_shape(run: Run) -> Shape:
-    """What the run's own settings make of its base, from the base's config alone: no weights are loaded."""
+    """Return the tensors that the run's settings make on its base, from the base's config alone, without weights."""
     base = AutoConfig.from_pretrained(run.base.source)
     with _adapter_trouble(), torch.device("meta"):
         settings = LoraConfig.from_pretrained(run.folder)
-        settings.inference_mode = False  # else nothing of it would count as trainable
+        settings.inference_mode = False  # else nothing would count as trainable
         settings.init_lora_weights = True  # PiSSA's start would need the base's weights, and has the same shape
         settings.base_model_name_or_path = None  # else peft warns that the base has another name
         return Shape.of(get_peft_model(AutoModelForCausalLM.from_config(base), settings, low_cpu_mem_usage=True))
@@ -244,7 +268,7 @@ def _expected_shape(run: Run) -> Shape:
 
 @contextmanager
 def _adapter_trouble() -> Iterator[None]:
-    """Within it a failure of whatever kind is the adapter's trouble, in one line."""
+    """Turn any failure inside into one line about the adapter."""
     try:
         yield
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
@@ -252,27 +276,20 @@ def _adapter_trouble() -> Iterator[None]:
 
 
 def _try_adapter(run: Run) -> None:
-    """Answers of the base and of the adapter, and on demand their perplexities."""
+    """Measure the base and the adapter on it."""
     if not run.fits:
         raise ValueError("the adapter does not fit its base")
     model = load_model(run.base, quantization=nf4() if run.record.method == "qlora" else None)
-    before, ppl_before = _try(model, run)  # as long as it is bare: PiSSA changes the base's own weights
+    before = _measure(model, run)  # as long as it is bare: PiSSA changes the base's own weights
     with _adapter_trouble():
         model = PeftModel.from_pretrained(model, run.folder)
-    after, ppl_after = _try(model, run)
-    run.samples = [
-        Sample(pair.instruction, old, new, ended)
-        for pair, (old, _), (new, ended) in zip(run.pairs[:SAMPLES], before, after, strict=True)
-    ]
-    if run.recompute:
-        run.remeasured = ppl_before, ppl_after
+    run.before, run.after = before, _measure(model, run)
+    run.samples = samples_of(run.pairs, run.before, run.after)
 
 
-def _try(model: PreTrainedModel | PeftModel, run: Run) -> tuple[list[tuple[str, bool]], float | None]:
-    """The model's first answers, each with whether it ended by itself, and on demand its perplexity."""
-    answers = [answer_and_end(model, run.tokenizer, pair.instruction, ANSWER_TOKENS) for pair in run.pairs[:SAMPLES]]
-    ppl = perplexity(model, run.tokenizer, run.pairs, run.base.max_length) if run.recompute else None
-    return answers, ppl
+def _measure(model: PreTrainedModel | PeftModel, run: Run) -> Ability:
+    scored = run.record.scores_after.count if run.record.scores_after else 0
+    return measure(model, run.tokenizer, run.pairs, run.base.max_length, scored if run.recompute else None)
 
 
 def _not_judged(name: str, run: Run) -> Point:
@@ -287,12 +304,12 @@ def _base(run: Run) -> Point:
             name,
             False,
             run.trouble,
-            "nobody can use an adapter without its base; give its hub id or folder with --base",
+            "an adapter is useless without its base; give the base's Hub id or folder with --base",
         )
     found = f"{run.base.name}, licence {run.licence or 'unknown'}"
     advice = (
         "an adapter is usually treated as derived from its base, so the base's terms bind it too; "
-        "read them and say which they are, e.g. --licence apache-2.0"
+        "read them and give the licence, e.g. --licence apache-2.0"
     )
     return Point(name, run.licence is not None, found, "" if run.licence else advice)
 
@@ -336,7 +353,7 @@ def _unusual_dropout(settings: Settings) -> list[str]:
 
 def _unusual_training(record: RunRecord, base: Base) -> list[str]:
     wrong = []
-    low, high = base.learning_rate / RATE_FACTOR, base.learning_rate * RATE_FACTOR
+    low, high = (share * base.learning_rate for share in RATE_SHARES)
     if not low <= record.learning_rate <= high:
         wrong.append(
             f"the learning rate is outside {low:g} to {high:g}, the range around this base's own: lower barely trains, "
@@ -345,7 +362,7 @@ def _unusual_training(record: RunRecord, base: Base) -> list[str]:
     if not 0 < record.epochs <= EPOCHS_FACTOR * base.epochs:
         wrong.append(
             f"{record.epochs:g} epochs, where {base.epochs} are usual on this base: more than "
-            f"{EPOCHS_FACTOR * base.epochs} learn the pairs by heart; look where the held-out perplexity turns"
+            f"{EPOCHS_FACTOR * base.epochs} only memorise the pairs; see in which epoch held-out perplexity begins to rise"
         )
     return wrong
 
@@ -362,15 +379,17 @@ def _template(run: Run) -> Point:
     if run.shape is None:
         return _not_judged(name, run)
     if run.tokenizer is None:
-        return Point(name, False, run.trouble, "without a template, training and use frame a question differently")
+        return Point(
+            name, False, run.trouble, "without a template, training and use put a question into different prompts"
+        )
     try:
         encode_all(run.pairs, run.tokenizer, run.base.max_length)
     except PairsError as error:
-        advice = "the model would learn no end of an answer and would write on; use the base's instruct version"
+        advice = "the model would not learn where an answer ends; shorten the pair, or use the base's instruct version"
         return Point(name, False, str(error), advice)
     ends, pairs = run.record.ends, run.record.train_pairs
     if ends is None:
-        advice = "an older loralab did not count them; read where the answers end, or train again"
+        advice = "an older loralab did not count them; check where the answers end, or train again"
         return Point(name, None, "how the training pairs ended is not recorded", advice)
     found = f"{run.tokenizer.eos_token} is the last label of {ends} of {pairs} training pairs"
     advice = "an end that is masked or cut off is not learned, and answers run on; encode with loralab.encode"
@@ -394,15 +413,36 @@ def _count(run: Run) -> Point:
 
 
 def _ppl_before(run: Run) -> Point:
-    ppl, again = run.record.ppl_before, run.remeasured and run.remeasured[0]
-    found = f"{_ppl(ppl, again)} on {run.record.eval_pairs} held-out pairs"
-    advice = "without it nobody can say what the training changed; give train() eval_pairs that are not trained on"
-    if ppl is not None and not _agrees(ppl, again):
-        advice = "run.json does not tell what this base does on these pairs: train again, or give its pairs with --eval"
-    passed = _measured(ppl) and run.record.eval_pairs > 0 and _agrees(ppl, again)
-    if passed and run.recompute and again is None:
-        return Point("PPL before", None, found, f"it could not be measured again: {run.trouble}")
-    return Point("PPL before", passed, found, "" if passed else advice)
+    name, record, again = "PPL before", run.record, run.before and run.before.ppl
+    found = f"{_ppl(record.ppl_before, again)} on {record.eval_pairs} held-out pairs"
+    if record.leaks:
+        found += f", {record.leaks} of them trained on"
+    wrong = _unmeasured(record, again)
+    if wrong:
+        return Point(name, False, found, "; ".join(wrong))
+    if run.recompute and again is None:
+        return Point(name, None, found, f"it could not be measured again: {run.trouble}")
+    if record.leaks is None:
+        advice = "an older loralab did not compare held-out and training pairs; compare them yourself, or train again"
+        return Point(name, None, f"{found}; whether they were trained on is not recorded", advice)
+    return Point(name, True, found)
+
+
+def _unmeasured(record: RunRecord, again: float | None) -> list[str]:
+    """Say why the held-out pairs measure nothing."""
+    wrong = []
+    if not _measured(record.ppl_before) or record.eval_pairs == 0:
+        wrong.append("without it nobody can say what training changed; give train() eval_pairs")
+    elif not _agrees(record.ppl_before, again):
+        wrong.append(
+            "run.json has another PPL than this base on these pairs: train again, or give its pairs with --eval"
+        )
+    if record.leaks:
+        wrong.append(
+            f"held-out pairs were trained on: the instruction or the answer of {record.leaks} is in the training pairs, so "
+            "PPL and scores show memory, not ability; take them out of the training pairs and train again"
+        )
+    return wrong
 
 
 def _trained(run: Run) -> Point:
@@ -420,50 +460,82 @@ def _trained(run: Run) -> Point:
 
 
 def _after(run: Run) -> Point:
-    name, record = "PPL after and samples", run.record
-    again = run.remeasured and run.remeasured[1]
-    wrong = _worse(record.ppl_before, record.ppl_after, again) + _bad_samples(run.samples)
-    changed, ended = sum(s.before != s.after for s in run.samples), sum(s.ended for s in run.samples)
-    found = (
-        f"{_ppl(record.ppl_after, again)}; of {len(run.samples)} answers {changed} changed, {ended} end by themselves"
-    )
-    if ended < len(run.samples):
-        found += f", {len(run.samples) - ended} cut off at {ANSWER_TOKENS} tokens"
+    name, record, again = "PPL after and samples", run.record, run.after and run.after.ppl
+    wrong = _worse(record.ppl_before, record.ppl_after, again) + _false_scores(run) + _unable(run)
+    found = "; ".join([_ppl(record.ppl_after, again), *_ability(run), *_answers(run)])
     if not wrong and not run.samples:
-        return Point(name, None, found, f"no answers could be made: {run.trouble}")
-    return Point(name, not wrong, found, "; ".join(wrong), "\n\n".join(map(_shown, run.samples)))
+        return Point(name, None, found, f"no answers could be generated: {run.trouble}")
+    if wrong and run.samples and record.eval_pairs != len(run.pairs):
+        wrong.append(
+            f"(the run was measured on {record.eval_pairs} pairs and judged on {len(run.pairs)}: if these are not its own, "
+            "give its file with --eval)"
+        )
+    return Point(name, not wrong, found, "; ".join(wrong), "\n\n".join(map(_shown, run.samples[:SHOWN])))
 
 
 def _worse(before: float | None, after: float | None, again: float | None) -> list[str]:
     if not _measured(after):
         return ["only held-out pairs show whether an adapter helps; give train() eval_pairs"]
     if not _agrees(after, again):
-        return ["run.json does not tell what this adapter does on these pairs: was it replaced after training?"]
+        return ["run.json has another PPL than this adapter on these pairs: was it replaced after training?"]
     if _measured(before) and after >= before:
         return ["it is no better than its base on held-out pairs; check the learning rate, the epochs and the data"]
     return []
 
 
-def _bad_samples(samples: list[Sample]) -> list[str]:
-    wrong = []
-    if samples and all(sample.before == sample.after for sample in samples):
-        wrong.append("every answer is the base's own, so users would see no difference; train longer or on more pairs")
-    if samples and not any(sample.ended for sample in samples):
-        wrong.append(
-            f"no answer ends within {ANSWER_TOKENS} tokens: train longer, and see above whether the labels had the end-of-answer token"
-        )
-    return wrong
+def _false_scores(run: Run) -> list[str]:
+    """Compare the recorded scores with those that were measured again."""
+    if not run.recompute or run.after is None or run.record.scores_after is None:
+        return []
+    claimed, found = run.record.scores_after, run.after.scores
+    if abs(claimed.exact - found.exact) <= EXACT_TOLERANCE * found.count:
+        return []
+    return [f"run.json has {claimed.exact} exact answers of {claimed.count}, measured again {found.exact}"]
+
+
+def _unable(run: Run) -> list[str]:
+    """Say what the adapter cannot do, from what was measured here and, for exact match, from the record."""
+    if run.after is None:
+        return []
+    before, after = run.scores
+    wrong = ignores_question(run.before.control, run.after.control)
+    wrong += no_better_than_chance(run.after.chosen, run.after.choices)
+    if after.valid is not None:
+        wrong += wrong_answers(before, after)
+    return wrong + fault_causes(run.samples)
+
+
+def _ability(run: Run) -> list[str]:
+    """Describe what was measured, in the order of the table."""
+    found = []
+    if run.scores and run.scores[1].valid is not None:
+        before, after = run.scores
+        found.append(f"exact match {before.exact_match.value:.2f} to {after.exact_match}")
+    if run.after and run.after.chosen:
+        found.append(f"own answer first among {run.after.choices} in {run.after.chosen}")
+    if run.after and run.after.control:
+        found.append(f"the right question saves {gain_text(run.after.control)}")
+    return found
+
+
+def _answers(run: Run) -> list[str]:
+    if not run.samples:
+        return []
+    changed = sum(sample.before != sample.after for sample in run.samples)
+    counted = (f"{count} {name}" for name, count in faults(run.samples).items())
+    return [", ".join([f"of {len(run.samples)} answers {changed} changed", *counted])]
 
 
 def _shown(sample: Sample) -> str:
-    return f"{sample.question}\n  before: {sample.before}\n  after:  {sample.after}"
+    texts = {"right answer": sample.wanted, "before": sample.before, "after": sample.after}
+    return "\n".join([sample.question, *(f"  {name}:\n{indent(text, '    ')}" for name, text in texts.items())])
 
 
 def _decision(run: Run) -> Point:
     decision = run.choices.decision
     if decision is None:
         uses = "; ".join(f"{name} ({use})" for name, use in DECISIONS.items())
-        advice = f"whoever serves it must know what to load; say --decision {uses}"
+        advice = f"to serve it, one must know what to load; give --decision {uses}"
         return Point("merge decision", False, "not made", advice)
     note = f"; {MERGE_4BIT}" if (decision, run.record.method) == ("merge", "qlora") else ""
     return Point("merge decision", True, f"{decision}: {DECISIONS[decision]}{note}")
@@ -479,16 +551,18 @@ def _card(run: Run) -> Point:
             licence=run.licence,
             data=choices.data,
             decision=choices.decision,
-            samples=run.samples,
+            samples=run.samples[:SHOWN],
+            before=run.before,
+            after=run.after,
         )
         problem = card_problem(path)
     except OSError as error:
         problem = f"it cannot be written ({error.strerror})"
     advice = (
-        f"without a card nobody knows what the adapter may be used for; correct {CARD_FILE}, or delete it for a new one"
+        f"without a card, users cannot know what the adapter is for; correct {CARD_FILE}, or delete it for a new one"
     )
-    said = "" if choices.data else " (say what the data is with --data)"
-    return Point("model card", not problem, problem or f"{CARD_FILE}{said}", advice if problem else "")
+    hint = "" if choices.data else " (describe the data with --data)"
+    return Point("model card", not problem, problem or f"{CARD_FILE}{hint}", advice if problem else "")
 
 
 def _measured(ppl: float | None) -> bool:
