@@ -39,7 +39,10 @@ def train_parts(scratch: Path, outside: Path) -> Parts:
     base = choose_base("embedded")
     tokenizer = load_tokenizer(base)
     eval_pairs = read_pairs(data_path("pairs/eval.jsonl"))
-    lessons: dict[str, list[Pair]] = {"honest": read_pairs(data_path("pairs/train.jsonl"))[:100], "on-eval": eval_pairs[:100]}
+    lessons: dict[str, list[Pair]] = {
+        "honest": read_pairs(data_path("pairs/train.jsonl"))[:100],
+        "on-eval": eval_pairs[:100],
+    }
     for name, pairs in lessons.items():
         folder = scratch / name / RUN
         if not (folder / RECORD).exists():
