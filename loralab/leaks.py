@@ -1,4 +1,4 @@
-"""Find evaluation pairs that stand in the training data: what they measure is memory."""
+"""Find evaluation pairs that are also in the training pairs: they measure memory, not ability."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from .pairs import Pair
 
-NEAR = 0.9  # share of words that two instructions have in common
+NEAR = 0.9  # of the different words of two instructions, the share that both have
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """Places (from 0) of evaluation pairs whose text also stands in the training pairs.
+    """Indices of evaluation pairs whose text is also in the training pairs, of `of` pairs.
 
-    Texts are the same if they differ in case, punctuation and white space alone. `near` has instructions that share at
-    least nine tenths of their words with one of the training, and are not the same. Nearly equal answers are no leak: records
-    often differ in one value.
+    Case, punctuation and white space do not count. `near` has instructions that are not the same as one in training but
+    share at least `NEAR` of their words with it. Nearly equal answers are no leak: records often differ in one value.
     """
 
     instructions: tuple[int, ...]
@@ -27,35 +26,31 @@ class Leaks:
 
     @property
     def exact(self) -> int:
-        """Number of evaluation pairs whose instruction or answer stands in the training pairs."""
+        """Number of evaluation pairs whose instruction or answer is in the training pairs."""
         return len({*self.instructions, *self.outputs})
 
     def __str__(self) -> str:
-        """One line: counts, and the first place."""
+        """Summarise the leaks in one line, which counts pairs from 1."""
         if not (self.exact or self.near):
-            return f"none of {self.of} evaluation pairs stands in the training pairs"
+            return f"none of {self.of} evaluation pairs is in the training pairs"
         first = 1 + min((*self.instructions, *self.outputs, *self.near))
         return (
-            f"of {self.of} evaluation pairs {len(self.instructions)} instructions and {len(self.outputs)} answers stand in "
-            f"the training pairs, and {len(self.near)} instructions nearly do (first: pair {first}); measure on others"
+            f"of {self.of} evaluation pairs, {len(self.instructions)} instructions and {len(self.outputs)} answers are in "
+            f"the training pairs, and {len(self.near)} more instructions nearly are (first: pair {first}); replace them"
         )
 
 
 def find_leaks(train_pairs: Iterable[Pair], eval_pairs: Sequence[Pair]) -> Leaks:
-    """Compare instructions and answers of both lists."""
+    """Find the evaluation pairs whose instruction or answer is also in the training pairs."""
     train_pairs = list(train_pairs)
-    asked = {_plain(pair.instruction) for pair in train_pairs}
+    trained_on = {_plain(pair.instruction) for pair in train_pairs}
     answered = {_plain(pair.output) for pair in train_pairs}
-    bags = [set(text.split()) for text in asked]
-    instructions = [i for i, pair in enumerate(eval_pairs) if _plain(pair.instruction) in asked]
+    bags = [set(text.split()) for text in trained_on]
+    asked = [_plain(pair.instruction) for pair in eval_pairs]
     return Leaks(
-        instructions=tuple(instructions),
+        instructions=tuple(i for i, text in enumerate(asked) if text in trained_on),
         outputs=tuple(i for i, pair in enumerate(eval_pairs) if _plain(pair.output) in answered),
-        near=tuple(
-            i
-            for i, pair in enumerate(eval_pairs)
-            if i not in instructions and any(_close(set(_plain(pair.instruction).split()), bag) for bag in bags)
-        ),
+        near=tuple(i for i, text in enumerate(asked) if text not in trained_on and _near(set(text.split()), bags)),
         of=len(eval_pairs),
     )
 
@@ -64,6 +59,6 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
 
 
-def _close(one: set[str], other: set[str]) -> bool:
-    shared = len(one & other)
-    return shared >= NEAR * (len(one) + len(other) - shared)
+def _near(words: set[str], bags: Iterable[set[str]]) -> bool:
+    """Tell whether one of `bags` has at least `NEAR` of the words in either (the Jaccard index)."""
+    return any(len(words & bag) >= NEAR * len(words | bag) for bag in bags)

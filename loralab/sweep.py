@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, object]] = {
     "pissa": {"init_lora_weights": "pissa"},
     "qlora": {},  # plain LoRA; its base is held in 4 bits
 }
-TRAIN_PAIRS, EVAL_PAIRS = 100, 200
+TRAIN_PAIRS, EVAL_PAIRS, EVAL_ANSWERS = 100, 200, 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Job:
     """One training run of a sweep, in the run folder `<out>/<name>/`.
 
     `method` and `targets` are names in `METHODS` and `TARGETS`; `settings` (arguments of peft.LoraConfig) and `modules`
-    are what the two stood for when the sweep was planned. The run is measured on the first `eval_pairs` held-out pairs.
+    are what the two stood for when the sweep was planned. The run is measured on the first `eval_pairs` held-out pairs
+    and on generated answers to the first `eval_answers` of them.
     """
 
     base: Base
@@ -65,6 +66,7 @@ class Job:
     learning_rate: float
     out: Path
     eval_pairs: int = EVAL_PAIRS
+    eval_answers: int = EVAL_ANSWERS
 
     @property
     def name(self) -> str:
@@ -109,12 +111,13 @@ def plan(
     epochs: float | None = None,
     learning_rate: float | None = None,
     eval_pairs: int = EVAL_PAIRS,
+    eval_answers: int = EVAL_ANSWERS,
 ) -> list[Job]:
     """Return every job of a sweep, seed by seed, so that an interrupted sweep has tried each setting.
 
     `epochs` and `learning_rate` default to the base's own: with fewer epochs the embedded base learns little of the
-    task, and exact match stays near zero. With fewer `eval_pairs` a run takes less time and its measures are coarser;
-    answers are generated to at most 100 of them. Raises `ValueError`, in one line, for what cannot be trained.
+    task, and exact match stays near zero. With fewer `eval_pairs` and `eval_answers` (0: no exact match) a run takes
+    less time, and its measures are coarser. Raises `ValueError`, in one line, for what cannot be trained.
     """
     for name, values, known in (("method", methods, METHODS), ("target", targets, TARGETS)):
         for value in values:
@@ -133,9 +136,10 @@ def plan(
         raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
     if not 1 <= eval_pairs <= EVAL_PAIRS:
         raise ValueError(f"{eval_pairs} held-out pairs are impossible: give 1 to {EVAL_PAIRS}")
+    held_out = {"eval_pairs": eval_pairs, "eval_answers": eval_answers}
     grid = itertools.product(range(seeds), dict.fromkeys(methods), dict.fromkeys(targets), sorted(set(ranks)))
     return [
-        Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out), eval_pairs)
+        Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out), **held_out)
         for seed, method, group, rank in grid
     ]
 
@@ -253,6 +257,7 @@ def _train(job: Job) -> RunRecord:
         job.folder,
         job.base,
         eval_pairs=read_pairs(data_path("pairs/eval.jsonl"))[: job.eval_pairs],
+        eval_answers=job.eval_answers,
         epochs=job.epochs,
         learning_rate=job.learning_rate,
         seed=job.seed,

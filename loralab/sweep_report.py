@@ -133,8 +133,7 @@ def plot_quality(runs: pd.DataFrame) -> Figure:
         if column == "exact":
             axes.set_ylim(-0.03, 1.03)
     before = finished(runs)["ppl_before"].iloc[0]
-    axes.set_yscale("log")
-    axes.axhline(before, color=COLOURS[6], linestyle=":", label=f"the base untrained: PPL {before:.0f}")
+    axes.set(yscale="log", title=f"the untrained base: PPL {before:.0f}")  # as a line it would squeeze the others
     seeds = int(table["seeds"].max())
     spread = f"{seeds} seeds, ± one deviation" if seeds > 1 else "one seed"
     if seeds == 1 and "exact" in columns:

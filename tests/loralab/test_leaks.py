@@ -1,12 +1,13 @@
-"""Evaluation pairs that stand in the training data are found, and records that only look alike are not."""
+"""Evaluation pairs that are in the training pairs are found, and records that only look alike are not."""
 
 import time
 import warnings
 
 import pytest
+from typer.testing import CliRunner
 
-from loralab import Pair, data_path, read_pairs
-from loralab.leaks import find_leaks
+from loralab import Pair, data_path, find_leaks, read_pairs, write_pairs
+from loralab.cli import app
 
 TAUGHT = [
     Pair(instruction="My Owl is offline. Regards, Reed", output="item: Owl\nname: Reed"),
@@ -35,14 +36,17 @@ def test_nearly_the_same_instruction_is_found_and_nearly_the_same_record_is_not(
     taught = [Pair(instruction=f"{long} first", output="serial: 1\nname: Reed")]
     leaks = find_leaks(taught, [Pair(instruction=f"{long} second", output="serial: 2\nname: Reed")])
     assert (leaks.near, leaks.exact) == ((0,), 0)
+    for missing, near in ((1, 1), (2, 1), (3, 1), (4, 0)):  # of 31 words; 28/31 > 0.9 > 27/31
+        asked = " ".join(long.split()[missing:]) + " first"
+        assert len(find_leaks(taught, [Pair(instruction=asked, output="x")]).near) == near
 
 
 def test_the_line_names_counts_and_the_first_pair():
     assert str(ask("How high?", "One metre above the ground.")) == (
-        "of 2 evaluation pairs 0 instructions and 1 answers stand in the training pairs, and 0 instructions nearly do "
-        "(first: pair 2); measure on others"
+        "of 2 evaluation pairs, 0 instructions and 1 answers are in the training pairs, and 0 more instructions nearly "
+        "are (first: pair 2); replace them"
     )
-    assert str(ask("How high?", "Two.")) == "none of 2 evaluation pairs stands in the training pairs"
+    assert str(ask("How high?", "Two.")) == "none of 2 evaluation pairs is in the training pairs"
 
 
 def test_the_course_s_own_evaluation_pairs_do_not_leak_and_its_facts_do():
@@ -70,3 +74,21 @@ def test_training_warns_and_records_it(trained, train_pairs, eval_pairs, leaking
     lines = [str(one.message) for one in caught if "evaluation pairs" in str(one.message)]
     assert len(lines) == (1 if leaking else 0)
     assert RunRecord.load(folder).leaks == (4 if leaking else 0)
+
+
+@pytest.mark.parametrize(("output", "status"), [("item: Owl\nname: Reed", 1), ("item: Owl\nname: Lind", 0)])
+def test_check_reports_leaks_and_fails_only_on_exact_ones(tmp_path, output, status):
+    train_file, eval_file = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    write_pairs(train_file, TAUGHT)
+    write_pairs(eval_file, [Pair(instruction="My Owl is off. Regards, Lind", output=output)])
+    result = CliRunner().invoke(app, ["check", str(train_file), "--eval", str(eval_file)])
+    assert result.exit_code == status
+    assert result.stdout.splitlines()[-1].startswith("of 1 evaluation pairs, 0" if status else "none of 1")
+
+
+def test_check_names_a_broken_evaluation_file(tmp_path):
+    train_file = tmp_path / "train.jsonl"
+    write_pairs(train_file, TAUGHT)
+    result = CliRunner().invoke(app, ["check", str(train_file), "--eval", str(tmp_path / "none.jsonl")])
+    assert result.exit_code == 1
+    assert "none.jsonl: no such file" in result.stderr

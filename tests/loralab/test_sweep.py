@@ -37,7 +37,7 @@ from loralab.sweep_report import (
 from tests.conftest import CONFIGS
 
 SHORT = 0.04  # epochs: one step
-EVALUATED = 16  # held-out pairs of runs that are trained
+EVALUATED, ANSWERED = 16, 2  # held-out pairs and generated answers of runs that are trained
 
 
 @pytest.fixture
@@ -48,13 +48,20 @@ def run():
 @pytest.fixture(scope="module")
 def every_method(base, tmp_path_factory):
     """One short run of each method, in processes of their own."""
-    jobs = plan(base, [4], ["qkvo"], list(METHODS), 1, tmp_path_factory.mktemp("sweep"), SHORT, eval_pairs=EVALUATED)
+    out, few = tmp_path_factory.mktemp("sweep"), {"eval_pairs": EVALUATED, "eval_answers": ANSWERED}
+    jobs = plan(base, [4], ["qkvo"], list(METHODS), 1, out, SHORT, **few)
     return jobs, {job.method: outcome for job, outcome in sweep(jobs, workers=2)}
 
 
 def test_all_five_methods_train_and_say_which_they_are(every_method):
     _, outcomes = every_method
     assert {name: record.method for name, record in outcomes.items()} == {name: name for name in METHODS}
+
+
+def test_a_run_is_measured_on_as_many_pairs_and_answers_as_planned(every_method):
+    _, outcomes = every_method
+    assert {record.eval_pairs for record in outcomes.values()} == {EVALUATED}
+    assert {record.scores_after.count for record in outcomes.values()} == {ANSWERED}
 
 
 def test_a_saved_adapter_of_each_method_does_what_its_record_says(every_method, base, tokenizer, eval_pairs):
@@ -215,6 +222,7 @@ def test_bars_are_deviations_over_seeds_and_wilson_intervals_for_one_seed(with_r
     assert error_bars(exact) == [(0.179, 0.321), (0.1, 0.1), (0.559, 0.841)]
     assert exact.get_ylabel() == "exact match on held-out messages"
     assert error_bars(ppl)[0] == (49.793, 51.207)
+    assert ppl.get_title() == "the untrained base: PPL 100"
     alone = with_records[with_records["seed"] == 0]
     exact, ppl = plot_quality(alone).axes
     assert error_bars(exact) == [(0.133, 0.289), (0.055, 0.174), (0.711, 0.867)]
