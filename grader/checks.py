@@ -157,7 +157,8 @@ def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base)
     ]
     made = [check for check in checks if check is not None]
     if not question.passed:
-        made = [_without_ability(check) if check.name in MANNER else check for check in made]
+        # Perplexity falls about as far for answers of other messages: it shows no ability by itself.
+        made = [_without_ability(check) if check.name in MANNER or check.name == HELD_OUT else check for check in made]
     total = sum(check.points for check in made)
     return [check.model_copy(update={"points": 100 * check.points / total}) for check in made]
 

@@ -1,6 +1,6 @@
 """Plausible wrong solutions, each refused with its cause named, and honest variants, each accepted.
 
-They stand in for the run "rank-16" of exercise 2; what compares runs is tried on the exercises themselves.
+They are runs of exercise 1; what compares runs is tried on the exercises that have several.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from grader.exercises import EXERCISES, Exercise, Run
+from grader.exercises import EXERCISES
 from grader.judging import judge
 from loralab import encode_all, load_model, nf4
 from tests.conftest import with_adapter
 
-RUN = "rank-16"
-ONE = Exercise("ex2_rank_sweep", "one run of it", (Run(RUN, 16),))
+RUN = "first-adapter"
+ONE = EXERCISES["ex1_first_adapter"]
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +149,7 @@ def test_a_merged_model_instead_of_an_adapter(failures, sound, base):
 
 
 def test_the_same_adapter_for_all_three_ranks(evaluator, sound):
-    for rank in (4, 64):
+    for rank in (4, 16, 64):
         shutil.copytree(sound / RUN, sound / f"rank-{rank}")
     verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", sound)
     assert verdict.points == pytest.approx(30)
@@ -159,12 +159,14 @@ def test_the_same_adapter_for_all_three_ranks(evaluator, sound):
 
 
 def test_one_rank_was_trained_for_fewer_epochs_than_another(failures, make, sound):
+    (sound / RUN).rename(sound / "rank-16")
     shutil.copytree(make("r4", adapter={"rank": 4}, epochs=1) / RUN, sound / "rank-4")
     found = failures(sound, EXERCISES["ex2_rank_sweep"])
     assert "epochs differs: rank-4 1, rank-16 8" in found["one thing changed"]
 
 
 def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, sound):
+    (sound / RUN).rename(sound / "rank-16")
     verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", sound)
     assert verdict.state == "graded"
     assert verdict.points == pytest.approx(30)
