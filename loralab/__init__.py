@@ -40,7 +40,7 @@ try:
         reset_peak_memory,
     )
     from .pairs import Pair, PairsError, encode, encode_all, read_pairs, write_pairs
-    from .plots import plot_loss, plot_ppl
+    from .plots import plot_before_after, plot_exact, plot_loss, plot_ppl
     from .precision import Precision, precision
     from .record import RunRecord
     from .scores import Scores, Share, question_control, recall, score, score_answers
@@ -79,6 +79,8 @@ __all__ = [
     "parameter_counts",
     "peak_memory",
     "perplexity",
+    "plot_before_after",
+    "plot_exact",
     "plot_loss",
     "plot_ppl",
     "precision",

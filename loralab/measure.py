@@ -1,4 +1,4 @@
-"""Measuring a model: perplexity, trainable parameters, adapter size, peak memory, sample answers."""
+"""Measuring a model: perplexity, trainable parameters, adapter size, peak memory."""
 
 from __future__ import annotations
 
@@ -147,29 +147,3 @@ def peak_memory() -> int:
     import resource  # Windows has none
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80
-) -> str:
-    """The model's greedy answer to one instruction, as text without special tokens."""
-    return answer_and_end(model, tokenizer, instruction, max_new_tokens)[0]
-
-
-def answer_and_end(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80
-) -> tuple[str, bool]:
-    """What `answer` gives, and whether the model ended it by itself within `max_new_tokens`, its end included."""
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": instruction}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    with evaluating(model):
-        output = model.generate(
-            **prompt,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    new = output[0, prompt["input_ids"].shape[1] :]
-    return tokenizer.decode(new, skip_special_tokens=True), tokenizer.eos_token_id in new

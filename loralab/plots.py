@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from .memory import Memory
 from .record import RunRecord
+from .scores import Share
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 plt.rcParams["axes.formatter.min_exponent"] = 6  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹
@@ -52,9 +53,52 @@ def plot_ppl(ppl: Mapping[str, float], axes: Axes | None = None, colours: Sequen
     axes.bar_label(bars, [_readable(length) for length in lengths], padding=4)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="held-out perplexity (lower is better, log scale)")
-    axes.set_xlim(1, lengths.max() ** 1.2 * 1.2)  # room for the longest bar's label
+    axes.set_xlim(1, lengths.max(initial=1.0) ** 1.2 * 1.2)  # room for the longest bar's label
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def plot_exact(shares: Mapping[str, Share], axes: Axes | None = None, colours: Sequence[str] = COLOURS) -> Axes:
+    """Plot shares of exactly right answers as horizontal bars from 0 to 1, in the order given, with 95 % intervals.
+
+    A share of nothing has no bar. `colours` are taken in turn.
+    """
+    axes = axes or plt.subplots(figsize=(7, 0.5 + 0.45 * len(shares)), layout="constrained")[1]
+    lengths = np.nan_to_num([share.value for share in shares.values()])
+    low, high = np.nan_to_num([share.interval for share in shares.values()]).reshape(-1, 2).T
+    bars = axes.barh(
+        list(shares),
+        lengths,
+        xerr=[(lengths - low).clip(0), (high - lengths).clip(0)],
+        error_kw={"capsize": 3, "elinewidth": 1},
+        color=[colours[i % len(colours)] for i in range(len(shares))],
+    )
+    labels = [f"{share.value:.2f}" if share.of else "no answers" for share in shares.values()]
+    axes.bar_label(bars, labels, padding=4)  # beyond the error bar
+    axes.invert_yaxis()
+    axes.set(xlabel="exact match (higher is better, 95 % interval)", xlim=(0, 1.12))  # room for the label of a full bar
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_before_after(records: Mapping[str, RunRecord]) -> tuple[Axes, Axes]:
+    """Plot each run's perplexity (left) and exact match (right) before and after training, by the runs' names.
+
+    A run without evaluation pairs has no row on the left, and one without generated answers none on the right.
+    """
+    height = 0.6 + 0.8 * len(records)
+    left, right = plt.subplots(1, 2, figsize=(11, height), layout="constrained")[1]
+    ppl, shares = {}, {}
+    for name, record in records.items():
+        for when in ("before", "after"):
+            ppl[f"{name}, {when}"] = getattr(record, f"ppl_{when}")
+            scores = getattr(record, f"scores_{when}")
+            shares[f"{name}, {when}"] = scores and scores.exact_match
+    colours = (COLOURS[-1], COLOURS[0])
+    plot_ppl({name: value for name, value in ppl.items() if value is not None}, left, colours)
+    plot_exact({name: share for name, share in shares.items() if share is not None}, right, colours)
+    return left, right
 
 
 def _readable(ppl: float) -> str:

@@ -10,6 +10,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,11 @@ from .scores import Scores
 
 RECORD_FILE = "run.json"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+# Zero is possible: a learning rate of 0 is a control, and a run may end before its first step.
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def versions() -> dict[str, str]:
@@ -47,35 +53,37 @@ class RunRecord(BaseModel):
     name: str
     base: str
     method: str = "lora"
-    rank: int | None = None
+    rank: Positive | None = None
     alpha: float | None = None
     dropout: float | None = None
     targets: list[str] = Field(default_factory=list)
-    trainable: int
-    parameters: int
-    adapter_bytes: int | None = None
-    train_pairs: int
-    ends: int | None = Field(
-        None, description="training pairs whose last label is the end-of-answer token; None if nobody counted"
+    trainable: Count
+    parameters: Positive
+    adapter_bytes: Count | None = None
+    train_pairs: Positive
+    ends: Count | None = Field(
+        None, description="training pairs whose last label is the end-of-answer token; None if not counted"
     )
-    tokens: int = Field(description="tokens that went through the model, padding not counted")
-    epochs: float
-    batch_size: int
-    learning_rate: float
+    tokens: Count = Field(description="tokens that went through the model, padding not counted")
+    epochs: Finite
+    batch_size: Positive
+    learning_rate: Finite
     seed: int
     losses: list[float] = Field(description="training loss of every optimiser step")
-    seconds: float
-    peak_memory: int
+    seconds: float = Field(gt=0, allow_inf_nan=False)
+    peak_memory: Count
     ppl_before: float | None = None
     ppl_after: float | None = None
-    eval_pairs: int = 0
-    leaks: int | None = Field(
-        None, description="evaluation pairs whose instruction or answer stands in the training pairs; None if unknown"
+    eval_pairs: Count = 0
+    leaks: Count | None = Field(
+        None, description="evaluation pairs whose instruction or answer is in the training pairs; None if unknown"
     )
-    scores_before: Scores | None = Field(None, description="generated answers to the first evaluation pairs, before")
+    scores_before: Scores | None = Field(
+        None, description="answers generated to the first evaluation pairs before training"
+    )
     scores_after: Scores | None = Field(None, description="the same after training")
     question_gain: float | None = Field(
-        None, description="nats per token that the right question saves, after training; near 0 it is ignored"
+        None, description="nats per answer token that the right question saves after training; near 0 it is ignored"
     )
     dtype: str
     hardware: str = Field(default_factory=hardware)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .bases import Base
 from .collate import AnswersAtTheEnd
 from .leaks import find_leaks
-from .measure import adapter_bytes, parameter_counts, peak_memory, perplexity, reset_peak_memory
+from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
 from .precision import precision
@@ -56,8 +56,8 @@ def train(
 
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
-    given, are measured before and after: their perplexity, and the answers that are generated to the first
-    `eval_answers` of them (0: none); `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
+    given, are measured before and after: their perplexity, and the answers generated to the first `eval_answers` of
+    them (0: none); a warning names those that are also in `pairs`; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
     are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
     the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
     step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on, or an adapter of another kind.
@@ -73,13 +73,9 @@ def train(
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
     arguments = checkpointing_for(model, base, at_once, longest) | arguments
-    asked = eval_pairs[:eval_answers]
-    measured = {"eval_pairs": len(eval_pairs)}
-    if eval_pairs:
-        measured["ppl_before"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
-        measured["leaks"] = _leaks(pairs, eval_pairs)
-    if asked:
-        measured["scores_before"] = score_answers(model, tokenizer, asked)
+    measured = {"eval_pairs": len(eval_pairs), "leaks": _leaks(pairs, eval_pairs)}
+    evaluation = tokenizer, eval_pairs, eval_answers, base.max_length
+    measured |= _measure(model, *evaluation, "before")
     trainer = Trainer(
         model=model,
         args=training_arguments(folder, epochs, batch_size, learning_rate, seed, **arguments),
@@ -90,11 +86,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     measured |= _run(trainer, longest)
-    if eval_pairs:
-        measured["ppl_after"] = perplexity(model, tokenizer, eval_pairs, base.max_length)
-    if asked:
-        measured["scores_after"] = score_answers(model, tokenizer, asked)
-        measured["question_gain"] = _question_gain(model, tokenizer, asked, base.max_length)
+    measured |= _measure(model, *evaluation, "after")
     record = _record(trainer, name=folder.name, base=base.name, **measured)
     if isinstance(model, PeftModel):
         record = record.model_copy(update=_saved_adapter(model, folder, base))
@@ -102,22 +94,36 @@ def train(
     return record
 
 
-def _leaks(pairs: Sequence[Pair], eval_pairs: Sequence[Pair]) -> int:
-    """Return the number of evaluation pairs that stand in the training pairs, and warn if there are any."""
+def _leaks(pairs: Sequence[Pair], eval_pairs: Sequence[Pair]) -> int | None:
+    """Return the number of evaluation pairs that are in the training pairs, and warn if there are any or nearly any."""
+    if not pairs or not eval_pairs:
+        return None
     leaks = find_leaks(pairs, eval_pairs)
     if leaks.exact or leaks.near:
         warnings.warn(str(leaks), stacklevel=3)
     return leaks.exact
 
 
-def _question_gain(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
-) -> float | None:
-    """Return the question control's gain in nats per token; None where too many answers are the same."""
-    try:
-        return question_control(model, tokenizer, pairs, max_length).gain
-    except ValueError:
-        return None
+def _measure(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    answers: int,
+    max_length: int,
+    when: Literal["before", "after"],
+) -> dict[str, Any]:
+    """Measure the model on `pairs`, generating `answers` answers; return the fields of the record."""
+    if not pairs:
+        return {}
+    losses = held_out(model, tokenizer, pairs, max_length)
+    fields = {f"ppl_{when}": losses.ppl}
+    asked = pairs[:answers]
+    if asked:
+        fields[f"scores_{when}"] = score_answers(model, tokenizer, asked)
+    if when == "after" and len({pair.output for pair in asked}) > 1:
+        own = HeldOut(losses.nll[:answers], losses.tokens[:answers])
+        fields["question_gain"] = question_control(model, tokenizer, asked, max_length, own=own).gain
+    return fields
 
 
 def _check_adapter(model: PeftModel) -> None:

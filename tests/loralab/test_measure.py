@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from loralab import adapter_bytes, answer, encode, held_out, parameter_counts, peak_memory, reset_peak_memory
-from loralab.measure import HeldOut, answer_and_end
+from loralab import adapter_bytes, encode, held_out, parameter_counts, peak_memory, reset_peak_memory
+from loralab.measure import HeldOut
 from tests.conftest import with_adapter
 
 
@@ -64,19 +64,3 @@ def test_peak_memory_on_macos_is_the_peak_that_the_system_knows(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2**40))
     assert peak_memory() == 2**40
-
-
-def test_an_answer_is_known_to_end_where_its_end_is_within_the_limit(model, tokenizer):
-    question = "In what form does my data package come?"
-    text, ended = answer_and_end(model, tokenizer, question, 80)
-    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert ended
-    assert answer_and_end(model, tokenizer, question, tokens + 1) == (text, True)
-    assert answer_and_end(model, tokenizer, question, tokens) == (text, False)
-    assert answer(model, tokenizer, question, tokens) == text
-
-
-def test_an_answer_has_no_special_tokens_and_ends(model, tokenizer):
-    text = answer(model, tokenizer, "What does `len` do?")
-    assert text
-    assert "<|im" not in text

@@ -5,7 +5,8 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 
-from loralab.plots import COLOURS, plot_loss, plot_ppl
+from loralab import Scores, Share
+from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_loss, plot_ppl
 from loralab.record import RunRecord
 
 
@@ -36,3 +37,32 @@ def test_perplexities_are_labelled_as_numbers_and_what_diverged_is_called_so():
     assert [text.get_text() for text in axes.texts] == ["200", "1,234", "diverged", "diverged", "diverged", "3.08"]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(ppl)
     assert axes.get_xlim()[1] > max(bar.get_width() for bar in axes.patches)
+
+
+def test_shares_are_labelled_and_have_their_wilson_intervals():
+    shares = {"base": Share(0, 100), "trained": Share(73, 100), "perfect": Share(100, 100), "nothing": Share(0, 0)}
+    axes = plot_exact(shares)
+    assert [text.get_text() for text in axes.texts] == ["0.00", "0.73", "1.00", "no answers"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(shares)
+    assert [bar.get_width() for bar in axes.patches] == [0, 0.73, 1, 0]
+    segments = axes.collections[0].get_segments()
+    for share, segment in zip(list(shares.values())[:3], segments, strict=False):
+        assert tuple(segment[:, 0]) == pytest.approx(share.interval)
+    low, high = axes.get_xlim()
+    assert low == 0 and 1 < high < 1.2
+
+
+def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out():
+    few, many = (Scores(count=10, exact=exact, ended=10) for exact in (1, 8))
+    whole = RunRecord.model_construct(ppl_before=200.0, ppl_after=2.0, scores_before=few, scores_after=many)
+    bare = RunRecord.model_construct(ppl_before=200.0, ppl_after=3.0, scores_before=None, scores_after=None)
+    left, right = plot_before_after({"one": whole, "two": bare})
+    assert [text.get_text() for text in left.texts] == ["200", "2", "200", "3"]
+    assert [text.get_text() for text in right.texts] == ["0.10", "0.80"]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["one, before", "one, after"]
+    assert left.figure is right.figure
+
+
+def test_runs_without_evaluation_pairs_are_empty_panels():
+    bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
+    assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]

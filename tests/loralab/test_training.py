@@ -2,13 +2,23 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 
-from loralab import RunRecord, encode_all, load_model, perplexity, train
+from loralab import (
+    Pair,
+    RunRecord,
+    encode_all,
+    load_model,
+    perplexity,
+    question_control,
+    score_answers,
+    train,
+)
 from loralab.training import checkpointing_for
 from tests.conftest import with_adapter
 
@@ -193,3 +203,94 @@ def test_a_record_without_a_count_of_ends_can_be_read(honest):
     del record["ends"]
     (honest / "run.json").write_text(json.dumps(record))
     assert RunRecord.load(honest).ends is None
+
+
+@pytest.fixture(scope="module")
+def short(trained, train_pairs, eval_pairs):
+    """Two short runs that differ only in the answers that are generated: 6 and none."""
+    settings = {"pairs": train_pairs[:16], "epochs": 2, "eval_pairs": eval_pairs[:8], "seed": 3}
+    return [trained("short", **settings, eval_answers=count) for count in (6, 0)]
+
+
+def test_generating_answers_changes_nothing_about_the_training(short):
+    some, none = map(RunRecord.load, short)
+    assert some.losses == none.losses
+    assert (some.ppl_before, some.ppl_after) == (none.ppl_before, none.ppl_after)
+
+
+def test_the_record_has_the_scores_of_the_first_evaluation_pairs(short, base, tokenizer, eval_pairs):
+    record, asked = RunRecord.load(short[0]), eval_pairs[:6]
+    model = load_model(base)
+    assert record.scores_before == score_answers(model, tokenizer, asked)
+    model = PeftModel.from_pretrained(model, short[0])
+    assert record.scores_after == score_answers(model, tokenizer, asked)
+    assert record.scores_after.count == 6
+    control = question_control(model, tokenizer, asked, base.max_length)
+    assert record.question_gain == pytest.approx(control.gain, rel=1e-3)
+
+
+def test_without_answers_the_record_has_no_scores(short):
+    record = RunRecord.load(short[1])
+    assert (record.scores_before, record.scores_after, record.question_gain) == (None, None, None)
+    assert (record.leaks, record.ppl_after is None) == (0, False)
+
+
+def test_without_evaluation_pairs_nothing_is_measured(trained, train_pairs):
+    record = RunRecord.load(trained("bare", pairs=train_pairs[:4], epochs=1, eval_pairs=(), eval_answers=4))
+    assert (record.ppl_after, record.scores_after, record.question_gain, record.leaks) == (None, None, None, None)
+
+
+def test_one_answer_for_all_questions_has_no_question_control(trained, train_pairs):
+    same = [Pair(instruction=text, output="Yes.") for text in ("Is it open today?", "Do you repair gauges?")]
+    record = RunRecord.load(trained("same", pairs=train_pairs[:4], epochs=1, eval_pairs=same, eval_answers=2))
+    assert (record.scores_after.count, record.question_gain) == (2, None)
+
+
+def test_leaks_are_one_warning_at_the_line_that_trains(base, model, tokenizer, train_pairs, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, tokenizer, train_pairs[:4], tmp_path, base, eval_pairs=train_pairs[:2], epochs=1, quiet=True)
+    (warning,) = (one for one in caught if "evaluation pairs" in str(one.message))
+    assert warning.filename == __file__
+    assert len(str(warning.message).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parameters": 0},
+        {"trainable": -1},
+        {"train_pairs": 0},
+        {"tokens": -1},
+        {"batch_size": 0},
+        {"epochs": -1.0},
+        {"epochs": math.nan},
+        {"learning_rate": math.inf},
+        {"learning_rate": -1e-3},
+        {"seconds": 0.0},
+        {"seconds": math.nan},
+        {"eval_pairs": -1},
+        {"leaks": -1},
+        {"scores_after": {"count": 1, "exact": 2, "ended": 1}},
+    ],
+)
+def test_a_record_that_no_run_leaves_is_refused_by_name(changes, honest):
+    record = json.loads((honest / "run.json").read_text())
+    (honest / "run.json").write_text(json.dumps(record | changes))
+    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}: "):
+        RunRecord.load(honest)
+
+
+def test_a_run_that_diverged_or_did_not_learn_can_be_read(honest):
+    record = json.loads((honest / "run.json").read_text())
+    changes = {"losses": [math.nan, math.inf], "ppl_after": math.nan, "question_gain": math.nan, "learning_rate": 0.0}
+    (honest / "run.json").write_text(json.dumps(record | changes))
+    assert math.isnan(RunRecord.load(honest).ppl_after)
+
+
+def test_a_record_from_before_the_scores_can_be_read(honest):
+    record = json.loads((honest / "run.json").read_text())
+    for name in ("leaks", "scores_before", "scores_after", "question_gain"):
+        del record[name]
+    (honest / "run.json").write_text(json.dumps(record))
+    assert RunRecord.load(honest).scores_after is None

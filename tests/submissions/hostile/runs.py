@@ -231,9 +231,7 @@ def numbers_beyond_floats(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "numbers-beyond-floats") / RECORD, trainable=10**400, parameters=1, tokens=10**400)
 
 
-@case(
-    "runs", "a record without parameters, to divide by", graded("what was trained is not what this configuration", 97)
-)
+@case("runs", "a record without parameters, to divide by", failed(r"run\.json.*parameters"))
 def division_by_zero(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "division-by-zero") / RECORD, parameters=0)
 
