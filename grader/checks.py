@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from loralab import Base
-from loralab.measure import PPL_TOLERANCE
+from loralab.measure import same_ppl
 from loralab.scores import Scores, differ
 
 from .bands import BaseBands, RunBands
@@ -152,7 +152,7 @@ def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base)
         _answers_only(run, evidence),
         _end(evidence),
         _unseen(run, evidence),
-        _forgetting(evidence, band),
+        _forgetting(evidence, band) if band else None,
         honest,
     ]
     made = [check for check in checks if check is not None]
@@ -460,9 +460,9 @@ def paired_upper_bound(evidence: Evidence) -> float:
     return float(result.confidence_interval.high)
 
 
-def _forgetting(evidence: Evidence, bands: RunBands | None) -> Check:
+def _forgetting(evidence: Evidence, bands: RunBands) -> Check:
     general = evidence.general
-    limit = max(bands.general_ratio.high, bands.general_ratio.high**FORGETTING_ROOM) if bands else 2.0
+    limit = max(bands.general_ratio.high, bands.general_ratio.high**FORGETTING_ROOM)
     return _check(
         "forgetting",
         expected=f"general PPL ratio at most {limit:.2f}",
@@ -480,7 +480,7 @@ def _honest(run: Run, evidence: Evidence) -> Check:
         ("PPL before", claim.ppl_before, public.before.ppl),
         ("PPL after", claim.ppl_after, public.after.ppl),
     ):
-        if claimed is None or not abs(claimed - true) <= PPL_TOLERANCE * true:
+        if claimed is None or not same_ppl(claimed, true):
             wrong.append(f"{name} {claimed if claimed is None else f'{claimed:.2f}'}, recomputed {true:.2f}")
     if claim.rank != settings.r or set(claim.targets) != set(settings.targets):
         wrong.append(f"rank {claim.rank} on {', '.join(claim.targets)}, but the adapter has rank {settings.r}")

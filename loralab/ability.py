@@ -21,6 +21,7 @@ SLACK = 16  # tokens that an answer may be longer than the longest right one
 MEASURED = 100  # pairs for the question control and for recall, at most
 CHOICES = 8  # answers to choose from in recall
 REPEATS, PHRASE = 3, 8  # a word, or a phrase of up to 8 words, three times in a row is a repetition
+ENOUGH_GAIN = 0.25  # nats per token: a base that reads questions well may gain no more by training on a style
 FAULTY_SHARE = 0.1  # more faulty samples than this fail a run: a single one can happen to a good model
 
 
@@ -145,8 +146,14 @@ def fault_causes(samples: Sequence[Sample]) -> list[str]:
 
 
 def ignores_question(before: QuestionControl | None, after: QuestionControl | None) -> list[str]:
-    """Say so if the right question helps no more than another pair's, or no more than it helps the base alone."""
-    if after is None or (after.interval[0] > 0 and (before is None or after.gain > before.gain)):
+    """Say so if the right question helps no more than another pair's.
+
+    It must help for certain, and more than it helps the base alone or by `ENOUGH_GAIN`.
+    """
+    if after is None:
+        return []
+    low = after.interval[0]
+    if low > 0 and (before is None or after.gain > before.gain or low > ENOUGH_GAIN):
         return []
     base = f", the base alone {before.gain:.2f}" if before else ""
     return [

@@ -43,7 +43,7 @@ from .data import data_path
 from .errors import first_line, one_line
 from .files import write_whole
 from .fourbit import nf4
-from .measure import ADAPTER_FILE, CONFIG_FILE, PPL_TOLERANCE
+from .measure import ADAPTER_FILE, CONFIG_FILE, same_ppl
 from .pairs import Pair, PairsError, encode_all, read_pairs
 from .record import RunRecord
 from .scores import Scores
@@ -570,7 +570,7 @@ def _measured(ppl: float | None) -> bool:
 
 
 def _agrees(ppl: float, again: float | None) -> bool:
-    return again is None or abs(ppl - again) <= PPL_TOLERANCE * again
+    return again is None or same_ppl(ppl, again)
 
 
 def _ppl(ppl: float | None, again: float | None) -> str:

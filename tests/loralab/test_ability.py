@@ -71,6 +71,7 @@ def test_answers_of_the_base_itself_are_a_cause():
 def test_a_question_that_matters_beyond_chance_is_no_cause():
     assert not ignores_question(control(0.1), control(0.5, noise=0.5))
     assert not ignores_question(None, control(0.5))
+    assert not ignores_question(control(1.0), control(0.7))  # a base that reads questions well
     assert not ignores_question(control(0.1), None)  # too many equal answers to measure it
 
 

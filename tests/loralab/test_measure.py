@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loralab import adapter_bytes, encode, held_out, parameter_counts, peak_memory, reset_peak_memory
-from loralab.measure import HeldOut
+from loralab.measure import HeldOut, same_ppl
 from tests.conftest import with_adapter
 
 
@@ -64,3 +64,18 @@ def test_peak_memory_on_macos_is_the_peak_that_the_system_knows(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2**40))
     assert peak_memory() == 2**40
+
+
+@pytest.mark.parametrize(
+    ("reported", "recomputed", "same"),
+    [(103.0, 100.0, True), (106.0, 100.0, False), (1.041, 1.04, True), (1.0, 1.04, False), (1.09, 1.04, False)],
+)
+def test_perplexities_are_compared_by_their_losses(reported, recomputed, same):
+    assert same_ppl(reported, recomputed) is same
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 0.0, -1.0])
+def test_a_broken_perplexity_equals_none(broken):
+    assert not same_ppl(broken, 2.0)
+    assert not same_ppl(2.0, broken)
+    assert not same_ppl(broken, broken)
