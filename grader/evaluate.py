@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
 from loralab.codes import locker_codes
 from loralab.far import far_pair
-from loralab.precision import precision_for
+from loralab.hardware import precision_for
 from loralab.scores import QuestionControl, Scores, question_control, score_answers
 from loralab.shapes import Shape, adapter_shape
 from loralab.triage import draw

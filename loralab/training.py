@@ -23,11 +23,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .hardware import Precision, precision_for
 from .leaks import find_leaks
 from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
-from .precision import Precision, precision_for
 from .record import RunRecord
 from .scores import question_control, score_answers
 
