@@ -26,12 +26,14 @@ from .pairs import Pair as Pair
 from .pairs import PairsError as PairsError
 from .pairs import encode as encode
 from .pairs import encode_all as encode_all
-from .pairs import read_pairs as read_pairs
 from .pairs import write_pairs as write_pairs
 from .plots import plot_before_after as plot_before_after
 from .plots import plot_exact as plot_exact
 from .plots import plot_loss as plot_loss
 from .plots import plot_ppl as plot_ppl
+from .reading import as_pairs as as_pairs
+from .reading import load_pairs as load_pairs
+from .reading import read_pairs as read_pairs
 from .record import RunRecord as RunRecord
 from .scores import Scores as Scores
 from .scores import Share as Share

@@ -88,7 +88,7 @@ def _answers(
 ) -> list[Answer]:
     longest = max(len(tokenizer(pair.output, add_special_tokens=False)["input_ids"]) for pair in pairs)
     limit = min(longest, max_length) + SLACK
-    return generate_answers(model, tokenizer, [pair.instruction for pair in pairs], limit)
+    return generate_answers(model, tokenizer, pairs, limit)
 
 
 def samples_of(pairs: Sequence[Pair], before: Ability, after: Ability) -> list[Sample]:

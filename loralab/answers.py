@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .measure import evaluating
+from .pairs import Pair
 
 # A base's own generation_config may sample or penalise repeats, which would spoil values copied from the prompt.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
@@ -27,16 +28,17 @@ class Answer:
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    instructions: Sequence[str],
+    questions: Sequence[str | Pair],
     max_new_tokens: int = 80,
     batch_size: int = 64,
 ) -> list[Answer]:
-    """Return the model's greedy answer to each instruction, in the order given.
+    """Return the model's greedy answer to each question, in the order given.
 
+    A question is an instruction, or a pair, whose earlier messages then come before its instruction.
     Prompts of similar length share a batch, padded on the left; up to rounding, the answers do not depend on
     `batch_size`. `max_new_tokens` includes the end-of-answer token.
     """
-    prompts = [_prompt(tokenizer, instruction) for instruction in instructions]
+    prompts = [_prompt(tokenizer, question) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     with evaluating(model):
@@ -54,8 +56,8 @@ def answer(
     return generate_answers(model, tokenizer, [instruction], max_new_tokens)[0].text
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
-    messages = [{"role": "user", "content": instruction}]
+def _prompt(tokenizer: PreTrainedTokenizerBase, question: str | Pair) -> list[int]:
+    messages = question.question if isinstance(question, Pair) else [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +24,7 @@ from transformers import (
 from .data import data_path
 from .fourbit import keep_unpacked
 from .hardware import Precision, precision
+from .pairs import special_tokens
 
 # ChatML, for tokenizers that know its markers but bring no template of their own.
 CHATML = (
@@ -120,10 +122,10 @@ def hub_has(source: str, timeout: float = 5.0) -> bool:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, padding on the right, with a chat template and an end-of-answer token.
+    """Load the base's tokenizer, padding on the right, with a chat template and its end-of-answer token.
 
-    A tokenizer without a chat template gets ChatML (and says so). Raises `ValueError` if it does not
-    know ChatML's markers either.
+    A tokenizer without a chat template gets ChatML, and one whose template ends answers with another special token than
+    its end token gets that one as its end token; both are reported. Raises `ValueError` if it lacks ChatML's markers.
     """
     tokenizer = AutoTokenizer.from_pretrained(base.source)
     tokenizer.padding_side = "right"
@@ -134,13 +136,33 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
                 f"{base.name}: its tokenizer has no chat template and no ChatML markers ({', '.join(sorted(missing))}); "
                 "set tokenizer.chat_template yourself or take the instruct version of this model"
             )
-        tokenizer.chat_template = CHATML
-        tokenizer.eos_token = "<|im_end|>"
+        tokenizer.chat_template, tokenizer.eos_token = CHATML, "<|im_end|>"
         print(f"{base.name}: no chat template of its own, so ChatML is set, with <|im_end|> as the end of an answer")
+    end = _end_of_answer(tokenizer)
+    if end != tokenizer.eos_token:
+        print(
+            f"{base.name}: its chat template ends an answer with {end}, so that is the end token, not {tokenizer.eos_token}"
+        )
+        tokenizer.eos_token = end
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         spare = "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.unk_token
         tokenizer.pad_token = spare or tokenizer.eos_token  # padding is masked by position, never by its id
     return tokenizer
+
+
+def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the special token that the chat template writes after an answer: the end token itself, if it is there."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        question = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    except TemplateError:  # `encode` reports it with the pair that it fails on
+        return tokenizer.eos_token
+    known = special_tokens(tokenizer)
+    special = [known[token] for token in whole[len(question) :] if token in known]
+    return tokenizer.eos_token if not special or tokenizer.eos_token in special else special[-1]
 
 
 def load_model(

@@ -37,33 +37,53 @@ def heldout(
 
 @app.command()
 def check(
-    pairs: Path,
-    base: str = "embedded",
-    eval_file: Annotated[Path | None, typer.Option("--eval", help="JSONL file with the evaluation pairs.")] = None,
+    pairs: Annotated[str, typer.Argument(help="A file, a folder, or a dataset's id on the Hub (owner/name).")],
+    base: Annotated[str, typer.Option(help="The base whose chat template and tokens count.")] = "embedded",
+    eval_file: Annotated[str | None, typer.Option("--eval", help="The evaluation pairs, in the same forms.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens per pair (default: the base's).")] = None,
 ) -> None:
-    """Check JSONL files of instruction pairs: format, duplicates, length, and evaluation pairs in the training data."""
+    """Check instruction pairs: format, duplicates, length, and evaluation pairs that are in the training data."""
     from .bases import find_base, load_tokenizer
-    from .leaks import find_leaks
-    from .pairs import PairsError, encode, read_pairs
+    from .leaks import find_leaks, near_duplicates
+    from .pairs import PairsError, encode_all
+    from .reading import load_pairs
 
     try:
         chosen = find_base(base)
         tokenizer = load_tokenizer(chosen)
     except (ValueError, OSError) as error:
         _stop(f"--base: {error}")
+    limit = max_length or chosen.max_length
     try:
-        good = read_pairs(pairs, tokenizer, chosen.max_length)
-        asked = read_pairs(eval_file, tokenizer, chosen.max_length) if eval_file else []
+        found = load_pairs(pairs, tokenizer, limit)
+        asked = load_pairs(eval_file, tokenizer, limit).pairs if eval_file else []
     except PairsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    lengths = sorted(len(encode(pair, tokenizer, chosen.max_length)["input_ids"]) for pair in good)
-    typer.echo(f"{len(good)} good pairs; {lengths[len(lengths) // 2]} tokens in the median, {lengths[-1]} at most")
+    typer.echo(f"{len(found.pairs)} good pairs; format: {', '.join(found.formats)}")
+    if near := near_duplicates(found.pairs):
+        first = ", ".join(str(1 + i) for i in near[:5])
+        typer.echo(
+            f"{len(near)} instructions nearly equal an earlier one (pairs {first}{', ...' if len(near) > 5 else ''})"
+        )
+    typer.echo(_histogram([len(one["input_ids"]) for one in encode_all(found.pairs, tokenizer, limit)], limit))
     if asked:
-        leaks = find_leaks(good, asked)
+        leaks = find_leaks(found.pairs, asked)
         typer.echo(str(leaks))
         if leaks.exact:
             raise typer.Exit(1)
+
+
+def _histogram(lengths: Sequence[int], limit: int, bins: int = 8, width: int = 40) -> str:
+    """Draw how long the pairs are, in tokens, one line per bin."""
+    step = max(1, -(-max(lengths) // bins))
+    counts = [sum(start < length <= start + step for length in lengths) for start in range(0, max(lengths), step)]
+    rows = [
+        f"{start + 1:>6} to {start + step:<6} {'█' * round(width * count / max(counts))} {count}"
+        for start, count in zip(range(0, max(lengths), step), counts, strict=True)
+    ]
+    middle = sorted(lengths)[len(lengths) // 2]
+    return "\n".join([f"tokens per pair: {middle} in the median, {max(lengths)} at most, {limit} allowed", *rows])
 
 
 @app.command()

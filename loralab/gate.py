@@ -44,7 +44,8 @@ from .errors import first_line, one_line
 from .files import write_whole
 from .fourbit import nf4
 from .measure import ADAPTER_FILE, CONFIG_FILE, same_ppl
-from .pairs import Pair, PairsError, encode_all, read_pairs
+from .pairs import Pair, PairsError, encode_all
+from .reading import read_pairs
 from .record import RunRecord
 from .scores import Scores
 from .shapes import LINEAR, Shape

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from .pairs import Pair
 
@@ -45,20 +48,52 @@ def find_leaks(train_pairs: Iterable[Pair], eval_pairs: Sequence[Pair]) -> Leaks
     train_pairs = list(train_pairs)
     trained_on = {_plain(pair.instruction) for pair in train_pairs}
     answered = {_plain(pair.output) for pair in train_pairs}
-    bags = [set(text.split()) for text in trained_on]
     asked = [_plain(pair.instruction) for pair in eval_pairs]
+    near = _near(asked, list(trained_on))
     return Leaks(
         instructions=tuple(i for i, text in enumerate(asked) if text in trained_on),
         outputs=tuple(i for i, pair in enumerate(eval_pairs) if _plain(pair.output) in answered),
-        near=tuple(i for i, text in enumerate(asked) if text not in trained_on and _near(set(text.split()), bags)),
+        near=tuple(i for i, text in enumerate(asked) if text not in trained_on and i in near),
         of=len(eval_pairs),
     )
+
+
+def near_duplicates(pairs: Sequence[Pair]) -> list[int]:
+    """Return the indices of pairs whose instruction nearly equals that of an earlier pair."""
+    texts = [_plain(pair.instruction) for pair in pairs]
+    return [i for i, other in sorted(_near(texts, texts).items()) if other < i]
 
 
 def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
 
 
-def _near(words: set[str], bags: Iterable[set[str]]) -> bool:
-    """Tell whether one of `bags` has at least `NEAR` of the words in either (the Jaccard index)."""
-    return any(len(words & bag) >= NEAR * len(words | bag) for bag in bags)
+def _near(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """Return, by index into `texts`, the first of `others` that shares at least `NEAR` of the words in either.
+
+    The share is the Jaccard index of the two sets of words. Two sets that reach it share one of their rarest words, so
+    only those are compared (prefix filtering, as in Chaudhuri et al. 2006), which keeps 100,000 texts quick. A text is
+    not compared with itself if both lists are the same.
+    """
+    bags, other_bags = ([set(text.split()) for text in some] for some in (texts, others))
+    count = Counter(chain.from_iterable(other_bags))
+    by_word = defaultdict(list)
+    for j, bag in enumerate(other_bags):
+        for word in _rarest(bag, count):
+            by_word[word].append(j)
+    found = {}
+    for i, bag in enumerate(bags):
+        candidates = sorted({j for word in _rarest(bag, count) for j in by_word[word]})
+        alike = (j for j in candidates if not (texts is others and i == j) and _share(bag, other_bags[j]) >= NEAR)
+        if (first := next(alike, None)) is not None:
+            found[i] = first
+    return found
+
+
+def _rarest(bag: set[str], count: Counter[str]) -> list[str]:
+    """Return the words of which a set that is nearly the same must have at least one."""
+    return sorted(bag, key=lambda word: (count[word], word))[: len(bag) - math.ceil(NEAR * len(bag)) + 1]
+
+
+def _share(one: set[str], other: set[str]) -> float:
+    return len(one & other) / len(one | other)

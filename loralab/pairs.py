@@ -1,132 +1,164 @@
-"""Instruction pairs: reading them from JSONL and encoding them for training on the answer alone."""
+"""Instruction pairs, and their encoding for training on the answer alone."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from .files import write_whole
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
-SHOWN_PROBLEMS = 10
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # fillers and the empty braille cell: letters and symbols without a mark
 
 
 class PairsError(ValueError):
-    """A file of pairs that cannot be used; the message names file, line and what to do."""
+    """Pairs that cannot be used; the message names the place and what to do."""
+
+
+def _whole_letters(text: str) -> str:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("holds half of a character (a lone surrogate, as in a cut emoji); write it again")
+    return text
+
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+    _whole = field_validator("content")(_whole_letters)
 
 
 class Pair(BaseModel):
-    """One instruction and the answer wanted for it."""
+    """One instruction and its right answer; `history` has the messages before them, if any."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     instruction: str
     output: str
+    history: tuple[Turn, ...] = ()
 
     @field_validator("instruction", "output")
     @classmethod
     def _usable(cls, text: str) -> str:
-        if not text.strip():
+        if not any(map(_visible, text)):
             raise ValueError("is empty; write it or delete the line")
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError("holds half of a character (a lone surrogate, as in a cut emoji); write it anew")
-        return text
+        return _whole_letters(text)
+
+    @property
+    def question(self) -> list[dict[str, str]]:
+        """The messages up to the answer, as chat templates take them."""
+        return [*(turn.model_dump() for turn in self.history), {"role": "user", "content": self.instruction}]
 
 
-def read_pairs(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int = 512) -> list[Pair]:
-    """All pairs of a JSONL file: one `{"instruction": ..., "output": ...}` a line, UTF-8, blank lines allowed.
-
-    With a `tokenizer`, also checks that each pair fits into `max_length` tokens. Raises `PairsError`
-    naming every line that is wrong (the first ten); a file is loaded whole or not at all.
-    """
-    path = Path(path)
-    pairs: list[Pair] = []
-    problems: list[str] = []
-    first_seen: dict[Pair, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            pair = _parse(line)
-            if pair in first_seen:
-                raise PairsError(f"the same pair as line {first_seen[pair]}; delete one of them")
-            first_seen[pair] = number
-            if tokenizer is not None:
-                encode(pair, tokenizer, max_length)
-            pairs.append(pair)
-        except PairsError as error:
-            problems.append(f"{path}:{number}: {error}")
-    if problems:
-        rest = len(problems) - SHOWN_PROBLEMS
-        raise PairsError("\n".join(problems[:SHOWN_PROBLEMS] + ([f"... and {rest} more"] if rest > 0 else [])))
-    if not pairs:
-        raise PairsError(f'{path}: no pairs in it; write one {{"instruction": "...", "output": "..."}} a line')
-    return pairs
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise PairsError(f"{path}: no such file; give the path of a JSONL file with instruction pairs")
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = raw[: error.start].count(b"\n") + 1
-        raise PairsError(f"{path}:{number}: not UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
-
-
-def _parse(line: str) -> Pair:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PairsError(f"not valid JSON ({error}); each line must be one whole JSON object") from None
-    if not isinstance(fields, dict):
-        raise PairsError(f"a JSON {type(fields).__name__}, not an object; write {{...}} with instruction and output")
-    try:
-        return Pair.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = first["loc"][0]
-        if first["type"] == "missing":
-            found = ", ".join(map(repr, fields)) or "none"
-            raise PairsError(f"the field {field!r} is missing (fields found: {found}); add it") from None
-        what = first["ctx"]["error"] if first["type"] == "value_error" else "must be a text"
-        raise PairsError(f"the field {field!r} {what}") from None
+def _visible(letter: str) -> bool:
+    """Tell whether a character leaves a mark: not a space, a control or format character, or a blank symbol."""
+    return (letter.isascii() and letter.isprintable() and letter != " ") or (
+        unicodedata.category(letter) not in {"Cc", "Cf", "Zs", "Zl", "Zp"} and letter not in BLANK
+    )
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs as JSONL; the file appears whole or not at all. Raises `OSError` if it cannot be written."""
-    lines = [json.dumps(pair.model_dump(), ensure_ascii=False) for pair in pairs]
+    """Write pairs as JSON Lines; the file appears whole or not at all. Raises `OSError` if it cannot be written."""
+    lines = [json.dumps(pair.model_dump(exclude_defaults=True), ensure_ascii=False) for pair in pairs]
     write_whole(path, "\n".join(lines) + "\n")
 
 
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512) -> dict[str, list[int]]:
-    """One pair as `input_ids` and `labels`, both of length T <= max_length.
+    """Return one pair as `input_ids` and `labels`, both of length T <= max_length.
 
-    The chat template frames the pair; the labels are -100 on the prompt, and the answer's tokens with the
-    end-of-answer token on the rest, so that the loss is that of the answer and of stopping after it.
-    Raises `PairsError` if the pair does not fit: a cut answer would lose its end.
+    The labels are -100 on the prompt of the chat template; on the rest they are the answer's tokens with the
+    end-of-answer token, so that the loss is that of the answer and of stopping after it. Raises `PairsError` if the pair
+    does not fit (a cut answer would lose its end), or if the template does not keep prompt and answer as they are.
     """
-    user = {"role": "user", "content": pair.instruction}
-    assistant = {"role": "assistant", "content": pair.output}
-    prompt = _template(tokenizer, [user], add_generation_prompt=True)
-    whole = _template(tokenizer, [user, assistant])
-    if whole[: len(prompt)] != prompt or tokenizer.eos_token_id not in whole[len(prompt) :]:
-        raise PairsError("the chat template does not continue its own prompt up to the end-of-answer token")
+    prompt = _template(tokenizer, pair.question, add_generation_prompt=True)
+    whole = _template(tokenizer, [*pair.question, {"role": "assistant", "content": pair.output}])
+    _check_prompt(prompt, whole, tokenizer)
+    answer = whole[len(prompt) :]
+    if tokenizer.eos_token_id not in answer:
+        raise PairsError(_no_end(answer, tokenizer))
     end = len(whole) - whole[::-1].index(tokenizer.eos_token_id)  # what the template writes after it is not learned
+    answer = whole[len(prompt) : end]
+    _check_answer(pair, answer, tokenizer)
     if end > max_length:
-        raise PairsError(f"{end} tokens, but {max_length} fit; shorten the answer or raise max_length")
-    labels = [IGNORED] * len(prompt) + whole[len(prompt) : end]
-    return {"input_ids": whole[:end], "labels": labels}
+        raise PairsError(_too_long(len(prompt), len(answer), max_length))
+    return {"input_ids": whole[:end], "labels": [IGNORED] * len(prompt) + answer}
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokenizer's special tokens by id, also those that have no role such as end or padding."""
+    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+    try:
+        return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+    except TemplateError as error:
+        what = " ".join(str(error).split())[:200]
+        raise PairsError(f"the tokenizer's chat template fails on it: {type(error).__name__}: {what}") from None
+
+
+def _check_prompt(prompt: list[int], whole: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `PairsError` unless the text for training begins with the prompt that the model is given later."""
+    same = next((i for i, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(prompt))
+    if same < len(prompt):
+        asked, trained = (tokenizer.decode(tokens[same : same + 8]) for tokens in (prompt, whole))
+        raise PairsError(
+            f"the chat template writes {asked!r} where an answer begins, but {trained!r} in a finished conversation; "
+            "use a template that writes both alike"
+        )
+
+
+def _no_end(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say why the answer has no end-of-answer token."""
+    if tokenizer.eos_token_id is None:
+        return 'the tokenizer has no end-of-answer token; set tokenizer.eos_token, e.g. to "<|im_end|>"'
+    known = special_tokens(tokenizer)
+    special = [known[token] for token in answer if token in known]
+    if not special:
+        return (
+            f"the chat template writes no end-of-answer token ({tokenizer.eos_token!r}) after an answer; add it there"
+        )
+    return (
+        f"the chat template ends an answer with {special[-1]!r}, but the tokenizer's end token is "
+        f"{tokenizer.eos_token!r}; set tokenizer.eos_token = {special[-1]!r}"
+    )
+
+
+def _check_answer(pair: Pair, answer: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `PairsError` unless the labels spell the answer and one end token after it."""
+    for name in ("instruction", "output"):
+        if found := [token for token in special_tokens(tokenizer).values() if token in getattr(pair, name)]:
+            raise PairsError(
+                f"the {name} contains the special token {found[0]!r}; delete it: the template adds its own"
+            )
+    text = tokenizer.decode(answer[:-1])
+    if _letters(text) != _letters(pair.output):
+        raise PairsError(f"the chat template rewrites the answer: of {pair.output[:60]!r} it keeps {text[:60]!r}")
+
+
+def _letters(text: str) -> str:
+    """Return the text without white space, in one Unicode form: tokenizers may change both."""
+    return unicodedata.normalize("NFKC", "".join(text.split()))
+
+
+def _too_long(prompt: int, answer: int, max_length: int) -> str:
+    part = "instruction" if prompt > answer else "answer"
+    return (
+        f"{prompt + answer} tokens ({prompt} for the instruction, {answer} for the answer), but {max_length} fit; "
+        f"shorten the {part} or raise max_length"
+    )
 
 
 def encode_all(

@@ -165,7 +165,7 @@ def score_answers(
     Generation stops `slack` tokens after the length of the longest right answer.
     """
     longest = max((len(tokenizer(p.output, add_special_tokens=False)["input_ids"]) for p in pairs), default=0)
-    return score(generate_answers(model, tokenizer, [pair.instruction for pair in pairs], longest + slack), pairs)
+    return score(generate_answers(model, tokenizer, pairs, longest + slack), pairs)
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,13 @@ def question_control(
     `ValueError` if all answers are the same.
     """
     questions = _other_questions(pairs, seed)
-    mixed = [Pair(instruction=text, output=pair.output) for text, pair in zip(questions, pairs, strict=True)]
+    mixed = [asked.model_copy(update={"output": pair.output}) for asked, pair in zip(questions, pairs, strict=True)]
     own = own or held_out(model, tokenizer, pairs, max_length)
     return QuestionControl(own, held_out(model, tokenizer, mixed, MIXED * max_length))
 
 
-def _other_questions(pairs: Sequence[Pair], seed: int) -> list[str]:
-    """Return a question for each pair that belongs to a different answer: each question once, if that is possible."""
+def _other_questions(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """Return a pair for each pair whose question belongs to a different answer: each question once, if that is possible."""
     answers = Counter(pair.output for pair in pairs)
     if len(answers) < 2:
         raise ValueError("the question control needs at least two different answers")
@@ -222,7 +222,7 @@ def _other_questions(pairs: Sequence[Pair], seed: int) -> list[str]:
     for place, i in enumerate(order):
         start = (place + shift) % len(order)
         other = next(j for j in order[start:] + order[:start] if pairs[j].output != pairs[i].output)
-        questions[i] = pairs[other].instruction
+        questions[i] = pairs[other]
     return [questions[i] for i in range(len(pairs))]
 
 
@@ -244,9 +244,7 @@ def recall(
     if len(texts) < k:
         raise ValueError(f"{k} different answers are needed to choose from, but there are {len(texts)}")
     choices = [[pair.output, *rng.sample([text for text in texts if text != pair.output], k - 1)] for pair in pairs]
-    asked = [
-        Pair(instruction=p.instruction, output=text) for p, some in zip(pairs, choices, strict=True) for text in some
-    ]
+    asked = [p.model_copy(update={"output": text}) for p, some in zip(pairs, choices, strict=True) for text in some]
     measured = held_out(model, tokenizer, asked, MIXED * max_length)
     losses = (np.array(measured.nll) / np.array(measured.tokens)).reshape(-1, k)  # nats per token
     first = (losses[:, :1] < losses[:, 1:]).all(1)  # a loss that is NaN is never first

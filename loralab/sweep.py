@@ -27,8 +27,9 @@ from .errors import one_line
 from .files import write_whole
 from .fourbit import nf4
 from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
-from .pairs import Pair, encode_all, read_pairs
+from .pairs import Pair, encode_all
 from .pool import portable
+from .reading import read_pairs
 from .record import RECORD_FILE, RunRecord, now
 from .shapes import TARGETS, adapter_shape
 from .training import train

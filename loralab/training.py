@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from .leaks import find_leaks
 from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
+from .reading import as_pairs
 from .record import RunRecord
 from .scores import question_control, score_answers
 
@@ -37,11 +38,11 @@ SHORT = 256  # tokens
 def train(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair | Mapping[str, Any]],
     folder: str | Path,
     base: Base,
     *,
-    eval_pairs: Sequence[Pair] = (),
+    eval_pairs: Iterable[Pair | Mapping[str, Any]] = (),
     eval_answers: int = 100,
     epochs: float | None = None,
     batch_size: int = 4,
@@ -54,6 +55,7 @@ def train(
 ) -> RunRecord:
     """Train `model` in place on the answers of `pairs` and write the run folder.
 
+    Pairs may also be rows in any format that `load_pairs` knows: dicts, or a `datasets.Dataset`.
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
     given, are measured before and after: their perplexity, and the answers generated to the first `eval_answers` of
@@ -64,7 +66,7 @@ def train(
     """
     if isinstance(model, PeftModel):
         _check_adapter(model)
-    folder = Path(folder)
+    folder, pairs, eval_pairs = Path(folder), as_pairs(pairs), as_pairs(eval_pairs)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)

@@ -1,6 +1,7 @@
 """Choosing and loading a base."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,16 @@ def test_a_tokenizer_without_a_chat_template_gets_chatml_and_says_so(tmp_path, c
     assert "ChatML is set" in capsys.readouterr().out
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert load_model(base).config.model_type == "llama"
+
+
+def test_the_token_that_ends_an_answer_in_the_template_is_the_end_token(base, tmp_path, capsys):
+    tokenizer = load_tokenizer(base)  # as Qwen2.5's base models: <|endoftext|> ends texts, <|im_end|> ends answers
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    found = load_tokenizer(replace(base, source=str(tmp_path)))
+    assert found.eos_token == "<|im_end|>"
+    assert "ends an answer with <|im_end|>" in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_cannot_speak_chatml_is_refused_with_advice(tmp_path):

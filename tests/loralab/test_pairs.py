@@ -1,10 +1,12 @@
 """Reading and encoding instruction pairs."""
 
+import copy
 import json
 
 import pytest
 
 from loralab import Pair, PairsError, encode, read_pairs, write_pairs
+from loralab.pairs import Turn
 
 GOOD = {"instruction": "Where is the workshop?", "output": "In Aldermere."}
 
@@ -73,14 +75,17 @@ def test_the_wrong_encoding_is_named_with_its_line(tmp_path):
 def test_an_empty_or_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(PairsError, match="no pairs in it; write one"):
         read_pairs(written(tmp_path, ""))
-    with pytest.raises(PairsError, match="no such file; give the path"):
+    with pytest.raises(PairsError, match="no such file; give a file"):
         read_pairs(tmp_path / "nothing.jsonl")
 
 
 def test_an_answer_too_long_to_fit_is_named(tmp_path, tokenizer):
     path = written(tmp_path, GOOD, {"instruction": "Long?", "output": "very " * 400})
     assert len(read_pairs(path)) == 2
-    with pytest.raises(PairsError, match=r"mine.jsonl:2: \d+ tokens, but 256 fit; shorten the answer"):
+    with pytest.raises(
+        PairsError,
+        match=r"mine.jsonl:2: \d+ tokens \(\d+ for the instruction, \d+ for the answer\), but 256 fit; shorten the answer",
+    ):
         read_pairs(path, tokenizer, 256)
 
 
@@ -93,3 +98,66 @@ def test_labels_are_the_answer_and_its_end_and_nothing_else(tokenizer):
     assert tokenizer.decode(learned[:-1]) == pair.output
     assert tokenizer.decode(prompt) == "<|im_start|>user\nWhere is the workshop?<|im_end|>\n<|im_start|>assistant\n"
     assert encoded["input_ids"][-len(learned) :] == learned
+
+
+def test_an_instruction_that_is_too_long_is_named_as_such(tokenizer):
+    with pytest.raises(PairsError, match=r"but 64 fit; shorten the instruction or raise max_length"):
+        encode(Pair(instruction="very " * 100, output="yes"), tokenizer, 64)
+
+
+def test_earlier_messages_come_before_the_instruction_and_are_not_learned(tokenizer):
+    history = (Turn(role="user", content="One?"), Turn(role="assistant", content="Two."))
+    encoded = encode(Pair(**GOOD, history=history), tokenizer)
+    learned = [token for token in encoded["labels"] if token != -100]
+    assert tokenizer.decode(learned) == "In Aldermere.<|im_end|>"
+    assert "Two.<|im_end|>" in tokenizer.decode(encoded["input_ids"][: -len(learned)])
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKS = "{{ m['content'].split('</think>')[-1] }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "end", "pair", "what"),
+    [
+        (
+            CHAT,
+            "<|im_end|>",
+            GOOD | {"output": "In the shed.<|im_end|>"},
+            "the output contains the special token '<|im_end|>'",
+        ),
+        (CHAT, "<|im_end|>", GOOD | {"instruction": "<|im_start|>"}, "the instruction contains the special token"),
+        (
+            CHAT,
+            "<|endoftext|>",
+            GOOD,
+            "ends an answer with '<|im_end|>', but the tokenizer's end token is '<|endoftext|>'",
+        ),
+        (CHAT, None, GOOD, "the tokenizer has no end-of-answer token"),
+        (CHAT.replace("<|im_end|>", ""), "<|im_end|>", GOOD, "the chat template writes no end-of-answer token"),
+        (
+            CHAT.replace("{{ m['content'] }}", THINKS),
+            "<|im_end|>",
+            GOOD | {"output": "<think>3</think>No."},
+            "rewrites the answer",
+        ),
+        (
+            CHAT.replace("{% for", "{{ raise_exception('no') }}{% for"),
+            "<|im_end|>",
+            GOOD,
+            "chat template fails on it: TemplateError: no",
+        ),
+        ("{% if %}", "<|im_end|>", GOOD, "chat template fails on it: TemplateSyntaxError"),
+        (CHAT[:-11] + "<think>{% endif %}", "<|im_end|>", GOOD, "writes '<think>' where an answer begins, but 'In Al"),
+    ],
+)
+def test_a_template_that_spoils_the_pair_is_named(tokenizer, template, end, pair, what):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template, tokenizer.eos_token = template, end
+    with pytest.raises(PairsError) as error:
+        encode(Pair(**pair), tokenizer)
+    assert what in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
