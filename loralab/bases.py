@@ -117,8 +117,9 @@ def _automatic(prefer: str) -> Base:
     if prefer not in MODELS and hub_has(PROFILES[prefer].source):
         return _located(PROFILES[prefer], f"{card}, and the Hub has it")
     try:
-        missing = "" if prefer in MODELS else f", but the Hub does not give {prefer}"
-        return _located(PROFILES[FETCHED], f"{card}{missing}")
+        if prefer in MODELS:
+            return _located(PROFILES[prefer], card)
+        return _located(PROFILES[FETCHED], f"{card}, but the Hub does not give {prefer}")
     except FetchError as error:
         return _located(embedded, f"the base that comes with the course, because fetching failed: {error}")
 

