@@ -62,7 +62,7 @@ def _base(name: str) -> Base:
         weights_of(base)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if base.name == "embedded":
+    if Path(base.source).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, so nothing should try
     return base
 

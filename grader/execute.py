@@ -35,7 +35,8 @@ from .watch import Limits, size
 # The kernel is spoken to through files that only this user can read, not through open ports.
 QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
 
-INSIDE, HUB = "/inside.py", "/hub"  # in the sandbox: the script that runs the notebook, and the hub's cache
+# In the sandbox: the script that runs the notebook, the hub's cache, and the folder of fetched bases.
+INSIDE, HUB, FETCHED = "/inside.py", "/hub", "/fetched"
 OUTCOME = "outcome.json"
 # A self-check that is not met stops a student, who can mend it; where it is graded, what comes of it is to be seen.
 GRADED = {"LORALAB_SELFCHECK": "tell"}
@@ -127,7 +128,7 @@ def execute_in_sandbox(
     nbformat.write(told, file)
     command = [sys.executable, "-I", INSIDE, file.name, OUTCOME, str(limits.output)]
     mounts |= {Path(inside.__file__): INSIDE}
-    ended = sandbox.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB} | GRADED)
+    ended = sandbox.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB, "LORALAB_CACHE": FETCHED} | GRADED)
     if inside.BEGUN.encode() not in ended.output:
         why = ended.breach or "; ".join(_short(ended.output.decode(errors="replace"))[-2:])
         raise SandboxFailed(f"{name}: no cell could be run in the sandbox: {why or ended.status}")
@@ -156,6 +157,8 @@ def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
     if source.is_dir():
         if source.resolve() == data_path("base").resolve():
             return "embedded", {}
+        if asked_for(base) != base.source:  # a fetched profile: its name brings its settings
+            return base.name, {source.resolve(): f"{FETCHED}/{base.name}"}
         return str(source.resolve()), {source.resolve(): str(source.resolve())}
     name = repo_folder_name(repo_id=base.source, repo_type="model")
     cached = Path(HF_HUB_CACHE) / name

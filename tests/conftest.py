@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PIP_NO_INDEX"] = "1"  # nothing is fetched, unless a test has an index of its own
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest

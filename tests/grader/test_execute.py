@@ -1,5 +1,6 @@
 """Running notebooks."""
 
+import json
 import shutil
 
 import nbformat
@@ -11,6 +12,7 @@ from grader.execute import NotebookFailed, empty, execute, execute_in_sandbox
 from grader.sandbox import SandboxFailed
 from grader.watch import MIB, Limits
 from loralab import Base, choose_base
+from loralab.fetch import MODELS
 
 
 def notebook(tmp_path, *cells):
@@ -198,6 +200,26 @@ found = sorted(str(path) for path in pathlib.Path(os.environ["HF_HUB_CACHE"]).rg
     assert (done.runs / "seen").read_text() == "a/one ['/hub/models--a--one/config.json'] False"
     done = sandboxed(tmp_path, look, base=choose_base(str(local)))
     assert (done.runs / "seen").read_text() == f"{local} [] True"
+
+
+@needs_bwrap
+def test_a_fetched_base_is_found_by_its_name_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "private"))
+    folder, wanted = tmp_path / "private" / "smollm2-135m", MODELS["smollm2-135m"].weights_sha256
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text("weights")
+    files = {"model.safetensors": {"bytes": 7, "sha256": wanted}}
+    (folder / "origin.json").write_text(json.dumps({"files": files}))
+    look = """
+import pathlib
+from loralab import choose_base
+(pathlib.Path(RUNS) / "seen").write_text(str(choose_base(BASE)) + " " + choose_base(BASE).source)
+"""
+    done = sandboxed(tmp_path, look, base=choose_base("smollm2-135m"))
+    seen = (done.runs / "seen").read_text()
+    assert seen == "base: smollm2-135m (Apache-2.0): asked for by name /fetched/smollm2-135m"
+    why = failure(tmp_path, "from loralab import choose_base; choose_base('smollm2-135m')")
+    assert "smollm2-135m: /fetched cannot be written" in why
 
 
 def test_whatever_a_notebook_left_can_be_emptied(tmp_path):
