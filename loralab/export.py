@@ -1,0 +1,285 @@
+"""Export a finished run: merged into one model, as GGUF for llama.cpp, or as a GGUF adapter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, get_args
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
+from .errors import first_line, one_line
+from .files import whole_file, whole_folder
+from .fourbit import nf4
+from .llamacpp import (
+    Quantization,
+    check_architecture,
+    ggml_quantize_chunk,
+    pre_tokenizer,
+    write_adapter,
+    write_model,
+)
+from .measure import ADAPTER_FILE, CONFIG_FILE
+from .precision import Precision
+from .record import RunRecord
+
+Target = Literal["merged", "gguf", "gguf-adapter", "gguf-base"]
+MAGIC = b"GGUF"
+
+
+def export(
+    run: str | Path,
+    to: Target,
+    *,
+    quantize: Quantization | None = None,
+    out: str | Path | None = None,
+    base: str | None = None,
+) -> Path:
+    """Export the run folder `run` and return the path that was written.
+
+    `to` is "merged" (a folder for transformers), "gguf" (the merged model as one file), "gguf-adapter" (the adapter
+    alone) or "gguf-base" (the model that such an adapter belongs on). `quantize` stores the matrices of a GGUF model
+    in 8 or about 4.8 bits per weight instead of 16. `out` defaults to a name beside `run`, `base` to the run's own
+    base. Raises `ValueError` with one line if this is impossible; an earlier export at `out` is replaced only by a
+    complete new one.
+    """
+    run = Path(run)
+    _check_request(to, quantize)
+    record, settings = _read(run)
+    out = Path(out) if out else _default_out(run, to, quantize)
+    _check_out(out, to)
+    chosen = find_base(base or _base_name(record, settings))
+    with _one_line(out), _quiet():
+        _check_base(chosen, run, settings, to)
+        if to == "merged":
+            _export_merged(run, record, chosen, out)
+        elif to == "gguf-adapter":
+            _export_adapter(run, chosen, out)
+        else:
+            _export_gguf(run, record, chosen, out, quantize, with_adapter=to == "gguf")
+    return out
+
+
+def merge(run: str | Path, record: RunRecord, base: Base) -> PreTrainedModel:
+    """Load the base in fp32 on the CPU and merge the run's adapter into it."""
+    try:
+        return PeftModel.from_pretrained(load_base(record, base), str(run)).merge_and_unload()
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a damaged adapter, or one for another base, can fail anywhere inside peft
+        raise ValueError(f"the adapter cannot be merged into {base.name} ({one_line(error)})") from None
+
+
+def load_base(record: RunRecord, base: Base) -> PreTrainedModel:
+    """Load the weights that the run's adapter was trained on, in fp32 on the CPU.
+
+    A QLoRA run gets the dequantised 4-bit weights: its adapter has learned to correct their rounding errors.
+    """
+    if record.method != "qlora":
+        return load_model(base, _on_cpu(torch.float32))
+    hardware = _on_cpu(getattr(torch, record.dtype))  # training dequantised to this format
+    return load_model(base, hardware, nf4(hardware)).dequantize().float()
+
+
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder with weights, tokenizer, chat template, and settings that end an answer at the right token."""
+    _set_end(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _check_request(to: str, quantize: str | None) -> None:
+    if to not in get_args(Target):
+        raise ValueError(f"unknown target {to!r}: choose {', '.join(get_args(Target))}")
+    if quantize is None:
+        return
+    if quantize not in get_args(Quantization):
+        raise ValueError(f"unknown quantisation {quantize!r}: choose {', '.join(get_args(Quantization))}")
+    if to not in ("gguf", "gguf-base"):
+        raise ValueError(f"--quantize applies to gguf and gguf-base, not to {to}")
+    if quantize == "q4_k_m":
+        ggml_quantize_chunk()
+
+
+def _read(run: Path) -> tuple[RunRecord, LoraConfig]:
+    """Read the record and the adapter's configuration of a run folder."""
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
+    record = RunRecord.load(run)
+    for name in (CONFIG_FILE, ADAPTER_FILE):
+        if not (run / name).is_file():
+            raise ValueError(f"{run}: no {name} in it; only runs that trained an adapter can be exported")
+    try:
+        settings = LoraConfig.from_pretrained(run)
+    except Exception as error:  # a damaged configuration can fail anywhere inside peft
+        raise ValueError(f"{run / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
+    if settings.peft_type != "LORA":
+        raise ValueError(f"{run / CONFIG_FILE}: {settings.peft_type} adapters cannot be exported, only LoRA")
+    return record, settings
+
+
+def _base_name(record: RunRecord, settings: LoraConfig) -> str:
+    return record.base if record.base in PROFILES else settings.base_model_name_or_path or record.base
+
+
+def _default_out(run: Path, to: Target, quantize: Quantization | None) -> Path:
+    run = run.resolve()  # "." has no name of its own
+    kind = quantize or "f16"
+    names = {
+        "merged": f"{run.name}-merged",
+        "gguf": f"{run.name}-{kind}.gguf",
+        "gguf-base": f"{run.name}-base-{kind}.gguf",
+        "gguf-adapter": f"{run.name}-adapter.gguf",
+    }
+    return run.with_name(names[to])
+
+
+def _check_out(out: Path, to: Target) -> None:
+    """Refuse to replace anything but an earlier export."""
+    if not out.exists():
+        return
+    if to == "merged":
+        ours = (out / "config.json").is_file() and (out / "tokenizer.json").is_file()
+    else:
+        ours = out.is_file() and _starts_with(out, MAGIC)
+    if not ours:
+        raise ValueError(f"{out} exists and is not an earlier export: give another --out")
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _check_base(base: Base, run: Path, settings: LoraConfig, to: Target) -> None:
+    """Raise `ValueError` if the export is impossible, before any weights are loaded."""
+    config = AutoConfig.from_pretrained(base.source)
+    if to != "merged":
+        check_architecture(config)
+    if to == "gguf-adapter":
+        _check_adapter(settings)
+    with safe_open(run / ADAPTER_FILE, "pt") as file:
+        tables = [name for name in file.keys() if "lm_head" in name or "embed_tokens" in name]
+    if tables and (config.tie_word_embeddings or to == "gguf-adapter"):
+        raise ValueError(
+            f"the adapter changes {tables[0]}, but only adapters of the layers inside the blocks can be exported "
+            "as an adapter or for a base whose output shares the embeddings"
+        )
+
+
+def _check_adapter(settings: LoraConfig) -> None:
+    """Raise `ValueError` if the adapter is more than pairs of matrices beside the unchanged base."""
+    start = str(settings.init_lora_weights)
+    if settings.use_dora:
+        raise ValueError("llama.cpp has no DoRA adapters: export --to merged or gguf")
+    if start.startswith("pissa") or start in ("olora", "corda", "loftq", "lora_ga"):
+        raise ValueError(
+            f"{start} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
+        )
+    if settings.bias != "none" or settings.lora_bias or settings.modules_to_save or settings.trainable_token_indices:
+        raise ValueError(
+            "the run also trained biases or whole layers, which a GGUF adapter cannot hold: export --to gguf"
+        )
+
+
+def _export_merged(run: Path, record: RunRecord, base: Base, out: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    model = merge(run, record, base).to(_short_dtype(base))
+    with whole_folder(out) as folder:
+        save_merged(model, tokenizer, folder)
+
+
+def _export_gguf(
+    run: Path, record: RunRecord, base: Base, out: Path, quantize: Quantization | None, with_adapter: bool
+) -> None:
+    tokenizer = load_tokenizer(base)
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        pre_tokenizer(Path(folder))  # fails before the weights are loaded
+        model = merge(run, record, base) if with_adapter else load_base(record, base)
+        name = run.resolve().name if with_adapter else base.name
+        with whole_file(out) as path:
+            write_model(path, model, tokenizer, Path(folder), name, quantize)
+
+
+def _export_adapter(run: Path, base: Base, out: Path) -> None:
+    config = AutoConfig.from_pretrained(base.source)
+    with whole_file(out) as path:
+        write_adapter(path, config, _layers(run, config), run.resolve().name)
+
+
+def _layers(run: Path, config) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """Return A, B and the factor of B·A for each layer, by the layer's name in the base."""
+    weights = load_file(run / ADAPTER_FILE)
+    settings = LoraConfig.from_pretrained(run)
+    settings.base_model_name_or_path = None  # else peft warns that the base has another name
+    with torch.device("meta"):  # the factors follow from the configuration; no weights are needed
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            a, b = (weights.pop(f"{name}.{part}.weight", None) for part in ("lora_A", "lora_B"))
+            if a is None or b is None or (len(b), a.shape[1]) != (module.out_features, module.in_features):
+                raise ValueError(f"{ADAPTER_FILE} does not fit the base at {name}: give the right --base")
+            layers[name.removeprefix("base_model.model.")] = a, b, module.scaling["default"]
+    if weights or not layers:
+        raise ValueError(f"{ADAPTER_FILE} does not fit {CONFIG_FILE} at {next(iter(weights), 'any layer')}")
+    return layers
+
+
+def _set_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make generation stop at the tokenizer's end-of-answer token; some bases name another one."""
+    end, known = tokenizer.eos_token_id, model.generation_config.eos_token_id
+    if end not in (known if isinstance(known, list) else [known]):
+        model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id, model.config.pad_token_id = end, tokenizer.pad_token_id
+
+
+def _short_dtype(base: Base) -> torch.dtype:
+    """Return the base's own 16-bit format; bf16 if it has none."""
+    dtype = AutoConfig.from_pretrained(base.source).dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+
+
+def _on_cpu(dtype: torch.dtype) -> Precision:
+    return Precision("cpu", dtype, dtype, "export runs on the CPU")
+
+
+@contextmanager
+def _one_line(out: Path) -> Iterator[None]:
+    """Turn errors of reading and writing into one line."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
+    except OSError as error:
+        raise ValueError(
+            f"{out} cannot be written ({error.strerror or first_line(error)}): give another --out"
+        ) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence progress bars and the warnings about dequantising, which is intended here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
