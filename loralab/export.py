@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
@@ -22,6 +23,7 @@ from .errors import first_line, one_line
 from .files import whole_file, whole_folder
 from .fourbit import nf4
 from .llamacpp import (
+    LoraPair,
     Quantization,
     check_architecture,
     ggml_quantize_chunk,
@@ -64,7 +66,7 @@ def export(
         if to == "merged":
             _export_merged(run, record, chosen, out)
         elif to == "gguf-adapter":
-            _export_adapter(run, chosen, out)
+            _export_adapter(run, settings, chosen, out)
         else:
             _export_gguf(run, record, chosen, out, quantize, with_adapter=to == "gguf")
     return out
@@ -72,12 +74,7 @@ def export(
 
 def merge(run: str | Path, record: RunRecord, base: Base) -> PreTrainedModel:
     """Load the base in fp32 on the CPU and merge the run's adapter into it."""
-    try:
-        return PeftModel.from_pretrained(load_base(record, base), str(run)).merge_and_unload()
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # a damaged adapter, or one for another base, can fail anywhere inside peft
-        raise ValueError(f"the adapter cannot be merged into {base.name} ({one_line(error)})") from None
+    return PeftModel.from_pretrained(load_base(record, base), str(run)).merge_and_unload()
 
 
 def load_base(record: RunRecord, base: Base) -> PreTrainedModel:
@@ -162,19 +159,38 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _check_base(base: Base, run: Path, settings: LoraConfig, to: Target) -> None:
-    """Raise `ValueError` if the export is impossible, before any weights are loaded."""
+    """Raise `ValueError` if the export is impossible, before any weights of the base are loaded."""
     config = AutoConfig.from_pretrained(base.source)
     if to != "merged":
         check_architecture(config)
     if to == "gguf-adapter":
         _check_adapter(settings)
-    with safe_open(run / ADAPTER_FILE, "pt") as file:
-        tables = [name for name in file.keys() if "lm_head" in name or "embed_tokens" in name]
+    weights = load_file(run / ADAPTER_FILE)
+    tables = [name for name in weights if "lm_head" in name or "embed_tokens" in name]
     if tables and (config.tie_word_embeddings or to == "gguf-adapter"):
         raise ValueError(
-            f"the adapter changes {tables[0]}, but only adapters of the layers inside the blocks can be exported "
-            "as an adapter or for a base whose output shares the embeddings"
+            f"the adapter changes {tables[0]}: this works only merged, on a base whose output has its own weights"
         )
+    expected = get_peft_model_state_dict(_without_weights(config, settings), save_embedding_layers=False)
+    wrong = [name for name in expected.keys() | weights.keys() if _shape(expected, name) != _shape(weights, name)]
+    if wrong:
+        raise ValueError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
+
+
+def _without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel:
+    """Return the base with its adapter on the meta device: shapes and factors, but no weights."""
+    settings = copy(settings)
+    settings.init_lora_weights = True  # other starts need the base's weights; the shape is the same
+    settings.base_model_name_or_path = None  # else peft warns that the base has another name
+    try:
+        with torch.device("meta"):
+            return get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
+    except Exception as error:  # a damaged configuration can fail anywhere inside peft
+        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
+
+
+def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def _check_adapter(settings: LoraConfig) -> None:
@@ -212,29 +228,22 @@ def _export_gguf(
             write_model(path, model, tokenizer, Path(folder), name, quantize)
 
 
-def _export_adapter(run: Path, base: Base, out: Path) -> None:
+def _export_adapter(run: Path, settings: LoraConfig, base: Base, out: Path) -> None:
     config = AutoConfig.from_pretrained(base.source)
+    layers = _layers(_without_weights(config, settings), load_file(run / ADAPTER_FILE))
     with whole_file(out) as path:
-        write_adapter(path, config, _layers(run, config), run.resolve().name)
+        write_adapter(path, config, layers, run.resolve().name)
 
 
-def _layers(run: Path, config) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
-    """Return A, B and the factor of B·A for each layer, by the layer's name in the base."""
-    weights = load_file(run / ADAPTER_FILE)
-    settings = LoraConfig.from_pretrained(run)
-    settings.base_model_name_or_path = None  # else peft warns that the base has another name
-    with torch.device("meta"):  # the factors follow from the configuration; no weights are needed
-        model = get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
-    layers = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            a, b = (weights.pop(f"{name}.{part}.weight", None) for part in ("lora_A", "lora_B"))
-            if a is None or b is None or (len(b), a.shape[1]) != (module.out_features, module.in_features):
-                raise ValueError(f"{ADAPTER_FILE} does not fit the base at {name}: give the right --base")
-            layers[name.removeprefix("base_model.model.")] = a, b, module.scaling["default"]
-    if weights or not layers:
-        raise ValueError(f"{ADAPTER_FILE} does not fit {CONFIG_FILE} at {next(iter(weights), 'any layer')}")
-    return layers
+def _layers(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, LoraPair]:
+    """Return the matrices and the factor of each layer with an adapter, by the layer's name in the base."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {
+        name.removeprefix("base_model.model."): LoraPair(
+            weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"], module.scaling["default"]
+        )
+        for name, module in layers.items()
+    }
 
 
 def _set_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gguf
 import numpy as np
@@ -31,6 +31,19 @@ QWEN2 = (
 PATTERNS = {QWEN2: "qwen2", QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1): "llama-bpe"}
 # Types for rows that are no multiple of a K-quant's 256 values, as llama-quantize chooses them.
 FALLBACKS = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}
+
+
+class LoraPair(NamedTuple):
+    """A layer's A [rank, in] and B [out, rank], and the factor of B·A."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    factor: float
+
+    @property
+    def alpha(self) -> float:
+        """The alpha that makes alpha/rank this factor."""
+        return self.factor * len(self.a)
 
 
 def check_architecture(config: PretrainedConfig) -> None:
@@ -75,26 +88,20 @@ def write_model(
     _write(writer)
 
 
-def write_adapter(
-    path: Path, config: PretrainedConfig, layers: dict[str, tuple[torch.Tensor, torch.Tensor, float]], name: str
-) -> None:
-    """Write a LoRA adapter to the GGUF file `path`, in f32.
-
-    `layers` maps a layer's name in transformers to its A [rank, in], its B [out, rank] and the factor of B·A.
-    """
+def write_adapter(path: Path, config: PretrainedConfig, layers: dict[str, LoraPair], name: str) -> None:
+    """Write a LoRA adapter to the GGUF file `path`, in f32; `layers` has the layers by their names in transformers."""
     check_architecture(config)
     # llama.cpp multiplies B·A by alpha/rank, with one alpha for all layers: B takes up what differs
-    alphas = {layer: factor * len(a) for layer, (a, _, factor) in layers.items()}
-    alpha = next(iter(alphas.values()))
+    alpha = next(iter(layers.values())).alpha
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(name)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    for layer, (a, b, _) in layers.items():
+    for layer, pair in layers.items():
         weight = f"{layer}.weight"
-        b = _rows_in_order(weight, _array(b), config) * np.float32(alphas[layer] / alpha)
-        writer.add_tensor(f"{_gguf_name(weight, config)}.lora_a", _array(a))
+        b = _rows_in_order(weight, _array(pair.b), config) * np.float32(pair.alpha / alpha)
+        writer.add_tensor(f"{_gguf_name(weight, config)}.lora_a", _array(pair.a))
         writer.add_tensor(f"{_gguf_name(weight, config)}.lora_b", b)
     _write(writer)
 
@@ -198,7 +205,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str
     if max(by_id) >= size:
         raise ValueError(f"the tokenizer has token {max(by_id)}, but the model has only {size} embeddings")
     added = tokenizer.added_tokens_decoder
-    kinds = {number: gguf.TokenType.NORMAL for number in by_id}
+    kinds = dict.fromkeys(by_id, gguf.TokenType.NORMAL)
     kinds |= {i: gguf.TokenType.CONTROL if one.special else gguf.TokenType.USER_DEFINED for i, one in added.items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     return tokens, [kinds.get(i, gguf.TokenType.UNUSED) for i in range(size)]
@@ -221,7 +228,7 @@ def pre_tokenizer(folder: Path) -> str:
 
 def _pre_name(settings: dict[str, Any]) -> str | None:
     steps = settings.get("pretokenizers", [settings])
-    if not steps[-1].get("type") == "ByteLevel" or steps[-1].get("add_prefix_space"):
+    if steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
         return None
     first, own_pattern = steps[0], steps[-1].get("use_regex", True)
     match [step["type"] for step in steps]:
