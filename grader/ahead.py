@@ -9,5 +9,5 @@ from multiprocessing import forkserver, get_context
 def load_ahead() -> None:
     """Start the process that `loralab.pool` forks from, with what a hand-in needs; it loads on another processor."""
     if sys.platform != "win32":
-        get_context("forkserver").set_forkserver_preload(["loralab", "grader.judging"])
+        get_context("forkserver").set_forkserver_preload(["grader.judging"])
         forkserver.ensure_running()

@@ -1,95 +1,44 @@
 """loralab: what the notebooks of the LoRA and QLoRA course import.
 
 Everything a chapter has shown once in plain transformers and peft code may be used from here in the next.
+The names are listed in `__init__.pyi`.
 """
+
+from __future__ import annotations
 
 import gc
 import logging
 import warnings
 
-# Importing torch, transformers and peft makes very many objects and next to no garbage. Looking for it meanwhile takes
-# a good part of the time (`benchmarks/start_up.py` measures it), and looking through them later is for nothing, too.
-_collecting = gc.isenabled()
-gc.disable()
+import lazy_loader
 
-# peft asks transformers by names that transformers will drop in its version 6; a learner can do nothing about it.
+# peft uses names of transformers that version 6 drops; learners cannot do anything about it.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
 
-# bitsandbytes misses an optional package for fast 4-bit inference on CPUs; the course trains, and needs it nowhere.
+# bitsandbytes misses an optional package for fast 4-bit inference on CPUs, which the course does not need.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
 
-# Trainer tells the model which tokens pad and end, as it should, and reports it at every run.
+# Trainer sets the model's padding and end tokens, as it should, and reports it in every run.
 logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
 )
 
-try:
-    from .answers import Answer, answer, generate_answers
-    from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
-    from .data import data_path
-    from .fourbit import keep_unpacked, nf4
-    from .handin import pack
-    from .leaks import find_leaks
-    from .measure import (
-        HeldOut,
-        adapter_bytes,
-        held_out,
-        parameter_counts,
-        peak_memory,
-        perplexity,
-        reset_peak_memory,
-    )
-    from .pairs import Pair, PairsError, encode, encode_all, read_pairs, write_pairs
-    from .plots import plot_before_after, plot_exact, plot_loss, plot_ppl
-    from .precision import Precision, precision
-    from .record import RunRecord
-    from .scores import Scores, Share, question_control, recall, score, score_answers
-    from .training import train
+_import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-    gc.freeze()
-finally:
-    if _collecting:
-        gc.enable()
 
-__all__ = [
-    "PROFILES",
-    "Answer",
-    "Base",
-    "HeldOut",
-    "Pair",
-    "PairsError",
-    "Precision",
-    "RunRecord",
-    "Scores",
-    "Share",
-    "adapter_bytes",
-    "answer",
-    "choose_base",
-    "data_path",
-    "encode",
-    "encode_all",
-    "find_leaks",
-    "generate_answers",
-    "held_out",
-    "keep_unpacked",
-    "load_model",
-    "load_tokenizer",
-    "nf4",
-    "pack",
-    "parameter_counts",
-    "peak_memory",
-    "perplexity",
-    "plot_before_after",
-    "plot_exact",
-    "plot_loss",
-    "plot_ppl",
-    "precision",
-    "question_control",
-    "read_pairs",
-    "recall",
-    "reset_peak_memory",
-    "score",
-    "score_answers",
-    "train",
-    "write_pairs",
-]
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that `loralab --help` does not load torch.
+
+    Importing torch, transformers and peft creates very many objects and almost no garbage. Looking for garbage meanwhile
+    takes much of the time (`benchmarks/start_up.py` measures it), so collection pauses.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        value = _import(name)
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
+    globals()[name] = value
+    return value

@@ -29,7 +29,7 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     instructions: Sequence[str],
     max_new_tokens: int = 80,
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> list[Answer]:
     """Return the model's greedy answer to each instruction, in the order given.
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from .data import data_path
 from .fourbit import keep_unpacked
-from .precision import Precision, precision
+from .hardware import Precision, precision
 
 # ChatML, for tokenizers that know its markers but bring no template of their own.
 CHATML = (

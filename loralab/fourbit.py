@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from .precision import Precision, precision
+from .hardware import Precision, precision
 
 
 def nf4(hardware: Precision | None = None) -> BitsAndBytesConfig:

@@ -23,11 +23,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .hardware import Precision, precision_for
 from .leaks import find_leaks
 from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, encode_all
-from .precision import precision
 from .record import RunRecord
 from .scores import question_control, score_answers
 
@@ -57,9 +57,9 @@ def train(
     The folder gets `adapter_model.safetensors` and `adapter_config.json` (if the model is a PEFT model)
     and `run.json`, whose record is returned. `learning_rate` and `epochs` default to the base's own; `eval_pairs`, if
     given, are measured before and after: their perplexity, and the answers generated to the first `eval_answers` of
-    them (0: none); a warning names those that are also in `pairs`; `encoded` replaces the usual encoding of `pairs` by your own; `callbacks`
-    are called by the `Trainer`; `arguments` are further settings of `transformers.TrainingArguments`, which come before
-    the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
+    them (0: none); a warning names those that are also in `pairs`. `encoded` replaces the usual encoding of `pairs` by
+    your own; `callbacks` are called by the `Trainer`; `arguments` are further settings of
+    `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
     step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on, or an adapter of another kind.
     """
     if isinstance(model, PeftModel):
@@ -78,7 +78,7 @@ def train(
     measured |= _measure(model, *evaluation, "before")
     trainer = Trainer(
         model=model,
-        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, **arguments),
+        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, precision_for(model), **arguments),
         train_dataset=examples,
         data_collator=AnswersAtTheEnd(tokenizer),
         processing_class=tokenizer,
@@ -200,10 +200,15 @@ def _method(model: PreTrainedModel | PeftModel) -> str:
 
 
 def training_arguments(
-    folder: Path, epochs: float, batch_size: int, learning_rate: float, seed: int, **arguments: Any
+    folder: Path,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    hardware: Precision,
+    **arguments: Any,
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
-    hardware = precision()
     usual = {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch_size,
@@ -237,7 +242,7 @@ def checkpointing_for(
     which are few.
     """
     if room is None:
-        if precision().device == "cpu":
+        if precision_for(model).device == "cpu":
             return {}
         room = torch.cuda.mem_get_info()[1]
     saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
@@ -261,7 +266,7 @@ def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[
     out ("eager") is faster (`benchmarks/training.py` measures it). Over long ones it would take much memory.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    hardware = precision()
+    hardware = precision_for(base)
     slow = (
         hardware.device == "cpu" and hardware.compute == torch.bfloat16 and base.config._attn_implementation == "sdpa"
     )

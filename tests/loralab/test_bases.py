@@ -111,12 +111,15 @@ def test_precision_follows_the_compute_capability_alone(monkeypatch, capability,
     assert precision(capability).dtype == dtype
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_a_cpu_holds_fp32_and_trains_in_bf16_where_it_multiplies_in_it(monkeypatch, able):
+@pytest.mark.parametrize(
+    ("amx", "width", "bf16"), [(True, 576, True), (True, 256, False), (True, 0, False), (False, 576, False)]
+)
+def test_a_cpu_holds_fp32_and_trains_wide_models_in_bf16_if_it_has_amx(monkeypatch, amx, width, bf16):
+    abilities = {"avx512_bf16": True, "amx_bf16": amx}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
-    assert precision().dtype == torch.float32
-    assert precision().autocast == {"bf16": able, "fp16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    assert precision(width=width).dtype == torch.float32
+    assert precision(width=width).autocast == {"bf16": bf16, "fp16": False}
 
 
 def test_the_embedded_base_is_apache_licensed(base):
