@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, get_args
@@ -22,6 +23,7 @@ from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
 from .errors import first_line, one_line
 from .files import whole_file, whole_folder
 from .fourbit import nf4
+from .hardware import Precision
 from .llamacpp import (
     LoraPair,
     Quantization,
@@ -32,11 +34,26 @@ from .llamacpp import (
     write_model,
 )
 from .measure import ADAPTER_FILE, CONFIG_FILE
-from .precision import Precision
 from .record import RunRecord
 
 Target = Literal["merged", "gguf", "gguf-adapter", "gguf-base"]
 MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run that trained an adapter."""
+
+    folder: Path
+    record: RunRecord
+    settings: LoraConfig
+    weights: dict[str, torch.Tensor]
+
+    @property
+    def base_name(self) -> str:
+        """The name under which the base can be found."""
+        claimed = self.record.base
+        return claimed if claimed in PROFILES else self.settings.base_model_name_or_path or claimed
 
 
 def export(
@@ -55,26 +72,50 @@ def export(
     base. Raises `ValueError` with one line if this is impossible; an earlier export at `out` is replaced only by a
     complete new one.
     """
-    run = Path(run)
+    folder = Path(run)
+    if folder.name in ("", ".."):  # the folder has no name of its own
+        folder = folder.resolve()
     _check_request(to, quantize)
-    record, settings = _read(run)
-    out = Path(out) if out else _default_out(run, to, quantize)
+    known = read_run(folder)
+    out = Path(out) if out else folder.with_name(_default_name(folder.name, to, quantize))
     _check_out(out, to)
-    chosen = find_base(base or _base_name(record, settings))
-    with _one_line(out), _quiet():
-        _check_base(chosen, run, settings, to)
+    chosen = find_base(base or known.base_name)
+    with _quiet():
+        _check_base(chosen, known, to)
         if to == "merged":
-            _export_merged(run, record, chosen, out)
+            _export_merged(known, chosen, out)
         elif to == "gguf-adapter":
-            _export_adapter(run, settings, chosen, out)
+            _export_adapter(known, chosen, out)
         else:
-            _export_gguf(run, record, chosen, out, quantize, with_adapter=to == "gguf")
+            _export_gguf(known, chosen, out, quantize, with_adapter=to == "gguf")
     return out
 
 
-def merge(run: str | Path, record: RunRecord, base: Base) -> PreTrainedModel:
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder. Raises `ValueError` with one line if it is not that of a finished run with a LoRA adapter."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such run folder")
+    record = RunRecord.load(folder)
+    for name in (CONFIG_FILE, ADAPTER_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: no {name} in it; only runs that trained an adapter can be exported")
+    try:
+        settings = LoraConfig.from_pretrained(folder)
+    except Exception as error:  # a damaged configuration can fail anywhere inside peft
+        raise ValueError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
+    if settings.peft_type != "LORA":
+        raise ValueError(f"{folder / CONFIG_FILE}: {settings.peft_type} adapters cannot be exported, only LoRA")
+    try:
+        weights = load_file(folder / ADAPTER_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
+    return Run(folder, record, settings, weights)
+
+
+def merge(run: Run, base: Base) -> PreTrainedModel:
     """Load the base in fp32 on the CPU and merge the run's adapter into it."""
-    return PeftModel.from_pretrained(load_base(record, base), str(run)).merge_and_unload()
+    return PeftModel.from_pretrained(load_base(run.record, base), str(run.folder)).merge_and_unload()
 
 
 def load_base(record: RunRecord, base: Base) -> PreTrainedModel:
@@ -108,37 +149,15 @@ def _check_request(to: str, quantize: str | None) -> None:
         ggml_quantize_chunk()
 
 
-def _read(run: Path) -> tuple[RunRecord, LoraConfig]:
-    """Read the record and the adapter's configuration of a run folder."""
-    if not run.is_dir():
-        raise ValueError(f"{run}: no such run folder")
-    record = RunRecord.load(run)
-    for name in (CONFIG_FILE, ADAPTER_FILE):
-        if not (run / name).is_file():
-            raise ValueError(f"{run}: no {name} in it; only runs that trained an adapter can be exported")
-    try:
-        settings = LoraConfig.from_pretrained(run)
-    except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise ValueError(f"{run / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
-    if settings.peft_type != "LORA":
-        raise ValueError(f"{run / CONFIG_FILE}: {settings.peft_type} adapters cannot be exported, only LoRA")
-    return record, settings
-
-
-def _base_name(record: RunRecord, settings: LoraConfig) -> str:
-    return record.base if record.base in PROFILES else settings.base_model_name_or_path or record.base
-
-
-def _default_out(run: Path, to: Target, quantize: Quantization | None) -> Path:
-    run = run.resolve()  # "." has no name of its own
+def _default_name(run: str, to: Target, quantize: Quantization | None) -> str:
     kind = quantize or "f16"
-    names = {
-        "merged": f"{run.name}-merged",
-        "gguf": f"{run.name}-{kind}.gguf",
-        "gguf-base": f"{run.name}-base-{kind}.gguf",
-        "gguf-adapter": f"{run.name}-adapter.gguf",
+    names: dict[Target, str] = {
+        "merged": f"{run}-merged",
+        "gguf": f"{run}-{kind}.gguf",
+        "gguf-base": f"{run}-base-{kind}.gguf",
+        "gguf-adapter": f"{run}-adapter.gguf",
     }
-    return run.with_name(names[to])
+    return names[to]
 
 
 def _check_out(out: Path, to: Target) -> None:
@@ -158,21 +177,21 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def _check_base(base: Base, run: Path, settings: LoraConfig, to: Target) -> None:
+def _check_base(base: Base, run: Run, to: Target) -> None:
     """Raise `ValueError` if the export is impossible, before any weights of the base are loaded."""
     config = AutoConfig.from_pretrained(base.source)
     if to != "merged":
         check_architecture(config)
     if to == "gguf-adapter":
-        _check_adapter(settings)
-    weights = load_file(run / ADAPTER_FILE)
-    tables = [name for name in weights if "lm_head" in name or "embed_tokens" in name]
+        _check_adapter(run.settings)
+    tables = [name for name in run.weights if "lm_head" in name or "embed_tokens" in name]
     if tables and (config.tie_word_embeddings or to == "gguf-adapter"):
         raise ValueError(
             f"the adapter changes {tables[0]}: this works only merged, on a base whose output has its own weights"
         )
-    expected = get_peft_model_state_dict(_without_weights(config, settings), save_embedding_layers=False)
-    wrong = [name for name in expected.keys() | weights.keys() if _shape(expected, name) != _shape(weights, name)]
+    expected = get_peft_model_state_dict(_without_weights(config, run.settings), save_embedding_layers=False)
+    found = run.weights
+    wrong = [name for name in expected.keys() | found.keys() if _shape(expected, name) != _shape(found, name)]
     if wrong:
         raise ValueError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
 
@@ -208,31 +227,29 @@ def _check_adapter(settings: LoraConfig) -> None:
         )
 
 
-def _export_merged(run: Path, record: RunRecord, base: Base, out: Path) -> None:
+def _export_merged(run: Run, base: Base, out: Path) -> None:
     tokenizer = load_tokenizer(base)
-    model = merge(run, record, base).to(_short_dtype(base))
-    with whole_folder(out) as folder:
+    model = merge(run, base).to(_short_dtype(base))
+    with _writing(out), whole_folder(out) as folder:
         save_merged(model, tokenizer, folder)
 
 
-def _export_gguf(
-    run: Path, record: RunRecord, base: Base, out: Path, quantize: Quantization | None, with_adapter: bool
-) -> None:
+def _export_gguf(run: Run, base: Base, out: Path, quantize: Quantization | None, with_adapter: bool) -> None:
     tokenizer = load_tokenizer(base)
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         pre_tokenizer(Path(folder))  # fails before the weights are loaded
-        model = merge(run, record, base) if with_adapter else load_base(record, base)
-        name = run.resolve().name if with_adapter else base.name
-        with whole_file(out) as path:
+        model = merge(run, base) if with_adapter else load_base(run.record, base)
+        name = run.folder.name if with_adapter else base.name
+        with _writing(out), whole_file(out) as path:
             write_model(path, model, tokenizer, Path(folder), name, quantize)
 
 
-def _export_adapter(run: Path, settings: LoraConfig, base: Base, out: Path) -> None:
+def _export_adapter(run: Run, base: Base, out: Path) -> None:
     config = AutoConfig.from_pretrained(base.source)
-    layers = _layers(_without_weights(config, settings), load_file(run / ADAPTER_FILE))
-    with whole_file(out) as path:
-        write_adapter(path, config, layers, run.resolve().name)
+    layers = _layers(_without_weights(config, run.settings), run.weights)
+    with _writing(out), whole_file(out) as path:
+        write_adapter(path, config, layers, run.folder.name)
 
 
 def _layers(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, LoraPair]:
@@ -266,12 +283,10 @@ def _on_cpu(dtype: torch.dtype) -> Precision:
 
 
 @contextmanager
-def _one_line(out: Path) -> Iterator[None]:
-    """Turn errors of reading and writing into one line."""
+def _writing(out: Path) -> Iterator[None]:
+    """Turn an error of writing into one line."""
     try:
         yield
-    except SafetensorError as error:
-        raise ValueError(f"{ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
     except OSError as error:
         raise ValueError(
             f"{out} cannot be written ({error.strerror or first_line(error)}): give another --out"

@@ -22,9 +22,8 @@ from typer.testing import CliRunner
 from loralab import choose_base, encode, generate_answers, load_model, nf4, perplexity
 from loralab.bases import CHATML
 from loralab.cli import app
-from loralab.export import export, load_base, merge
+from loralab.export import export, load_base, merge, read_run
 from loralab.llamacpp import QWEN2, plain_template, pre_tokenizer, tensor_type
-from loralab.record import RunRecord
 from loralab.triage import draw
 from tests.conftest import ATTENTION
 
@@ -124,16 +123,15 @@ def test_merged_folder_answers_as_base_and_adapter_and_has_all_that_others_need(
 @pytest.mark.parametrize("adapter", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"use_rslora": True}], ids=str)
 def test_dora_pissa_and_rslora_are_merged_as_they_were_trained(make, base, tokenizer, adapter):
     run = make("other", **adapter)
-    merged = merge(run, RunRecord.load(run), base)
+    merged = merge(read_run(run), base)
     assert torch.allclose(logits(merged, tokenizer), logits(adapted(run, base), tokenizer), atol=1e-3)
 
 
 def test_a_qlora_run_is_merged_into_the_dequantised_base(make, base, tokenizer):
     run = make("qlora", model=load_model(base, quantization=nf4()))
-    record = RunRecord.load(run)
-    assert record.method == "qlora"
+    assert read_run(run).record.method == "qlora"
     trained = logits(PeftModel.from_pretrained(load_model(base, quantization=nf4()), run).eval(), tokenizer)
-    own = (logits(merge(run, record, base), tokenizer) - trained).abs().max()
+    own = (logits(merge(read_run(run), base), tokenizer) - trained).abs().max()
     other = (logits(adapted(run, base), tokenizer) - trained).abs().max()
     assert own < 1e-3 < 1 < other, (own, other)
 
@@ -141,7 +139,7 @@ def test_a_qlora_run_is_merged_into_the_dequantised_base(make, base, tokenizer):
 def test_gguf_has_the_weights_the_shape_and_the_tokenizer(run, base, tokenizer):
     path = export(run, "gguf")
     assert path == run.with_name("first-f16.gguf")
-    merged, written = merge(run, RunRecord.load(run), base), tensors(path)
+    merged, written = merge(read_run(run), base), tensors(path)
     assert set(written) == {"token_embd.weight", "output_norm.weight"} | {
         f"blk.{i}.{part}"
         for i in range(4)
@@ -341,7 +339,7 @@ def test_an_export_is_replaced_only_by_a_complete_one(run, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-        patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+        patch.setattr("loralab.export.save_merged", full)
         for to in kept:
             with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\)"):
                 export(run, to)
@@ -537,7 +535,7 @@ def test_every_named_splitter_gives_the_same_tokens(make, llama, tokenizer, mess
 def test_q4_k_m_blocks_are_near_the_weights(run, base):
     pytest.importorskip("xllamacpp")
     exact, found = tensors(export(run, "gguf")), GGUFReader(export(run, "gguf", quantize="q4_k_m")).tensors
-    config = load_base(RunRecord.load(run), base).config
+    config = load_base(read_run(run).record, base).config
     for tensor in found:
         assert tensor.tensor_type == tensor_type(tensor.name, exact[tensor.name].shape, config, "q4_k_m")
         values, weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type), exact[tensor.name]
