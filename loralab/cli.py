@@ -274,6 +274,25 @@ def fetch_base(
     typer.echo(f"{name} fetched and verified: {folder}")
 
 
+@app.command()
+def export(
+    run: Path,
+    to: Annotated[str, typer.Option(help="merged, gguf, gguf-adapter, or gguf-base (for an adapter).")],
+    quantize: Annotated[str | None, typer.Option(help="q8_0 or q4_k_m; default: f16. Only for GGUF models.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file or folder to write; default: beside the run.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
+) -> None:
+    """Export a finished run: merged for transformers, or as GGUF for llama.cpp."""
+    from .export import export
+
+    try:
+        path = export(run, to, quantize=quantize, out=out, base=base)
+    except (ValueError, OSError) as error:
+        _stop(error)
+    files = [path] if path.is_file() else path.iterdir()
+    typer.echo(f"{path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
+
+
 def _stop(error: Exception | str) -> NoReturn:
     """End with the first line of what was wrong and exit status 2."""
     told = str(error).strip() or type(error).__name__

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,3 +25,50 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; its file takes the place of `path` if the block ends without an error.
+
+    For content that is too large for `write_whole`. Raises `OSError` as it does.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; it takes the place of `path` if the block ends without an error.
+
+    A folder that was there is removed only when the new one is complete.
+    """
+    path = Path(path)
+    unfinished, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    _settle(path, old)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if path.exists():
+            path.rename(old)
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _settle(path, old)
+
+
+def _settle(path: Path, old: Path) -> None:
+    """Remove the folder `old` if `path` has replaced it; put it back if not."""
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(path)
