@@ -1,7 +1,7 @@
 """Bands: what honest runs of a solution measure, with how far the next honest run may be from them.
 
 A band is a two-sided normal tolerance interval: with 95 % confidence it covers 99 % of all runs that differ by seed
-alone (Howe's approximation of the factor). For perplexity ratios it is one on the logarithm.
+alone (Howe's approximation of the factor). For perplexity ratios it is on the logarithm, for shares on the log-odds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from scipy import stats
 
 from loralab import Base
 
+from .exercises import FRESH_PAIRS
 from .identity import asked_for, weights_of
 
 FOLDER = Path(__file__).parent / "bands"
@@ -40,6 +41,18 @@ class Band(BaseModel):
         reach = tolerance_factor(len(values)) * sd
         ends = (math.exp(x) for x in (mean, sd, mean - reach, mean + reach))
         return cls(values=values, **dict(zip(("mean", "spread", "low", "high"), ends, strict=True)))
+
+    @classmethod
+    def shares(cls, values: list[float], of: int = FRESH_PAIRS) -> Band:
+        """Return the band of at least two shares out of `of`, on the scale of log-odds, so that it stays within 0 and 1.
+
+        Half a count is added on both sides, so that 0 and 1 have log-odds. `spread` is the standard deviation of these.
+        """
+        odds = [math.log((value * of + 0.5) / (of - value * of + 0.5)) for value in values]
+        mean, sd = statistics.fmean(odds), statistics.stdev(odds)
+        reach = tolerance_factor(len(values)) * sd
+        mean, low, high = (1 / (1 + math.exp(-x)) for x in (mean, mean - reach, mean + reach))
+        return cls(values=values, mean=mean, spread=sd, low=low, high=high)
 
     @classmethod
     def linear(cls, values: list[float]) -> Band:

@@ -318,7 +318,7 @@ def _measure(one: Exercise, base: Base, seeds: int, out: Path) -> None:
     for name, band in measured.runs.items():
         ratio, exact = band.fresh_ratio, band.exact
         console.print(
-            f"  {name}: ratio {ratio.low:.4f} to {ratio.high:.4f}, exact match {exact.mean:.2f} ± {exact.spread:.2f}, "
+            f"  {name}: ratio {ratio.low:.4f} to {ratio.high:.4f}, exact match {exact.mean:.2f} ({exact.low:.2f} to {exact.high:.2f}), "
             f"question gain {band.question_gain.mean:.2f} nats per token",
             highlight=False,
         )
@@ -329,7 +329,7 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
         name: RunBands(
             fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
             general_ratio=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
-            exact=Band.linear([one[name].scores.exact_match.value for one in evidence]),
+            exact=Band.shares([one[name].scores.exact_match.value for one in evidence]),
             question_gain=Band.linear([round(one[name].control.gain, 5) for one in evidence]),
         )
         for name in evidence[0]

@@ -21,10 +21,9 @@ from loralab.shapes import Shape, adapter_shape
 from loralab.triage import draw
 
 from .adapter import Adapter, Refused, attach, read_adapter
-from .exercises import Method, Run, Subject
+from .exercises import FRESH_PAIRS, Method, Run, Subject
 from .habits import Habits, habits
 
-FRESH_PAIRS = 100
 MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
 MAX_LENGTH = 20_000  # losses, or letters: all claims of a class are in memory until its report is written
 HABIT_PAIRS = 24  # enough for differences of a nat

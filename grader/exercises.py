@@ -12,6 +12,7 @@ from nbformat import NotebookNode
 from loralab.shapes import ATTENTION, LINEAR, adapter_shape
 
 ROOT = Path(__file__).parents[1]
+FRESH_PAIRS = 100  # drawn from the secret seed; each adapter answers them all
 
 Method = Literal["lora", "qlora"]
 Subject = Literal["triage", "far", "codes"]

@@ -32,7 +32,7 @@ def evidence(**changes):
 
 
 def bands(exact: list[float], gains: list[float] = (1.1, 1.2, 1.15)):
-    return SimpleNamespace(exact=Band.linear(exact), question_gain=Band.linear(list(gains)))
+    return SimpleNamespace(exact=Band.shares(exact), question_gain=Band.linear(list(gains)))
 
 
 def test_form_alone_is_worth_less_than_fifteen_points_and_ability_most():
