@@ -1,7 +1,8 @@
 """Exact match and perplexity on fresh messages after exercise 1's training, for three ranks and three choices of targets.
 
 Every run trains on the first hundred pairs at the base's own learning rate and epochs, and answers messages of the seen
-and of unseen forms. Shares are of all seeds' answers together, with 95 % Wilson intervals. Writes
+and of unseen forms. Intervals are over the seeds, by the t distribution: runs of other seeds differ by more than the draw of
+their messages explains. Writes
 `benchmarks/results/ranks_and_targets.json` and the picture of the README.
 """
 
@@ -19,13 +20,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import matplotlib.pyplot as plt
 import torch
 from peft import LoraConfig, get_peft_model
+from scipy import stats
 from tqdm.auto import tqdm
 
 from benchmarks.measured import RESULTS, save
 from loralab import choose_base, data_path, load_model, load_tokenizer, perplexity, read_pairs, train
 from loralab.plots import COLOURS
 from loralab.pool import processors, run_all
-from loralab.scores import Share, question_control, score_answers
+from loralab.scores import question_control, score_answers
 from loralab.shapes import TARGETS
 from loralab.triage import draw
 
@@ -79,9 +81,12 @@ def measure(seeds: int) -> dict:
     return {"before": [found[seed] for seed in range(seeds)], "after": after, "seeds": seeds, "messages": MESSAGES}
 
 
-def share(runs: list[dict], field: str = "exact") -> Share:
-    """Return the share of exact answers of all seeds together."""
-    return Share(sum(run[field] for run in runs), MESSAGES * len(runs))
+def share(runs: list[dict], field: str = "exact") -> tuple[float, float, float]:
+    """Return the mean share of exact answers, and its 95 % interval over the seeds, within 0 and 1."""
+    shares = [run[field] / MESSAGES for run in runs]
+    reach = stats.t.ppf(0.975, len(shares) - 1) * statistics.stdev(shares) / len(shares) ** 0.5
+    mean = statistics.fmean(shares)
+    return mean, max(0.0, mean - reach), min(1.0, mean + reach)
 
 
 def ppl(runs: list[dict]) -> float:
@@ -94,13 +99,14 @@ def draw_picture(results: dict) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for (group, by_rank), colour, marker in zip(results["after"].items(), COLOURS, "osD", strict=False):
         style = {"color": colour, "marker": marker, "linewidth": 2, "label": GROUPS[group]}
-        shares = [share(by_rank[str(rank)]) for rank in RANKS]
-        reach = list(zip(*((s.value - s.interval[0], s.interval[1] - s.value) for s in shares), strict=True))
-        left.errorbar(RANKS, [s.value for s in shares], reach, capsize=4, **style)
+        left.plot(RANKS, [share(by_rank[str(rank)])[0] for rank in RANKS], **style)
+        for rank in RANKS:
+            seeds = [run["exact"] / MESSAGES for run in by_rank[str(rank)]]
+            left.plot([rank] * len(seeds), seeds, "_", color=colour, markersize=14, markeredgewidth=1.5)
         right.plot(RANKS, [ppl(by_rank[str(rank)]) for rank in RANKS], **style)
     before = results["before"]
-    left.axhline(share(before).value, color="#888888", linestyle="--", label="before training")
-    left.set(title="Right answers to fresh messages", ylabel="exact match (95 % interval)", ylim=(-0.03, 1))
+    left.axhline(share(before)[0], color="#888888", linestyle="--", label="before training")
+    left.set(title="Right answers to fresh messages", ylabel="exact match (a dash per seed)", ylim=(-0.03, 1))
     right.set(
         title=f"Their perplexity (before training: {ppl(before):.0f})", ylabel="perplexity (log scale)", yscale="log"
     )
@@ -127,7 +133,8 @@ def main() -> None:
         for rank, runs in by_rank.items():
             gain = statistics.fmean(run["question_gain"] for run in runs)
             exact, unseen = share(runs), share(runs, "exact_unseen")
-            print(f"{GROUPS[group]:<11} {rank:>4}  {ppl(runs):<6.3f} {exact!s:<20} {unseen!s:<20} {gain:.2f}")
+            exact, unseen = (f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in (exact, unseen))
+            print(f"{GROUPS[group]:<11} {rank:>4}  {ppl(runs):<6.3f} {exact:<20} {unseen:<20} {gain:.2f}")
 
 
 if __name__ == "__main__":
