@@ -63,7 +63,7 @@ def _generate(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[Answer]:
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    output = model.generate(  # type: ignore[operator]  # a mixin of each causal model has it, not their common class
+    output = model.generate(  # type: ignore[operator]  # from a mixin that PreTrainedModel lacks
         **batch,
         **GREEDY,
         max_new_tokens=max_new_tokens,

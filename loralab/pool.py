@@ -108,7 +108,7 @@ def portable(error: Exception) -> Exception:
 
 def _end_with_parent() -> None:
     if (parent := parent_process()) is None:
-        return  # this process runs no job of another
+        return  # not a worker
     parent.join()
     os._exit(1)  # nobody is left to take the result, and the same job may soon run again
 

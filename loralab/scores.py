@@ -104,7 +104,7 @@ class Scores(BaseModel):
     count: int = Field(ge=0)
     exact: int = Field(ge=0)
     ended: int = Field(ge=0)
-    valid: int | None = Field(None, ge=0)
+    valid: int | None = Field(default=None, ge=0)
     fields: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
