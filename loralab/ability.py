@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .answers import Answer, generate_answers
-from .measure import perplexity
+from .measure import LanguageModel, perplexity
 from .pairs import Pair
 from .scores import QuestionControl, Scores, Share, differ, parse_record, question_control, recall, score, score_answers
 
@@ -59,7 +59,7 @@ def are_records(pairs: Sequence[Pair]) -> bool:
 
 
 def measure(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     max_length: int,
@@ -84,7 +84,7 @@ def measure(
 
 
 def _answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
 ) -> list[Answer]:
     longest = max(len(tokenizer(pair.output, add_special_tokens=False)["input_ids"]) for pair in pairs)
     limit = min(longest, max_length) + SLACK

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from .measure import evaluating
-from .pairs import Pair
+from .measure import LanguageModel, evaluating
+from .pairs import Pair, chat_tokens
 
 # A base's own generation_config may sample or penalise repeats, which would spoil values copied from the prompt.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
@@ -26,7 +26,7 @@ class Answer:
 
 
 def generate_answers(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[str | Pair],
     max_new_tokens: int = 80,
@@ -49,23 +49,21 @@ def generate_answers(
     return [answers[i] for i in range(len(prompts))]
 
 
-def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80
-) -> str:
+def answer(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, instruction: str, max_new_tokens: int = 80) -> str:
     """Return the model's greedy answer to one instruction, as text without special tokens."""
     return generate_answers(model, tokenizer, [instruction], max_new_tokens)[0].text
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, question: str | Pair) -> list[int]:
     messages = question.question if isinstance(question, Pair) else [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return chat_tokens(tokenizer, messages, add_generation_prompt=True)
 
 
 def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[Answer]:
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # from a mixin that PreTrainedModel lacks
         **batch,
         **GREEDY,
         max_new_tokens=max_new_tokens,
@@ -80,4 +78,4 @@ def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> Answer:
     """Decode one row up to its end-of-answer token; the batch's padding follows that token."""
     ended = tokenizer.eos_token_id in tokens
     kept = tokens[: tokens.index(tokenizer.eos_token_id)] if ended else tokens
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True), ended)
+    return Answer(str(tokenizer.decode(kept, skip_special_tokens=True)), ended)

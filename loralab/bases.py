@@ -25,7 +25,7 @@ from .data import data_path
 from .fetch import MODELS, FetchError, model_folder, ready_folder
 from .fourbit import keep_unpacked
 from .hardware import Precision, precision
-from .pairs import special_tokens
+from .pairs import chat_tokens, special_tokens
 
 # ChatML, for tokenizers that know its markers but bring no template of their own.
 CHATML = (
@@ -174,17 +174,16 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the special token that the chat template writes after an answer: the end token itself, if it is there."""
+    end: str | None = tokenizer.eos_token
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        question = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
-        whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+        question = chat_tokens(tokenizer, messages[:1], add_generation_prompt=True)
+        whole = chat_tokens(tokenizer, messages)
     except TemplateError:  # `encode` reports it with the pair that it fails on
-        return tokenizer.eos_token
+        return end
     known = special_tokens(tokenizer)
     special = [known[token] for token in whole[len(question) :] if token in known]
-    return tokenizer.eos_token if not special or tokenizer.eos_token in special else special[-1]
+    return end if not special or end in special else special[-1]
 
 
 def load_model(

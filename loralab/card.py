@@ -41,8 +41,8 @@ def write_card(
     path = folder / CARD_FILE
     if _kept_by_hand(path):
         return path
-    on_hub = base is not None and not Path(base.source).is_dir()
-    base_model = base.source if on_hub else record.base  # local paths are not portable
+    hub_id = base.source if base is not None and not Path(base.source).is_dir() else ""
+    base_model = hub_id or record.base  # local paths are not portable
     card = ModelCard.from_template(
         _metadata(record, base_model, licence),
         template_path=str(TEMPLATE),
@@ -51,7 +51,7 @@ def write_card(
         method={"lora": "LoRA", "qlora": "QLoRA"}.get(record.method, record.method),
         quantised=record.method == "qlora",
         base_model=base_model,
-        on_hub=on_hub,
+        on_hub=bool(hub_id),
         licence=licence or "unknown",
         data=data or 'The data was not described; do it with `loralab gate RUN --data "..."`.',
         decision=decision or "not decided yet",

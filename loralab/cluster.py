@@ -31,6 +31,7 @@ from .pool import Died, Job
 from .record import versions
 
 if TYPE_CHECKING:
+    from dask.typing import Key
     from distributed import Client, Future, Worker
 
 CONNECT_SECONDS = 10
@@ -87,7 +88,9 @@ def _code_digest(package: str) -> str:
         return "missing"
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     found = [path for folder in folders for path in _files(folder) if path.suffix in CODE]
-    return _digest(found or [Path(spec.origin)])
+    if not found and spec.origin:  # a module of one file
+        found = [Path(spec.origin)]
+    return _digest(found) if found else "missing"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -105,7 +108,9 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def _run_on(address: str, function: Callable[[Job], Any], jobs: Iterable[Job], gpu: bool) -> Iterator[tuple[Job, Any]]:
-    waiting, running, done = iter(jobs), {}, queue.SimpleQueue()
+    waiting = iter(jobs)
+    done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    running: dict[Key, tuple[Job, Future[Any]]] = {}
     with _connected(address) as client:
         _check_workers(client, address, function.__module__, gpu)
         try:
@@ -135,7 +140,9 @@ def at_once(address: str, gpu: bool = False) -> int:
     """
     with _connected(address) as client:
         workers = _ask(address, client.scheduler_info)["workers"].values()
-    counts = (min(one["nthreads"], int(one["resources"].get("GPU", 0))) if gpu else one["nthreads"] for one in workers)
+    counts: list[int] = [
+        min(one["nthreads"], int(one["resources"].get("GPU", 0))) if gpu else one["nthreads"] for one in workers
+    ]
     return max([1, *counts])
 
 
@@ -145,7 +152,7 @@ def _connected(address: str) -> Iterator[Client]:
         from distributed import Client
     except ImportError:
         raise ValueError("a cluster needs dask, which is not installed: pip install distributed") from None
-    from distributed.comm import get_address_host_port
+    from distributed.comm.addressing import get_address_host_port
 
     try:
         # dask itself would try again and again, and wait for ever for one that accepts and says nothing
@@ -181,10 +188,11 @@ def _check_workers(client: Client, address: str, module: str, gpu: bool) -> None
 
 def _wanted(client: Client, address: str) -> int:
     """How many jobs should be in flight; workers come and go, so it is asked anew each time."""
-    return max(1, AHEAD * sum(_ask(address, client.nthreads).values()))
+    threads: dict[str, int] = _ask(address, client.nthreads)
+    return max(1, AHEAD * sum(threads.values()))
 
 
-def _submit(client: Client, function: Callable[[Job], Any], job: Job, gpu: bool) -> Future:
+def _submit(client: Client, function: Callable[[Job], Any], job: Job, gpu: bool) -> Future[Any]:
     errand = _Errand(function.__module__, fingerprint(function.__module__), pickle.dumps((function, job)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")  # a job carries its files with it, and few are sent
@@ -196,7 +204,7 @@ def _submit(client: Client, function: Callable[[Job], Any], job: Job, gpu: bool)
         )
 
 
-def _next(done: queue.SimpleQueue[Future], client: Client, address: str) -> str:
+def _next(done: queue.SimpleQueue[Future[Any]], client: Client, address: str) -> Key:
     """The key of the next job to end."""
     while True:
         try:
@@ -206,7 +214,7 @@ def _next(done: queue.SimpleQueue[Future], client: Client, address: str) -> str:
                 warnings.warn(f"no worker is left at {address}; waiting for one", stacklevel=2)
 
 
-def _outcome(future: Future, address: str) -> Any:
+def _outcome(future: Future[Any], address: str) -> Any:
     from distributed import KilledWorker
 
     error = _ask(address, future.exception)
@@ -272,9 +280,9 @@ def _work(module: str, wanted: str, job: bytes) -> bytes:
     """The pickled outcome of a job, which has a process of its own: the worker outlives it, and its memory."""
     from distributed import Reschedule, get_worker
     from distributed.core import Status
-    from distributed.worker import thread_state
 
-    worker, key = get_worker(), thread_state.key
+    worker = get_worker()
+    key = worker.get_current_task()
     if problem := _problem(wanted, module, worker):
         raise _Unfit(problem)
 

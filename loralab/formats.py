@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .pairs import Pair, PairsError, Turn
+from .pairs import Pair, PairsError, Role, Turn
 
 # Two columns of text, under the names that people use. Earlier names win.
 COLUMNS = (
@@ -21,7 +21,7 @@ COLUMNS = (
     ("input", "output"),
 )
 # ShareGPT and OpenAI name the two sides of a conversation differently.
-SIDES = {
+SIDES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -32,6 +32,7 @@ SIDES = {
     "bot": "assistant",
     "model": "assistant",
 }
+SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 KNOWN = "instruction and output, prompt and completion, question and answer, messages, or conversations"
 
 Row = Mapping[str, Any]
@@ -102,16 +103,12 @@ def _history(exchanges: Any) -> list[Turn]:
         return _turns(exchanges, "history") if exchanges else []
     try:
         pairs = [(question, answer) for question, answer in exchanges]
-        return [
-            Turn(role=role, content=text)
-            for pair in pairs
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
+        return [Turn(role=role, content=text) for pair in pairs for role, text in zip(SPEAKERS, pair, strict=True)]
     except (TypeError, ValueError):
         raise PairsError("the field 'history' must be a list of [question, answer]") from None
 
 
-def _turns(messages: Any, field: str, side: str | None = None) -> list[Turn]:
+def _turns(messages: Any, field: str, side: Role | None = None) -> list[Turn]:
     """Read a list of messages, with the keys of OpenAI (role, content) or of ShareGPT (from, value)."""
     if isinstance(messages, str) and side:
         return [Turn(role=side, content=messages)]

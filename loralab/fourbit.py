@@ -26,5 +26,5 @@ def keep_unpacked(model: PreTrainedModel) -> PreTrainedModel:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # torch types attributes as tensors or modules
     return model

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import indent
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from .ability import (
     Ability,
@@ -43,7 +43,7 @@ from .data import data_path
 from .errors import first_line, one_line
 from .files import write_whole
 from .fourbit import nf4
-from .measure import ADAPTER_FILE, CONFIG_FILE, same_ppl
+from .measure import ADAPTER_FILE, CONFIG_FILE, LanguageModel, same_ppl
 from .pairs import Pair, PairsError, encode_all
 from .reading import read_pairs
 from .record import RunRecord
@@ -51,6 +51,7 @@ from .scores import Scores
 from .shapes import LINEAR, Shape
 
 CHOICES_FILE = "gate.json"
+Kind = TypeVar("Kind", bound=BaseModel)
 SHOWN = 3  # samples that are printed and go onto the card
 EXACT_TOLERANCE = 0.05  # of the answers: rounding on another machine may change a letter here and there
 RATE_SHARES = (0.2, 2)  # of the base's own learning rate; three times it left the embedded base with no right answer
@@ -84,9 +85,9 @@ class Settings(BaseModel):
 
     peft_type: Literal["LORA"]
     r: Annotated[int, Field(ge=1)]
-    rank_pattern: Annotated[dict, Field(max_length=0)] = {}
+    rank_pattern: Annotated[dict[str, Any], Field(max_length=0)] = {}
     lora_alpha: float
-    alpha_pattern: Annotated[dict, Field(max_length=0)] = {}
+    alpha_pattern: Annotated[dict[str, Any], Field(max_length=0)] = {}
     use_rslora: bool = False
     bias: Literal["none"] = "none"
     lora_dropout: float = 0.0
@@ -211,7 +212,7 @@ def _read_run(folder: Path, eval_file: str | Path | None) -> Run:
     return Run(folder, record, settings, weights, Choices(), pairs)
 
 
-def _read_json(path: Path, kind: type[BaseModel]) -> BaseModel:
+def _read_json(path: Path, kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
@@ -240,10 +241,10 @@ def _choose(folder: Path, given: dict[str, str]) -> Choices:
 def _try(run: Run, name: str | None) -> None:
     """Load the base step by step and try the adapter on it; the first step that fails leaves its reason."""
     try:
-        run.base = _find_base(run, name)
-        run.shape = _expected_shape(run)
-        run.tokenizer = load_tokenizer(run.base)
-        _try_adapter(run)
+        base = run.base = _find_base(run, name)
+        run.shape = _expected_shape(run, base)
+        tokenizer = run.tokenizer = load_tokenizer(base)
+        _try_adapter(run, base, tokenizer)
     except (OSError, ValueError, SafetensorError) as error:
         run.trouble = first_line(error)
 
@@ -256,15 +257,15 @@ def _find_base(run: Run, name: str | None) -> Base:
     return base
 
 
-def _expected_shape(run: Run) -> Shape:
+def _expected_shape(run: Run, base: Base) -> Shape:
     """Return the tensors that the run's settings make on its base, from the base's config alone, without weights."""
-    base = AutoConfig.from_pretrained(run.base.source)
+    config = AutoConfig.from_pretrained(base.source)
     with _adapter_trouble(), torch.device("meta"):
-        settings = LoraConfig.from_pretrained(run.folder)
+        settings = LoraConfig.from_pretrained(str(run.folder))
         settings.inference_mode = False  # else nothing would count as trainable
         settings.init_lora_weights = True  # PiSSA's start would need the base's weights, and has the same shape
         settings.base_model_name_or_path = None  # else peft warns that the base has another name
-        return Shape.of(get_peft_model(AutoModelForCausalLM.from_config(base), settings, low_cpu_mem_usage=True))
+        return Shape.of(get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True))
 
 
 @contextmanager
@@ -276,21 +277,21 @@ def _adapter_trouble() -> Iterator[None]:
         raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
-def _try_adapter(run: Run) -> None:
+def _try_adapter(run: Run, base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
     """Measure the base and the adapter on it."""
     if not run.fits:
         raise ValueError("the adapter does not fit its base")
-    model = load_model(run.base, quantization=nf4() if run.record.method == "qlora" else None)
-    before = _measure(model, run)  # as long as it is bare: PiSSA changes the base's own weights
+    model = load_model(base, quantization=nf4() if run.record.method == "qlora" else None)
+    before = _measure(model, run, base, tokenizer)  # as long as it is bare: PiSSA changes the base's own weights
     with _adapter_trouble():
-        model = PeftModel.from_pretrained(model, run.folder)
-    run.before, run.after = before, _measure(model, run)
+        adapted = PeftModel.from_pretrained(model, run.folder)
+    run.before, run.after = before, _measure(adapted, run, base, tokenizer)
     run.samples = samples_of(run.pairs, run.before, run.after)
 
 
-def _measure(model: PreTrainedModel | PeftModel, run: Run) -> Ability:
+def _measure(model: LanguageModel, run: Run, base: Base, tokenizer: PreTrainedTokenizerBase) -> Ability:
     scored = run.record.scores_after.count if run.record.scores_after else 0
-    return measure(model, run.tokenizer, run.pairs, run.base.max_length, scored if run.recompute else None)
+    return measure(model, tokenizer, run.pairs, base.max_length, scored if run.recompute else None)
 
 
 def _not_judged(name: str, run: Run) -> Point:
@@ -377,7 +378,7 @@ def _false_claims(record: RunRecord, settings: Settings) -> list[str]:
 
 def _template(run: Run) -> Point:
     name = "chat template and EOS"
-    if run.shape is None:
+    if run.base is None or run.shape is None:
         return _not_judged(name, run)
     if run.tokenizer is None:
         return Point(
@@ -414,7 +415,8 @@ def _count(run: Run) -> Point:
 
 
 def _ppl_before(run: Run) -> Point:
-    name, record, again = "PPL before", run.record, run.before and run.before.ppl
+    name, record = "PPL before", run.record
+    again = run.before.ppl if run.before else None
     found = f"{_ppl(record.ppl_before, again)} on {record.eval_pairs} held-out pairs"
     if record.leaks:
         found += f", {record.leaks} of them trained on"
@@ -461,7 +463,8 @@ def _trained(run: Run) -> Point:
 
 
 def _after(run: Run) -> Point:
-    name, record, again = "PPL after and samples", run.record, run.after and run.after.ppl
+    name, record = "PPL after and samples", run.record
+    again = run.after.ppl if run.after else None
     wrong = _worse(record.ppl_before, record.ppl_after, again) + _false_scores(run) + _unable(run)
     found = "; ".join([_ppl(record.ppl_after, again), *_ability(run), *_answers(run)])
     if not wrong and not run.samples:
@@ -496,7 +499,7 @@ def _false_scores(run: Run) -> list[str]:
 
 def _unable(run: Run) -> list[str]:
     """Say what the adapter cannot do, from what was measured here and, for exact match, from the record."""
-    if run.after is None:
+    if run.before is None or run.after is None or run.scores is None:
         return []
     before, after = run.scores
     wrong = ignores_question(run.before.control, run.after.control)
@@ -566,7 +569,7 @@ def _card(run: Run) -> Point:
     return Point("model card", not problem, problem or f"{CARD_FILE}{hint}", advice if problem else "")
 
 
-def _measured(ppl: float | None) -> bool:
+def _measured(ppl: float | None) -> TypeGuard[float]:
     return ppl is not None and math.isfinite(ppl)
 
 

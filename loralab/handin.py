@@ -79,7 +79,8 @@ def _notebook(path: str | Path | None) -> bytes | None:
 def _from_colab() -> dict[str, Any]:
     from google.colab import _message  # the only way to a notebook that lies on a drive and not on the machine
 
-    return _message.blocking_request("get_ipynb", timeout_sec=30)["ipynb"]
+    notebook: dict[str, Any] = _message.blocking_request("get_ipynb", timeout_sec=30)["ipynb"]
+    return notebook
 
 
 def _from_vscode() -> str | None:

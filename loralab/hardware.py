@@ -54,7 +54,7 @@ def precision_for(model: torch.nn.Module) -> Precision:
 
 
 def _of_this_cpu(width: int) -> Precision:
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
     if width >= WIDE and abilities.get("amx_bf16"):
         reason = "no GPU: fp32 on the CPU, with bf16 matmuls while training (supported by this CPU)"
         return Precision("cpu", torch.float32, torch.bfloat16, reason)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import psutil
 import torch
@@ -17,6 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .collate import AnswersAtTheEnd
 from .pairs import IGNORED, Pair, encode_all
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+LanguageModel: TypeAlias = "PreTrainedModel | PeftModel"  # a base, alone or with an adapter
 ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -64,7 +69,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def held_out(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     max_length: int = 512,
@@ -78,7 +83,7 @@ def held_out(
 
 
 def loss_of(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[dict[str, list[int]]],
     batch_size: int = 16,
@@ -89,7 +94,7 @@ def loss_of(
 
 
 def token_losses(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[dict[str, list[int]]],
     batch_size: int = 16,
@@ -115,7 +120,7 @@ def token_losses(
 
 
 def perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int = 512
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int = 512
 ) -> float:
     """Token-weighted perplexity of the answers of `pairs`; see `HeldOut`."""
     return held_out(model, tokenizer, pairs, max_length).ppl

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .errors import one_line
-from .shapes import LINEAR, adapted, adapter_shape, linear_layers
+from .measure import LanguageModel
+from .shapes import LINEAR, LinearLayer, adapted, adapter_shape, linear_layers
 
 # What cannot be traced is told in one line; torch would print the whole way to it.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
@@ -55,7 +57,7 @@ class Memory:
     @property
     def total(self) -> float:
         """The peak, in bytes."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def estimate(
@@ -86,10 +88,10 @@ def estimate(
     lora = None if method == "full" else (rank, targets, dropout > 0)
     with _tracing():
         resting = at_rest(source, method, rank, targets, upcast)
-        traces = [_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP)]
+        shallow, deep = (_traced(source, blocks, lora, batch, length, checkpointing) for blocks in (SHALLOW, DEEP))
     depth = config.get_text_config().num_hidden_layers
     # A shallow base may have its peak in the backward pass and a deep one in the forward pass: extend each by itself.
-    activations, logits = max((_extended(*peaks, depth) for peaks in zip(*traces, strict=True)), key=sum)
+    activations, logits = max((_extended(*peaks, depth) for peaks in zip(shallow, deep, strict=True)), key=sum)
     if method == "qlora":  # a layer read back into 16 bits, while the one before it is still there
         activations += 2 * 2 * _weights(source)[1]
     return replace(resting, activations=activations, logits=logits)
@@ -141,7 +143,7 @@ def _check(config: PreTrainedConfig, method: str, rank: int, batch: int, length:
         raise ValueError(f"length is {length}, but this model reads {longest} tokens at most")
 
 
-def _blocks_linear(model: PreTrainedModel) -> list[torch.nn.Module]:
+def _blocks_linear(model: PreTrainedModel) -> list[LinearLayer]:
     """The layers that bitsandbytes would hold in 4 bits: every linear one except the output layer."""
     head = model.get_output_embeddings()
     return [layer for layer in linear_layers(model).values() if layer is not head]
@@ -191,7 +193,7 @@ def _traced(
     return forward, alive.peak
 
 
-def _materialise(model: torch.nn.Module) -> None:
+def _materialise(model: LanguageModel) -> None:
     """Turn meta tensors into fake ones of a CPU, where autocast and attention behave as on a device."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -216,7 +218,13 @@ class _Alive(TorchDispatchMode):
         self.now = [0, 0]
         self.peak = (0, 0)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         outputs = function(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for tensor in tree_leaves(outputs):

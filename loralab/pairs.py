@@ -6,15 +6,16 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, field_validator
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from .files import write_whole
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+Role = Literal["system", "user", "assistant"]
 BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # fillers and the empty braille cell: letters and symbols without a mark
 
 
@@ -33,7 +34,7 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
     _whole = field_validator("content")(_whole_letters)
@@ -101,9 +102,19 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> list[int]:
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
+) -> list[int]:
+    """Return the token ids of `messages` in the tokenizer's chat template."""
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
+    return cast(list[int], cast(BatchEncoding, encoded)["input_ids"])
+
+
+def _template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
+) -> list[int]:
     try:
-        return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+        return chat_tokens(tokenizer, messages, add_generation_prompt)
     except TemplateError as error:
         what = " ".join(str(error).split())[:200]
         raise PairsError(f"the tokenizer's chat template fails on it: {type(error).__name__}: {what}") from None
@@ -143,7 +154,7 @@ def _check_answer(pair: Pair, answer: list[int], tokenizer: PreTrainedTokenizerB
             raise PairsError(
                 f"the {name} contains the special token {found[0]!r}; delete it: the template adds its own"
             )
-    text = tokenizer.decode(answer[:-1])
+    text = str(tokenizer.decode(answer[:-1]))
     if _letters(text) != _letters(pair.output):
         raise PairsError(f"the chat template rewrites the answer: of {pair.output[:60]!r} it keeps {text[:60]!r}")
 

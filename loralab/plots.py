@@ -24,7 +24,8 @@ def smoothed(losses: Sequence[float], window: int = 5) -> np.ndarray:
     sums = np.cumsum(np.insert(np.asarray(losses, float), 0, 0.0))
     ends = np.arange(1, len(losses) + 1)
     starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    means: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
+    return means
 
 
 def plot_loss(records: RunRecord | Sequence[RunRecord], axes: Axes | None = None) -> Axes:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 Job = TypeVar("Job")
@@ -48,23 +49,29 @@ def run_all(
     them as OMP_NUM_THREADS allows, are divided evenly among the workers. If the caller stops early, or is killed, or
     `stopped`, asked every second, says so, what still runs ends with it.
     """
-    context = get_context("spawn" if sys.platform == "win32" else "forkserver")
-    if sys.platform != "win32":
+    if sys.platform == "win32":
+        context = get_context("spawn")
+    else:
+        context = get_context("forkserver")
         context.set_forkserver_preload(["loralab", preload or function.__module__])
     threads = max(1, allowed_threads() // workers)
-    waiting, running = iter(jobs), {}
+    waiting = iter(jobs)
+    running: dict[Connection, tuple[Job, BaseProcess]] = {}
     try:
         while True:
             for job in itertools.islice(waiting, workers - len(running)):
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_call, args=(function, job, dict(os.environ), threads, sender))
+                process: BaseProcess = context.Process(
+                    target=_call, args=(function, job, dict(os.environ), threads, sender)
+                )
                 process.start()
                 sender.close()  # so that the end of the process is the end of the pipe
                 running[receiver] = job, process
                 del job  # nothing but `running` holds it: it may be large
             if not running or (stopped and stopped()):
                 return
-            for receiver in wait(running, timeout=1 if stopped else None):
+            ended = wait(running, timeout=1 if stopped else None)
+            for receiver in [one for one in running if one in ended]:
                 job, process = running.pop(receiver)
                 yield job, _outcome(receiver, process)
                 del job
@@ -100,11 +107,13 @@ def portable(error: Exception) -> Exception:
 
 
 def _end_with_parent() -> None:
-    parent_process().join()
+    if (parent := parent_process()) is None:
+        return  # not a worker
+    parent.join()
     os._exit(1)  # nobody is left to take the result, and the same job may soon run again
 
 
-def _outcome(receiver: Connection, process: Any) -> Any:
+def _outcome(receiver: Connection, process: BaseProcess) -> Any:
     try:
         return receiver.recv()
     except (EOFError, OSError):  # before a byte of the result, or in the middle of it

@@ -12,13 +12,14 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .answers import Answer, generate_answers
-from .measure import HeldOut, held_out
+from .measure import HeldOut, LanguageModel, held_out
 from .pairs import Pair
 
 CONFIDENCE = 0.95
@@ -69,8 +70,8 @@ def parse_record(text: str) -> dict[str, str] | None:
     Values are returned as text, numbers as they were written. None if the text is neither, or repeats a name.
     """
     text = text.strip()
-    pairs = _from_json(text) if text.startswith("{") else _from_lines(text)
-    fields = dict(pairs or ())
+    pairs = (_from_json(text) if text.startswith("{") else _from_lines(text)) or []
+    fields = dict(pairs)
     return fields if fields and len(fields) == len(pairs) else None
 
 
@@ -103,7 +104,7 @@ class Scores(BaseModel):
     count: int = Field(ge=0)
     exact: int = Field(ge=0)
     ended: int = Field(ge=0)
-    valid: int | None = Field(None, ge=0)
+    valid: int | None = Field(default=None, ge=0)
     fields: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -143,22 +144,21 @@ def score(answers: Sequence[Answer], pairs: Sequence[Pair]) -> Scores:
     Raises `ValueError` if there are not as many answers as pairs.
     """
     exact = [a.ended and a.text.strip() == pair.output.strip() for a, pair in zip(answers, pairs, strict=True)]
-    scores = {"count": len(pairs), "exact": sum(exact), "ended": sum(answer.ended for answer in answers)}
-    wanted = [parse_record(pair.output) for pair in pairs]
-    if not wanted or None in wanted:
-        return Scores(**scores)
+    scores = partial(Scores, count=len(pairs), exact=sum(exact), ended=sum(answer.ended for answer in answers))
+    wanted = [record for pair in pairs if (record := parse_record(pair.output)) is not None]
+    if not wanted or len(wanted) < len(pairs):
+        return scores()
     found = [parse_record(answer.text) or {} for answer in answers]
     both = list(zip(found, wanted, strict=True))
     names = [name for name in wanted[0] if all(name in record for record in wanted)]
-    return Scores(
-        **scores,
+    return scores(
         valid=sum(record.keys() == right.keys() for record, right in both),
         fields={name: sum(record.get(name) == right[name] for record, right in both) for name in names},
     )
 
 
 def score_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], slack: int = 8
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], slack: int = 8
 ) -> Scores:
     """Generate an answer to each pair's instruction and score it.
 
@@ -192,7 +192,7 @@ class QuestionControl:
 
 
 def question_control(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     max_length: int = 512,
@@ -227,7 +227,7 @@ def _other_questions(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def recall(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     k: int = 8,

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+LinearLayer = torch.nn.Linear | Conv1D
 # The linear layers of a block, in the order in which it uses them.
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -65,9 +66,9 @@ class Shape:
         return len(save(tensors, metadata={"format": "pt"}))
 
 
-def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:
     """The linear layers by their full names (GPT-2 has them under the name of a convolution)."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    return {name: m for name, m in model.named_modules() if isinstance(m, LinearLayer)}
 
 
 def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: float = 0.0) -> PeftModel:

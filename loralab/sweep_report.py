@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib.pyplot as plt
@@ -104,7 +105,7 @@ def _bars(rows: pd.DataFrame, column: str) -> np.ndarray:
     return np.array([below.where(alone, deviation), above.where(alone, deviation)])
 
 
-def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
+def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
     """Yield the lines of a plot: a colour per choice of targets (or per method, if all have the same targets), a
     marker and a dash per method."""
     targets, methods = (list(dict.fromkeys(table[column])) for column in ("targets", "method"))
@@ -167,7 +168,7 @@ def plot_pareto(runs: pd.DataFrame, measure: str | None = None) -> Figure:
     table["bytes"] /= 1000
     measure = measure or measure_of(table)
     front = pareto_front(table, measure)
-    axes = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.step(
         front["bytes"], front[measure], where="post", color=COLOURS[6], linewidth=1.5, zorder=0, label="Pareto front"
     )
@@ -187,7 +188,7 @@ def plot_pareto(runs: pd.DataFrame, measure: str | None = None) -> Figure:
     axes.margins(0.08)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return axes.figure
+    return figure
 
 
 FIGURES = {"quality": plot_quality, "costs": plot_costs, "pareto": plot_pareto}

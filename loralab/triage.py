@@ -110,10 +110,11 @@ def _extra(rng: random.Random, item: dict[str, Any], contrast: bool) -> str:
     """Return a sentence that must not enter the record: another device, or a number that is no serial number."""
     if not contrast and rng.random() >= EXTRA:
         return ""
+    talk: dict[str, list[str]] = tables()["talk"]
     if contrast or rng.random() < 0.5:
         other = rng.choice([one for one in tables()["item"] if one is not item])
-        return rng.choice(tables()["talk"]["others"]).format(other=rng.choice([other["name"], other["kind"]]))
-    return rng.choice(tables()["talk"]["numbers"]).format(number=rng.randint(10000, 99999))
+        return rng.choice(talk["others"]).format(other=rng.choice([other["name"], other["kind"]]))
+    return rng.choice(talk["numbers"]).format(number=rng.randint(10000, 99999))
 
 
 def _mistyped(text: str, rng: random.Random) -> str:
