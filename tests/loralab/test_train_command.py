@@ -234,11 +234,11 @@ def test_a_layer_that_is_trained_but_not_saved_is_one_line(base, model, tokenize
     ],
 )
 def test_the_record_has_the_layers_that_were_adapted(given, targets, layers, base, model, tokenizer, few, tmp_path):
-    config = LoraConfig(r=1, target_modules=given, task_type="CAUSAL_LM", rank_pattern={"v_proj": 2})
+    config = LoraConfig(r=1, target_modules=given, task_type="CAUSAL_LM", rank_pattern={"q_proj": 2})
     adapted = get_peft_model(model, config)
     record = train(adapted, tokenizer, read_pairs(few), tmp_path / "run", base, epochs=0.04, quiet=True)
     assert (record.targets, record.adapter.layers) == (targets, layers)
-    assert record.adapter.rank_pattern == {"v_proj": 2}
+    assert record.adapter.rank_pattern == {"q_proj": 2}
     assert RunRecord.load(tmp_path / "run") == record
     saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())["target_modules"]
     assert sorted(saved) == (layers or targets)
