@@ -97,10 +97,7 @@ def _difference(best: str, other: str, shares: Mapping[str, Share]) -> str:
     values = f"{one.hits} and {two.hits} of {one.of}"
     if differ(one, two):
         return f"The exact match of {best} is higher than that of {other} ({values}; Fisher's exact test, 95 % level)."
-    return (
-        f"The exact match of {best} and {other} does not differ ({values}; Fisher's exact test, 95 % level): it may be "
-        "chance."
-    )
+    return f"The exact match of {best} and {other} does not differ beyond chance ({values}; Fisher's exact test, 95 % level)."
 
 
 def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:

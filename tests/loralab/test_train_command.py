@@ -288,7 +288,10 @@ def record_of(hits: int | None, **changes) -> RunRecord:
     ("other", "message"),
     [
         (record_of(10), "The exact match of one is higher than that of two (40 and 10 of 50; Fisher's exact"),
-        (record_of(38), "The exact match of one and two does not differ (40 and 38 of 50; Fisher's exact"),
+        (
+            record_of(38),
+            "The exact match of one and two does not differ beyond chance (40 and 38 of 50; Fisher's exact",
+        ),
         (record_of(10, eval_digest="b"), "cannot be compared: the runs were measured on different evaluation pairs"),
         (record_of(10, eval_digest=None), "cannot be compared: the evaluation pairs of two are not recorded"),
         (record_of(None), "cannot be compared: no answers were scored for two"),
