@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,7 @@ def quantization_settings(model: torch.nn.Module) -> dict[str, Any]:
     if found is None:
         return {}
     settings = dict(found) if isinstance(found, Mapping) else found.to_dict()
+    settings = {name: value.value if isinstance(value, Enum) else value for name, value in settings.items()}
     plain = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
     if plain.get("load_in_8bit"):  # the settings of 4 bits mean nothing there
         plain = {name: value for name, value in plain.items() if "4bit" not in name}
