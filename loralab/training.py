@@ -67,8 +67,8 @@ def train(
     given, are measured before and after: their perplexity, and the answers generated to the first `eval_answers` of
     them (0: none); a warning names those that are also in `pairs`. `encoded` replaces the usual encoding of `pairs` by
     your own; `callbacks` are called by the `Trainer`; `arguments` are further settings of
-    `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
-    step. On several GPUs one is used.
+    `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells
+    what really ran; its batch is that of an optimiser step. On several GPUs one is used.
 
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.

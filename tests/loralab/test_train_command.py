@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,20 @@ def test_the_command_trains_measures_and_overwrites_nothing(run, data, tmp_path)
     assert (again.exit_code, again.output.count("\n")) == (2, 1)
     assert "holds a finished run: give another --out" in again.output
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_ctrl_c_says_how_to_continue(run, data, tmp_path, monkeypatch):
+    words = ["train", data, "--rank", 2, "--targets", "q", "--eval", "0", "--epochs", 1, "--out", tmp_path / "run"]
+    usual = command.run_training
+    monkeypatch.setattr(command, "run_training", partial(usual, callbacks=[Interrupt(0)]))
+    stopped = run(*words)
+    assert stopped.exit_code == 130
+    assert "stopped after step 1: add --resume to continue" in stopped.output
+    monkeypatch.setattr(command, "run_training", usual)
+    assert "holds an interrupted run: continue it with --resume" in run(*words).output
+    resumed = run(*words, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert len(RunRecord.load(tmp_path / "run").losses) == 4
 
 
 def test_a_dry_run_measures_steps_and_leaves_nothing(run, few, tmp_path):
