@@ -7,6 +7,7 @@ licence) stands in its profile.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from jinja2 import TemplateError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -45,7 +47,7 @@ class Base:
 
     `source` is a hub id or a folder (empty in the profiles of bases whose folder depends on the machine);
     `learning_rate` and `epochs` are the ones to start LoRA with (a small
-    model wants more of both); `max_length` is in tokens; `reason` says why this base was taken.
+    model wants more of both; without a profile the rate is that of `rate_rule`); `max_length` is in tokens; `reason` says why this base was taken.
     """
 
     name: str
@@ -67,6 +69,29 @@ PROFILES = {
 }
 
 
+# Learning rate of LoRA for bases without a profile, after `get_lr` in hyperparam_utils.py of tinker-cookbook: 5e-5 for
+# full fine-tuning, 10 times that for LoRA ("LoRA Without Regret", Thinking Machines 2025, finds the same factor), and
+# (2000 / hidden size)^p, with p fitted to two families. Others get the smaller p. The highest rate is our own limit: the
+# rule was fitted to models at least 2000 wide, and small ones would be given too much.
+FULL_RATE, LORA_FACTOR, HIGHEST_RATE = 5e-5, 10, 2e-3
+EXPONENTS = {"qwen": 0.0775, "llama": 0.781}
+UNKNOWN_RATE = 2e-4  # if the config cannot be read here: QLoRA's for 7B and 13B
+
+
+def rate_rule(source: str) -> float:
+    """Return the learning rate to start LoRA with on the base at `source`, by the rule; nothing is downloaded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = AutoConfig.from_pretrained(source, local_files_only=True)
+        hidden = config.get_text_config().hidden_size
+    except Exception:  # not in the cache, or of a kind that transformers does not know: reported when it is loaded
+        return UNKNOWN_RATE
+    family = next((name for name in EXPONENTS if name in config.model_type.lower()), "qwen")
+    rate = FULL_RATE * LORA_FACTOR * (2000 / hidden) ** EXPONENTS[family]
+    return float(f"{min(rate, HIGHEST_RATE):.2g}")
+
+
 FETCHED = "smollm2-135m"  # the profile that "auto" can take without the Hub
 
 
@@ -86,9 +111,11 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
         if not (Path(name) / "config.json").is_file():
             raise ValueError(f"the folder {name!r} holds no config.json; give the folder that save_pretrained wrote")
         folder = Path(name).resolve()  # "." has no name of its own
-        return Base(folder.name, str(folder), 2e-4, "unknown: check it", reason="a local folder")
+        rate = rate_rule(str(folder))
+        return Base(folder.name, str(folder), rate, "unknown: check it", reason="a local folder")
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        return Base(name.split("/")[1], name, 2e-4, "unknown: see its model card", reason="a model of the hub")
+        rate = rate_rule(name)
+        return Base(name.split("/")[1], name, rate, "unknown: see its model card", reason="a model of the hub")
     known = ", ".join(PROFILES)
     raise ValueError(f"unknown base {name!r}: give auto, {known}, a hub id (owner/name) or a folder with a model")
 

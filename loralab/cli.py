@@ -87,6 +87,121 @@ def _histogram(lengths: Sequence[int], limit: int, bins: int = 8, width: int = 4
 
 
 @app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="A file, a folder, or a dataset's id on the Hub (owner/name).")],
+    base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
+    rank: Annotated[int, typer.Option(help="The adapter's rank.")] = 16,
+    targets: Annotated[
+        str, typer.Option(help="q, k, v, o, qv, qkvo, mlp, all, or names of layers; with commas.")
+    ] = "all",
+    method: Annotated[str, typer.Option(help="lora, rslora, dora, pissa or qlora.")] = "lora",
+    evaluation: Annotated[
+        str, typer.Option("--eval", help="The evaluation pairs, or the share of DATA to hold out; 0 measures nothing.")
+    ] = "0.1",
+    out: Annotated[Path | None, typer.Option(help="The run folder to write; default: runs/<name of the data>.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Default: the base's own.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the base's own, or a rule.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pairs per optimiser step.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the split, the adapter's start and the order of the pairs.")] = 0,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens per pair (default: the base's).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate memory and time; a few steps are tried.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+) -> None:
+    """Train an adapter on your own pairs, measure it on held-out ones, and write a run folder.
+
+    Ctrl-C ends the current step and writes a checkpoint; the same command with --resume continues from there.
+    """
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from . import train_command as command
+    from .pairs import PairsError
+
+    disable_progress_bar()
+    set_verbosity_error()
+    plan = None
+    try:
+        plan = command.plan_training(
+            data,
+            base=base,
+            rank=rank,
+            targets=targets,
+            method=method,
+            evaluation=evaluation,
+            out=out,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            max_length=max_length,
+        )
+        if not dry_run:
+            command.check_out(plan, resume)
+        typer.echo(str(plan))
+        if dry_run:
+            typer.echo(command.dry_run(plan))
+            return
+        typer.echo(command.show_result(command.run_training(plan, resume), plan))
+    except PairsError as error:
+        typer.echo(str(error), err=True)  # one line per problem
+        raise typer.Exit(1) from None
+    except (ValueError, OSError) as error:
+        _stop(error)
+    except KeyboardInterrupt:
+        step = command.saved_step(plan.out) if plan else None
+        ended = f"stopped after step {step}: add --resume to continue" if step else "stopped before any checkpoint"
+        typer.echo(f"\n{ended}", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, at least two.")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw them into this file, such as compare.png.")] = None,
+) -> None:
+    """Compare finished runs, and tell whether their exact match differs by more than chance."""
+    from . import compare as command
+
+    try:
+        found = command.read_runs(runs)
+        command.show(found)
+        if plot:
+            command.plot(found, plot)
+            typer.echo(f"plot: {plot}")
+    except (ValueError, OSError) as error:
+        _stop(error)
+
+
+@app.command()
+def chat(
+    run: Path,
+    once: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt, if your pairs have one.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.")] = 200,
+) -> None:
+    """Ask a run's base and its adapter, and see both answers side by side. Ctrl-D ends."""
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+
+    from . import chat as command
+
+    disable_progress_bar()
+    console = Console(markup=False, highlight=False)
+    try:
+        opened = command.open_chat(run, base, system, max_tokens)
+        if once is None:
+            command.talk(opened, console)
+        else:
+            command.show(opened.answer(once), console)
+    except (ValueError, OSError) as error:
+        _stop(error)
+    except KeyboardInterrupt:
+        typer.echo()
+
+
+@app.command()
 def gate(
     run: Path,
     decision: Annotated[str | None, typer.Option(metavar="keep|merge|swap", help="How it will be served.")] = None,

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from .hardware import Precision, precision
+
+if TYPE_CHECKING:
+    from .record import RunRecord
+
+FORMATS = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+)  # what the weights become
 
 
 def nf4(hardware: Precision | None = None) -> BitsAndBytesConfig:
@@ -28,3 +43,35 @@ def keep_unpacked(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # torch types attributes as tensors or modules
     return model
+
+
+def quantization_settings(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the quantisation of a model's weights as plain values, for the record; {} if they are not quantised."""
+    found = getattr(model.config, "quantization_config", None)
+    if found is None:
+        return {}
+    settings = dict(found) if isinstance(found, Mapping) else found.to_dict()
+    settings = {name: value.value if isinstance(value, Enum) else value for name, value in settings.items()}
+    plain = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
+    if plain.get("load_in_8bit"):  # the settings of 4 bits mean nothing there
+        plain = {name: value for name, value in plain.items() if "4bit" not in name}
+    return {name: value for name, value in sorted(plain.items()) if not name.startswith("_")}
+
+
+def same_quantization(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two recorded settings give the same weights; the format of the arithmetic does not count."""
+    return all(one.get(name, False) == other.get(name, False) for name in FORMATS)
+
+
+def recorded_quantization(record: RunRecord) -> BitsAndBytesConfig | None:
+    """Return the bitsandbytes settings that a run's base was loaded with; None if it was not quantised by them.
+
+    The arithmetic takes the number format of this machine. Older records only say "qlora", which was NF4.
+    """
+    settings = record.quantization
+    if settings is None:
+        return nf4() if record.method == "qlora" else None
+    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        return None
+    kept = {name: settings[name] for name in FORMATS if name in settings}
+    return BitsAndBytesConfig(**kept, bnb_4bit_compute_dtype=precision().dtype)

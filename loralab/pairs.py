@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -73,6 +74,16 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """Write pairs as JSON Lines; the file appears whole or not at all. Raises `OSError` if it cannot be written."""
     lines = [json.dumps(pair.model_dump(exclude_defaults=True), ensure_ascii=False) for pair in pairs]
     write_whole(path, "\n".join(lines) + "\n")
+
+
+def digest(rows: Iterable[Pair | Mapping[str, Any]]) -> str:
+    """Return the SHA-256 of pairs, or of encoded texts, in their order: of canonical JSON, one line per row."""
+    found = hashlib.sha256()
+    for row in rows:
+        fields = row.model_dump(exclude_defaults=True) if isinstance(row, Pair) else dict(row)
+        line = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        found.update(line.encode() + b"\n")
+    return found.hexdigest()
 
 
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,6 +44,23 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+class AdapterSettings(BaseModel):
+    """The settings of a LoRA adapter besides rank, alpha, dropout and targets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bias: str = "none"
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: bool | str = True
+    modules_to_save: list[str] = Field(default_factory=list, description="layers that are trained and saved in full")
+    layers: list[str] | None = Field(
+        None, description="full names of the adapted layers, if others of the same names have no adapter"
+    )
+
+
 class RunRecord(BaseModel):
     """One finished training. Sizes in bytes, times in seconds, losses in nats per answer token."""
 
@@ -57,10 +74,15 @@ class RunRecord(BaseModel):
     alpha: float | None = None
     dropout: float | None = None
     targets: list[str] = Field(default_factory=list)
+    adapter: AdapterSettings | None = Field(None, description="further settings of the adapter; None if unknown")
+    quantization: dict[str, Any] | None = Field(
+        None, description="the base's settings of quantisation; {} if it was not quantised, None if unknown"
+    )
     trainable: Count
     parameters: Positive
     adapter_bytes: Count | None = None
     train_pairs: Positive
+    train_digest: str | None = Field(None, description="SHA-256 of what was trained on (`loralab.pairs.digest`)")
     ends: Count | None = Field(
         None, description="training pairs whose last label is the end-of-answer token; None if not counted"
     )
@@ -75,6 +97,7 @@ class RunRecord(BaseModel):
     ppl_before: float | None = None
     ppl_after: float | None = None
     eval_pairs: Count = 0
+    eval_digest: str | None = Field(None, description="SHA-256 of the evaluation pairs; None if there are none")
     leaks: Count | None = Field(
         None, description="evaluation pairs whose instruction or answer is in the training pairs; None if unknown"
     )

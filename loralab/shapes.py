@@ -77,7 +77,7 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
     Raises `ValueError`, in one line, for a target that this model does not have.
     """
     if targets != ALL_LINEAR:
-        _check_targets(model, targets)
+        check_targets(model, targets)
     config = LoraConfig(
         r=rank,
         target_modules=targets[0] if targets == ALL_LINEAR else list(targets),
@@ -88,7 +88,7 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
     return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
 
 
-def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     known = {name.rpartition(".")[2] for name in linear_layers(model)}
     unknown = sorted(set(targets) - known)
     if unknown:

@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from .bases import Base, load_model, load_tokenizer
@@ -25,14 +26,14 @@ from .cluster import at_once, on_this_machine, run_all
 from .data import data_path
 from .errors import one_line
 from .files import write_whole
-from .fourbit import nf4
+from .fourbit import nf4, same_quantization
 from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
-from .pairs import Pair, encode_all
+from .pairs import Pair, digest, encode_all
 from .pool import portable
 from .reading import read_pairs
-from .record import RECORD_FILE, RunRecord, now
+from .record import RECORD_FILE, AdapterSettings, RunRecord, now
 from .shapes import TARGETS, adapter_shape
-from .training import train
+from .training import adapter_settings, method_of, train
 
 FAILURE_FILE = "failure.json"
 # What each method changes about plain LoRA with alpha = 2r: arguments of peft.LoraConfig. Add your own.
@@ -82,24 +83,75 @@ class Job:
         if not (self.folder / RECORD_FILE).exists():
             return None
         record = RunRecord.load(self.folder)
-        for field in ("epochs", "learning_rate", "eval_pairs"):
-            there, wanted = getattr(record, field), getattr(self, field)
-            if not math.isclose(there, wanted):
+        for field, wanted in self._wanted().items():
+            there = getattr(record, field)
+            if there is not None and not _equal(there, wanted):  # records of earlier versions lack some fields
                 raise ValueError(
-                    f"{self.folder} holds a run with {field} {there:g}, not {wanted:g}: give another --out"
+                    f"{self.folder} holds a run with {_in_words(field, there, wanted)}: give another --out"
                 )
-        if record.base != self.base.name:
-            raise ValueError(f"{self.folder} holds a run on {record.base}, not {self.base.name}: give another --out")
-        adapter = {
-            "alpha": self.settings.get("lora_alpha", 2 * self.rank),
-            "dropout": self.settings.get("lora_dropout", 0),
-            "targets": sorted(self.modules),
-        }
-        for field, wanted in adapter.items():
-            if getattr(record, field) != wanted:
-                there = getattr(record, field)
-                raise ValueError(f"{self.folder} holds a run with {field} {there}, not {wanted}: give another --out")
+        answers, wanted = record.scores_after, min(self.eval_answers, self.eval_pairs)
+        if answers is not None and answers.count != wanted:
+            raise ValueError(
+                f"{self.folder} holds a run with {answers.count} answers, not {wanted}: give another --out"
+            )
         return record
+
+    @property
+    def config(self) -> LoraConfig:
+        """The adapter's configuration: plain LoRA with alpha = 2r, unless the method's settings change it."""
+        usual = {
+            "r": self.rank,
+            "lora_alpha": 2 * self.rank,
+            "target_modules": list(self.modules),
+            "task_type": "CAUSAL_LM",
+        }
+        return LoraConfig(**usual | dict(self.settings))
+
+    @property
+    def quantization(self) -> BitsAndBytesConfig | None:
+        """The quantisation of the base."""
+        return nf4() if self.method == "qlora" else None
+
+    def _wanted(self) -> dict[str, object]:
+        """Return the fields of the record that the job decides."""
+        quantization, config = self.quantization, self.config
+        return {
+            "epochs": self.epochs,
+            "learning_rate": self.learning_rate,
+            "eval_pairs": self.eval_pairs,
+            "base": self.base.name,
+            "rank": self.rank,
+            "alpha": config.lora_alpha,
+            "dropout": config.lora_dropout,
+            "targets": sorted(self.modules),
+            "adapter": adapter_settings(config),
+            "method": "qlora" if quantization else method_of(config),
+            "quantization": quantization.to_dict() if quantization else {},
+            "seed": self.seed,
+            "train_digest": digest(_train_pairs()),
+            "eval_digest": digest(_eval_pairs()[: self.eval_pairs]),
+        }
+
+
+def _equal(there: object, wanted: object) -> bool:
+    if isinstance(there, float) and isinstance(wanted, int | float):
+        return math.isclose(there, wanted)
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        return same_quantization(there, wanted)
+    return there == wanted
+
+
+def _in_words(field: str, there: object, wanted: object) -> str:
+    """Name a field of the record that differs, with both values if they can be read."""
+    if field.endswith("_digest"):
+        return f"other {'training' if field == 'train_digest' else 'evaluation'} pairs ({field} {str(there)[:12]})"
+    if isinstance(there, AdapterSettings) and isinstance(wanted, AdapterSettings):
+        name = next(name for name in AdapterSettings.model_fields if getattr(there, name) != getattr(wanted, name))
+        return _in_words(name, getattr(there, name), getattr(wanted, name))
+    if field == "quantization":
+        return f"another quantization ({there or 'none'})"
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in (there, wanted)]
+    return f"{field} {shown[0]}, not {shown[1]}"
 
 
 def plan(
@@ -130,7 +182,8 @@ def plan(
         if rank < 1:
             raise ValueError(f"rank {rank} is impossible: a rank is at least 1")
     if "pissa" in methods:
-        _check_pissa(base, max(ranks), targets)
+        for group in targets:
+            check_pissa(base, max(ranks), TARGETS[group])
     epochs = base.epochs if epochs is None else epochs
     rate = base.learning_rate if learning_rate is None else learning_rate
     if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
@@ -145,15 +198,14 @@ def plan(
     ]
 
 
-def _check_pissa(base: Base, rank: int, targets: Sequence[str]) -> None:
-    """PiSSA starts from the largest singular values of the weights, and a matrix has only so many."""
-    for group in targets:
-        for name, shape in adapter_shape(base.source, 1, TARGETS[group]).tensors.items():
-            if rank > max(shape):  # A of rank 1 is as long as the layer is wide, and B as it is high
-                layer = name.split(".")[-3]
-                raise ValueError(
-                    f"rank {rank} is impossible for pissa: {layer} of {base.name} has {max(shape)} singular values"
-                )
+def check_pissa(base: Base, rank: int, modules: tuple[str, ...]) -> None:
+    """PiSSA starts from the largest singular values of the weights: raise `ValueError` if a matrix has fewer than `rank`."""
+    for name, shape in adapter_shape(base.source, 1, modules).tensors.items():
+        if rank > max(shape):  # A of rank 1 is as long as the layer is wide, and B as it is high
+            layer = name.split(".")[-3]
+            raise ValueError(
+                f"rank {rank} is impossible for pissa: {layer} of {base.name} has {max(shape)} singular values"
+            )
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
@@ -212,8 +264,14 @@ def _longest(base: Base) -> int:
     return max(len(one["input_ids"]) for one in encode_all(_train_pairs(), load_tokenizer(base), base.max_length))
 
 
+@cache
 def _train_pairs() -> list[Pair]:
     return read_pairs(data_path("pairs/train.jsonl"))[:TRAIN_PAIRS]
+
+
+@cache
+def _eval_pairs() -> list[Pair]:
+    return read_pairs(data_path("pairs/eval.jsonl"))
 
 
 def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
@@ -247,17 +305,15 @@ def train_job(job: Job) -> RunRecord:
 def _train(job: Job) -> RunRecord:
     disable_progress_bar()  # the sweep has one
     tokenizer = load_tokenizer(job.base)
-    model = load_model(job.base, quantization=nf4() if job.method == "qlora" else None)
+    model = load_model(job.base, quantization=job.quantization)
     torch.manual_seed(job.seed)
-    usual = {"r": job.rank, "lora_alpha": 2 * job.rank, "target_modules": list(job.modules), "task_type": "CAUSAL_LM"}
-    config = LoraConfig(**usual | dict(job.settings))
     return train(
-        get_peft_model(model, config),
+        get_peft_model(model, job.config),
         tokenizer,
         _train_pairs(),
         job.folder,
         job.base,
-        eval_pairs=read_pairs(data_path("pairs/eval.jsonl"))[: job.eval_pairs],
+        eval_pairs=_eval_pairs()[: job.eval_pairs],
         eval_answers=job.eval_answers,
         epochs=job.epochs,
         learning_rate=job.learning_rate,

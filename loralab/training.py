@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,26 +12,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import (
+    AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .fourbit import quantization_settings
 from .hardware import Precision, precision_for
 from .leaks import find_leaks
 from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
 from .memory import METHODS, estimate, verdict
-from .pairs import IGNORED, Pair, encode_all
+from .pairs import IGNORED, Pair, digest, encode_all
 from .reading import as_pairs
-from .record import RunRecord
+from .record import AdapterSettings, RunRecord
 from .scores import question_control, score_answers
 
 SHORT = 256  # tokens
@@ -61,11 +67,17 @@ def train(
     given, are measured before and after: their perplexity, and the answers generated to the first `eval_answers` of
     them (0: none); a warning names those that are also in `pairs`. `encoded` replaces the usual encoding of `pairs` by
     your own; `callbacks` are called by the `Trainer`; `arguments` are further settings of
-    `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells what really ran; its batch is that of an optimiser
-    step. On several GPUs one is used. Raises `ValueError` if there is nothing to train on, or an adapter of another kind.
+    `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells
+    what really ran; its batch is that of an optimiser step. On several GPUs one is used.
+
+    With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
+    given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
+    Raises `ValueError` if there is nothing to train on, no checkpoint to resume from, an adapter of another kind, or one
+    that would be trained in part only or saved in part only.
     """
     if isinstance(model, PeftModel):
         _check_adapter(model)
+        _check_saved(model, base)
     folder, pairs, eval_pairs = Path(folder), as_pairs(pairs), as_pairs(eval_pairs)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
@@ -75,7 +87,13 @@ def train(
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
     arguments = checkpointing_for(model, base, at_once, longest) | arguments
-    measured = {"eval_pairs": len(eval_pairs), "leaks": _leaks(pairs, eval_pairs)}
+    checkpoint = _checkpoint(arguments.pop("resume_from_checkpoint", None), arguments.get("output_dir", folder))
+    measured = {
+        "train_digest": digest(pairs if encoded is None else examples),
+        "eval_digest": digest(eval_pairs) if eval_pairs else None,
+        "eval_pairs": len(eval_pairs),
+        "leaks": _leaks(pairs, eval_pairs),
+    }
     evaluation = tokenizer, eval_pairs, eval_answers, base.max_length
     measured |= _measure(model, *evaluation, "before")
     trainer = Trainer(
@@ -84,10 +102,12 @@ def train(
         train_dataset=examples,
         data_collator=AnswersAtTheEnd(tokenizer),
         processing_class=tokenizer,
-        callbacks=[*callbacks, *([] if quiet else [_Bar()])],
+        callbacks=[*callbacks, _Clock(), *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
-    measured |= _run(trainer, longest)
+    measured |= _run(trainer, longest, checkpoint)
+    if any(isinstance(callback, StopOnInterrupt) and callback.interrupted for callback in callbacks):
+        raise KeyboardInterrupt
     measured |= _measure(model, *evaluation, "after")
     record = _record(trainer, name=folder.name, base=base.name, **measured)
     if isinstance(model, PeftModel):
@@ -142,13 +162,81 @@ def _check_adapter(model: PeftModel) -> None:
         )
 
 
-def _run(trainer: Trainer, longest: int) -> dict[str, float]:
-    """Train, and tell what it cost: seconds, and the peak memory in bytes."""
+def _check_saved(model: PeftModel, base: Base) -> None:
+    """Raise `ValueError` if the adapter is not trained, or if something is trained that it does not save."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "the adapter is frozen, so there is nothing to train: load it with "
+            "PeftModel.from_pretrained(..., is_trainable=True)"
+        )
+    saved = {tensor.data_ptr() for tensor in _saved_tensors(model).values()}
+    lost = [name for name, parameter in trained.items() if parameter.data_ptr() not in saved]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ValueError(
+            f"{lost[0].removeprefix('base_model.model.')}{more} would be trained, but not saved with the adapter: freeze "
+            "them, or name their layers in LoraConfig(modules_to_save=...)"
+        )
+    _check_vocabulary(model, base)
+
+
+def _saved_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def _check_vocabulary(model: PeftModel, base: Base) -> None:
+    """Raise `ValueError` if the embeddings were resized and the adapter does not save them."""
+    config = model.peft_config["default"]
+    if config.modules_to_save or getattr(config, "trainable_token_indices", None):
+        return  # peft saves what they name
+    rows = model.get_input_embeddings().weight.shape[0]
+    try:
+        there = AutoConfig.from_pretrained(base.source).get_text_config().vocab_size
+    except (OSError, ValueError, AttributeError):  # the model came from somewhere else
+        return
+    if rows != there:
+        raise ValueError(
+            f"the vocabulary was resized to {rows} rows ({base.name} has {there}), and the adapter would not save them: "
+            'give LoraConfig(modules_to_save=["embed_tokens", "lm_head"]), or do not resize'
+        )
+
+
+def _checkpoint(asked: bool | str | Path | None, folder: str | Path) -> str | None:
+    """Return the checkpoint to resume from. Raises `ValueError` if there is none."""
+    if not asked:
+        return None
+    if asked is True:
+        found = last_checkpoint(folder)
+        if found is None:
+            raise ValueError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
+        return str(found)
+    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
+        raise ValueError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
+    return str(asked)
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """Return the last complete checkpoint in a run folder, if there is one."""
+    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    return Path(found) if found and (Path(found) / TRAINER_STATE_NAME).is_file() else None
+
+
+def _run(trainer: Trainer, longest: int, checkpoint: str | None = None) -> dict[str, float]:
+    """Train, and tell what it cost: seconds (those before `checkpoint` included), and the peak memory in bytes."""
     reset_peak_memory()
+    earlier = _Clock.read(checkpoint) if checkpoint else 0.0
+    callbacks = trainer.callback_handler.callbacks
+    next(callback for callback in callbacks if isinstance(callback, _Clock)).earlier = earlier
     started = time.perf_counter()
-    with attention_for(trainer.model, longest):
-        trainer.train()
-    cost = {"seconds": time.perf_counter() - started, "peak_memory": peak_memory()}
+    try:
+        with attention_for(trainer.model, longest):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        for callback in callbacks:
+            if isinstance(callback, StopOnInterrupt):
+                callback.restore()
+    cost = {"seconds": earlier + time.perf_counter() - started, "peak_memory": peak_memory()}
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # else it is measured under autocast
     return cost
 
@@ -171,6 +259,7 @@ def _record(trainer: Trainer, **known: Any) -> RunRecord:
         seed=args.seed,
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         dtype=str(model.dtype).removeprefix("torch."),
+        quantization=quantization_settings(model),
         **known,
     )
 
@@ -193,7 +282,11 @@ def _method(model: PreTrainedModel | PeftModel) -> str:
         return "full"
     if getattr(model, "is_loaded_in_4bit", False):
         return "qlora"
-    config = model.peft_config["default"]
+    return method_of(model.peft_config["default"])
+
+
+def method_of(config: LoraConfig) -> str:
+    """Return the name of the method that an adapter's configuration means on a base in full precision."""
     if config.use_dora:
         return "dora"
     if str(config.init_lora_weights).startswith("pissa"):
@@ -282,6 +375,59 @@ def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[
         base.set_attn_implementation("sdpa")
 
 
+class _Clock(TrainerCallback):
+    """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
+
+    FILE = "seconds.txt"
+    earlier = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if folder.is_dir():
+            (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
+
+    @classmethod
+    def read(cls, checkpoint: str) -> float:
+        """Return the seconds of training before `checkpoint`; 0 if they are unknown."""
+        path = Path(checkpoint) / cls.FILE
+        return float(path.read_text()) if path.is_file() else 0.0
+
+
+class StopOnInterrupt(TrainerCallback):
+    """On Ctrl-C, ends the step, writes a checkpoint, and then raises `KeyboardInterrupt` from `train`.
+
+    A second Ctrl-C stops at once. It has an effect in the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._usual: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._usual = signal.signal(signal.SIGINT, self._stop)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give Ctrl-C back its usual effect."""
+        if self._usual is not None:
+            signal.signal(signal.SIGINT, self._usual)
+            self._usual = None
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.interrupted = True
+        self.restore()  # a second Ctrl-C is not waited for
+
+
 class _Bar(ProgressCallback):
     """Trainer's progress bar with the loss beside it, in place of a printed line for every step."""
 
@@ -292,6 +438,8 @@ class _Bar(ProgressCallback):
 
 def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, object]:
     config = model.peft_config["default"]
+    if config.target_modules and not _partly_adapted(model):
+        config.target_modules = set(_targets(model))  # a pattern, or full names, say the same at greater length
     if Path(base.source).is_dir():
         config.base_model_name_or_path = base.name  # a path of this machine would help nobody
     model.save_pretrained(folder, save_embedding_layers=False)  # else peft looks the base up on the hub
@@ -301,6 +449,7 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, obje
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
         "targets": _targets(model),
+        "adapter": adapter_settings(config, _partly_adapted(model)),
         "adapter_bytes": adapter_bytes(folder),
     }
 
@@ -308,3 +457,26 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, obje
 def _targets(model: PeftModel) -> list[str]:
     """The names of the layers that have an adapter; its config may have them as a pattern."""
     return sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})
+
+
+def _partly_adapted(model: PeftModel) -> list[str] | None:
+    """Return the full names of the adapted layers if other layers of the same names have no adapter."""
+    targets = set(_targets(model))
+    adapted = set(model.base_model.targeted_module_names)
+    base = model.get_base_model()
+    alike = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in targets}
+    return sorted(adapted) if alike - adapted else None
+
+
+def adapter_settings(config: LoraConfig, layers: list[str] | None = None) -> AdapterSettings:
+    """Return the settings of a LoRA adapter that the record has besides rank, alpha, dropout and targets."""
+    return AdapterSettings(
+        bias=config.bias,
+        rank_pattern=dict(config.rank_pattern or {}),
+        alpha_pattern=dict(config.alpha_pattern or {}),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init=config.init_lora_weights,
+        modules_to_save=sorted(config.modules_to_save or []),
+        layers=layers,
+    )

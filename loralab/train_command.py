@@ -1,0 +1,452 @@
+"""`loralab train`: from a file of pairs to a run folder with an adapter, its record, and what it measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .bases import PROFILES, UNKNOWN_RATE, Base, find_base, load_model, load_tokenizer, profile_source, rate_rule
+from .errors import first_line
+from .files import write_whole
+from .fourbit import nf4
+from .leaks import find_leaks
+from .memory import OVERHEAD, Untraceable, estimate
+from .pairs import Pair, digest, encode_all, write_pairs
+from .reading import load_pairs
+from .record import RECORD_FILE, RunRecord
+from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
+from .sweep import METHODS, check_pissa
+from .training import StopOnInterrupt, last_checkpoint, train
+
+JOB_FILE, EVAL_FILE = "job.json", "eval.jsonl"
+DROPOUT = 0.05
+FEWEST = 8  # held-out pairs, if there are twice as many
+TIMED_STEPS = 3  # of a dry run; the first one is slower and does not count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that can start: everything is read and checked, but no weights are loaded."""
+
+    base: Base
+    tokenizer: PreTrainedTokenizerBase
+    formats: tuple[str, ...]
+    pairs: list[Pair]
+    eval_pairs: list[Pair]
+    eval_file: Path | None  # None: nothing is measured
+    split: bool  # the evaluation pairs were taken from the data
+    method: str
+    rank: int
+    targets: tuple[str, ...]
+    epochs: float
+    learning_rate: float
+    rate_from: str
+    batch_size: int
+    seed: int
+    out: Path
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.pairs) / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """The number of optimiser steps, as `Trainer` counts them."""
+        return math.ceil(self.epochs * self.steps_per_epoch)
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """What must be the same for an interrupted run to be resumed, as plain values."""
+        return {
+            "base": self.base.name,
+            "method": self.method,
+            "rank": self.rank,
+            "targets": list(self.targets),
+            "epochs": self.epochs,
+            "learning rate": self.learning_rate,
+            "batch size": self.batch_size,
+            "seed": self.seed,
+            "max length": self.base.max_length,
+            "training pairs": digest(self.pairs),
+            "evaluation pairs": digest(self.eval_pairs),
+        }
+
+    def __str__(self) -> str:
+        """Describe the data and the training, one fact per line."""
+        measured = f"{len(self.eval_pairs)} held out" if self.split else f"{len(self.eval_pairs)} for evaluation"
+        lines = [
+            f"format: {', '.join(self.formats)}",
+            f"pairs: {len(self.pairs)} for training, {measured if self.eval_pairs else 'none for evaluation'}",
+        ]
+        if self.eval_pairs:
+            lines.append(f"leaks: {find_leaks(self.pairs, self.eval_pairs)}")
+        trainable = adapter_shape(self.base.source, self.rank, self.targets).trainable
+        return "\n".join(
+            [
+                *lines,
+                f"adapter: {self.method}, rank {self.rank} on {', '.join(self.targets)}, {trainable:,} parameters",
+                f"learning rate: {self.learning_rate:g} ({self.rate_from})",
+                f"steps: {self.steps} ({self.epochs:g} epochs of {self.steps_per_epoch}, {self.batch_size} pairs each)",
+            ]
+        )
+
+
+def plan_training(
+    data: str,
+    *,
+    base: str = "embedded",
+    rank: int = 16,
+    targets: str = "all",
+    method: str = "lora",
+    evaluation: str = "0.1",
+    out: str | Path | None = None,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+    batch_size: int = 4,
+    seed: int = 0,
+    max_length: int | None = None,
+) -> Plan:
+    """Read the data and check everything that can be checked without weights.
+
+    `data` and `evaluation` take what `load_pairs` reads; `evaluation` may also be the share of the pairs to hold out (0:
+    none). `targets` are those of `loralab.shapes.modules`. What is not given is the base's own, and `out` is
+    `runs/<name of the data>`. Raises `ValueError` (for data with one line per problem) for what cannot be trained.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+    for name, value in {"rank": rank, "batch size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"the {name} is {value}; it must be at least 1")
+    chosen, rate, rate_from = _base_and_rate(base, learning_rate)
+    chosen = replace(chosen, max_length=max_length or chosen.max_length)
+    epochs = float(chosen.epochs if epochs is None else epochs)
+    if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
+        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+    layers = modules(targets)
+    adapter_shape(chosen.source, rank, layers)  # raises if the base lacks one of them
+    if method == "pissa":
+        check_pissa(chosen, rank, layers)
+    tokenizer = load_tokenizer(chosen)
+    found = load_pairs(data, tokenizer, chosen.max_length)
+    folder = Path(out) if out else Path("runs") / _plain_name(data)
+    share = _share(evaluation)
+    if share is None:
+        pairs, asked = found.pairs, load_pairs(evaluation, tokenizer, chosen.max_length).pairs
+        file: Path | None = Path(evaluation)
+    elif share > 0:
+        pairs, asked = hold_out(found.pairs, share, seed)
+        file = folder / EVAL_FILE
+    else:
+        pairs, asked, file = found.pairs, [], None
+    return Plan(
+        base=chosen,
+        tokenizer=tokenizer,
+        formats=found.formats,
+        pairs=pairs,
+        eval_pairs=asked,
+        eval_file=file,
+        split=bool(share),
+        method=method,
+        rank=rank,
+        targets=layers,
+        epochs=epochs,
+        learning_rate=rate,
+        rate_from=rate_from,
+        batch_size=batch_size,
+        seed=seed,
+        out=folder,
+    )
+
+
+def _base_and_rate(name: str, learning_rate: float | None) -> tuple[Base, float, str]:
+    """Return the base, the learning rate, and where that comes from."""
+    base = find_base(name)
+    profile = base.name in PROFILES and base.source == profile_source(base.name)
+    if not profile:
+        AutoConfig.from_pretrained(base.source)  # downloads it, so that the rule can be applied here and by the gate
+        base = replace(base, learning_rate=rate_rule(base.source))
+    if learning_rate is not None:
+        return base, learning_rate, "given"
+    if profile:
+        return base, base.learning_rate, f"measured for {base.name}"
+    if base.learning_rate == UNKNOWN_RATE:
+        return base, base.learning_rate, "QLoRA's: the base's config names no hidden size"
+    return base, base.learning_rate, "10 times full fine-tuning's, by the base's hidden size; see loralab/bases.py"
+
+
+def _plain_name(data: str) -> str:
+    """Return the name of a file, folder or dataset without its endings."""
+    return Path(data.rstrip("/")).name.split(".")[0] or "run"
+
+
+def _share(evaluation: str) -> float | None:
+    """Return the share of the pairs to hold out; None if `evaluation` names a file or a dataset."""
+    try:
+        share = float(evaluation)
+    except ValueError:
+        return None
+    if Path(evaluation).exists():
+        return None
+    if not 0 <= share <= 0.5:
+        raise ValueError(f"--eval {evaluation}: give the share of pairs to hold out (0 to 0.5), or a file")
+    return share
+
+
+def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+    """Split pairs into those for training and a random `share` for evaluation, both in their order.
+
+    At least 8 pairs are held out, but never more than half. Pairs that begin with the same question, such as the answers
+    of one conversation, stay together. Raises `ValueError` if the pairs cannot be split.
+    """
+    most = len(pairs) // 2
+    wanted = min(max(FEWEST, round(share * len(pairs))), most)
+    together = defaultdict(list)
+    for i, pair in enumerate(pairs):
+        first = next(turn["content"] for turn in pair.question if turn["role"] == "user")
+        together[first].append(i)
+    groups = list(together.values())
+    random.Random(seed).shuffle(groups)
+    chosen: set[int] = set()
+    for group in groups:
+        if len(chosen) < wanted and len(chosen) + len(group) <= most:
+            chosen.update(group)
+    if not chosen:
+        raise ValueError("too few different pairs to hold some out: add pairs, or give --eval FILE or --eval 0")
+    rest = [pair for i, pair in enumerate(pairs) if i not in chosen]
+    return rest, [pairs[i] for i in sorted(chosen)]
+
+
+def check_out(plan: Plan, resume: bool = False) -> Path | None:
+    """Return the checkpoint to resume from, if there is one.
+
+    Raises `ValueError`, in one line, if the run folder holds something else than the beginning of this very run.
+    """
+    out = plan.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give another --out")
+    if (out / RECORD_FILE).exists():
+        end = "there is nothing to resume" if resume else "give another --out, or delete the folder"
+        raise ValueError(f"{out} holds a finished run: {end}")
+    started = (out / JOB_FILE).is_file()
+    checkpoint = last_checkpoint(out)
+    if resume and not started:
+        raise ValueError(f"{out} holds no interrupted run: leave out --resume")
+    if not resume and checkpoint:
+        raise ValueError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
+    if not started and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: give another --out")
+    if resume:
+        _check_same_job(plan)
+    return checkpoint
+
+
+def saved_step(out: Path) -> int | None:
+    """Return the number of optimiser steps before the last checkpoint in a run folder."""
+    checkpoint = last_checkpoint(out)
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else None
+
+
+def _check_same_job(plan: Plan) -> None:
+    path = plan.out / JOB_FILE
+    try:
+        there = json.loads(path.read_text("utf-8"))
+        different = [name for name, value in plan.job.items() if there[name] != value]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} cannot be read: train again with another --out") from None
+    if not different:
+        return
+    name = different[0]
+    if name.endswith("pairs"):
+        raise ValueError(f"{plan.out} was started with other {name}: --resume needs the same data")
+    raise ValueError(
+        f"{plan.out} was started with {name} {there[name]}, not {plan.job[name]}: --resume needs the same settings"
+    )
+
+
+def run_training(
+    plan: Plan, resume: bool = False, callbacks: Sequence[TrainerCallback] = (), quiet: bool = False
+) -> RunRecord:
+    """Train as planned into the run folder and return its record.
+
+    There is a checkpoint after each epoch, and on Ctrl-C, which raises `KeyboardInterrupt`; with `resume` the last one
+    is continued. A finished run keeps no checkpoints.
+    """
+    checkpoint = check_out(plan, resume)
+    model = adapted_model(plan)
+    write_whole(plan.out / JOB_FILE, json.dumps(plan.job, indent=1) + "\n")
+    if plan.split:
+        write_pairs(plan.out / EVAL_FILE, plan.eval_pairs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"of \d+ evaluation pairs")  # the plan has them
+        record = train(
+            model,
+            plan.tokenizer,
+            plan.pairs,
+            plan.out,
+            plan.base,
+            eval_pairs=plan.eval_pairs,
+            epochs=plan.epochs,
+            batch_size=plan.batch_size,
+            learning_rate=plan.learning_rate,
+            seed=plan.seed,
+            callbacks=[*callbacks, StopOnInterrupt()],
+            quiet=quiet,
+            save_strategy="epoch",
+            save_total_limit=1,
+            resume_from_checkpoint=str(checkpoint) if checkpoint else None,
+        )
+    for folder in plan.out.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    (plan.out / JOB_FILE).unlink()
+    return record
+
+
+def adapted_model(plan: Plan) -> PeftModel:
+    """Load the base and put the adapter of the plan on it."""
+    model = load_model(plan.base, quantization=nf4() if plan.method == "qlora" else None)
+    torch.manual_seed(plan.seed)
+    return get_peft_model(model, _config(plan, model))
+
+
+def _config(plan: Plan, model: PreTrainedModel) -> LoraConfig:
+    usual = {
+        "r": plan.rank,
+        "lora_alpha": 2 * plan.rank,
+        "lora_dropout": DROPOUT,
+        "target_modules": plan.targets[0] if plan.targets == ALL_LINEAR else list(plan.targets),
+        "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
+        "task_type": "CAUSAL_LM",
+    }
+    return LoraConfig(**usual | METHODS[plan.method])
+
+
+def show_result(record: RunRecord, plan: Plan) -> str:
+    """Say what the run measured, where it is, and which command comes next."""
+    lines = []
+    if record.ppl_before is not None and record.ppl_after is not None:
+        lines.append(
+            f"held-out perplexity: {record.ppl_before:.3g} before, {record.ppl_after:.3g} after "
+            f"({record.eval_pairs} pairs)"
+        )
+    before, after = record.scores_before, record.scores_after
+    if before and after:
+        note = "" if after.valid_records else "; for free text it says little, as a right answer may have other words"
+        lines.append(
+            f"exact match: {before.exact_match} before, {after.exact_match} after, of {after.count} answers "
+            f"(95 % intervals){note}"
+        )
+    if record.question_gain is not None:
+        lines.append(
+            f"question gain: {record.question_gain:.2f} nats per token, which the right question saves; near 0 the "
+            "question is ignored"
+        )
+    if not plan.eval_pairs:
+        lines.append("nothing was measured: hold pairs out with --eval 0.1, or give a file")
+    size = f", adapter of {record.adapter_bytes / 1e6:.2f} MB" if record.adapter_bytes else ""
+    lines.append(f"saved: {plan.out} ({record.seconds:.0f} s of training{size})")
+    lines.append(
+        f"next: loralab gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"next: loralab chat {plan.out}"
+    )
+    return "\n".join(lines)
+
+
+def dry_run(plan: Plan) -> str:
+    """Say how much memory the training would take, and how long, from a few real steps that leave nothing behind."""
+    longest = max(len(one["input_ids"]) for one in encode_all(plan.pairs, plan.tokenizer, plan.base.max_length))
+    there = _room()
+    try:
+        needed = _needed(plan, longest)
+    except (Untraceable, ValueError, OSError) as error:
+        memory, fits = f"memory: unknown ({first_line(error)})", True
+    else:
+        fits = needed <= there
+        verdict = "it fits" if fits else "it does not fit; see loralab fit"
+        memory = f"memory: about {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB free; {verdict}"
+    lines = [memory, f"longest pair: {longest} tokens"]
+    if not fits:
+        return "\n".join([*lines, "time: not measured, as it would not fit"])
+    seconds = _seconds_per_step(plan)
+    return "\n".join(
+        [
+            *lines,
+            f"time: about {_duration(seconds * plan.steps)} ({seconds:.2f} s per step, measured); evaluation comes on top",
+        ]
+    )
+
+
+def _room() -> float:
+    """Return the free memory in bytes: the GPU's or, without one, this machine's."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def _needed(plan: Plan, longest: int) -> float:
+    """Return the estimated peak memory in bytes."""
+    memory = estimate(
+        plan.base.source,
+        "qlora" if plan.method == "qlora" else "lora",
+        plan.rank,
+        plan.targets,
+        batch=plan.batch_size,
+        length=longest,
+        dropout=DROPOUT,
+        checkpointing=False,
+    )
+    if torch.cuda.is_available():
+        return memory.total + OVERHEAD[1]
+    # The estimate is a GPU's, in 16 bits; a CPU takes 32, but 4-bit weights stay as they are.
+    return memory.total + memory.activations + memory.logits + (0 if plan.method == "qlora" else memory.weights)
+
+
+class _Stopwatch(TrainerCallback):
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.times.append(time.perf_counter())
+
+
+def _seconds_per_step(plan: Plan) -> float:
+    watch = _Stopwatch()
+    with TemporaryDirectory(prefix="loralab-") as folder:
+        train(
+            adapted_model(plan),
+            plan.tokenizer,
+            plan.pairs,
+            folder,
+            plan.base,
+            batch_size=plan.batch_size,
+            learning_rate=plan.learning_rate,
+            seed=plan.seed,
+            callbacks=[watch],
+            quiet=True,
+            max_steps=min(TIMED_STEPS, plan.steps),
+        )
+    counted = watch.times[1:] if len(watch.times) > 2 else watch.times  # without the first step, if there are others
+    return (counted[-1] - counted[0]) / (len(counted) - 1)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
