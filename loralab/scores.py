@@ -187,7 +187,7 @@ class QuestionControl:
         saved = np.array(self.other.nll) - np.array(self.own.nll)  # [pairs], nats
         errors = saved - self.gain * tokens
         n = len(tokens)
-        reach = 1.96 * math.sqrt((errors**2).sum() * n / max(1, n - 1)) / tokens.sum()
+        reach = 1.96 * math.sqrt((errors**2).sum() * n / max(1, n - 1)) / float(tokens.sum())
         return self.gain - reach, self.gain + reach
 
 
