@@ -37,7 +37,7 @@ from .training import adapter_settings, method_of, train
 
 FAILURE_FILE = "failure.json"
 # What each method changes about plain LoRA with alpha = 2r: arguments of peft.LoraConfig. Add your own.
-METHODS: dict[str, dict[str, object]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     # It divides by the root of r and wants the same alpha for every rank: 8 / sqrt(16) is LoRA's 2r / r.
     "rslora": {"use_rslora": True, "lora_alpha": 8},
@@ -59,7 +59,7 @@ class Job:
 
     base: Base
     method: str
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     targets: str
     modules: tuple[str, ...]
     rank: int
@@ -99,7 +99,7 @@ class Job:
     @property
     def config(self) -> LoraConfig:
         """The adapter's configuration: plain LoRA with alpha = 2r, unless the method's settings change it."""
-        usual = {
+        usual: dict[str, Any] = {
             "r": self.rank,
             "lora_alpha": 2 * self.rank,
             "target_modules": list(self.modules),
@@ -112,7 +112,7 @@ class Job:
         """The quantisation of the base."""
         return nf4() if self.method == "qlora" else None
 
-    def _wanted(self) -> dict[str, object]:
+    def _wanted(self) -> dict[str, Any]:
         """Return the fields of the record that the job decides."""
         quantization, config = self.quantization, self.config
         return {
@@ -399,7 +399,7 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame([_row(job) for job in jobs])
 
 
-def _row(job: Job) -> dict[str, object]:
+def _row(job: Job) -> dict[str, Any]:
     row = {
         "run": job.name,
         "base": job.base.name,

@@ -327,7 +327,7 @@ def adapted_model(plan: Plan) -> PeftModel:
 
 
 def _config(plan: Plan, model: PreTrainedModel) -> LoraConfig:
-    usual = {
+    usual: dict[str, Any] = {
         "r": plan.rank,
         "lora_alpha": 2 * plan.rank,
         "lora_dropout": DROPOUT,

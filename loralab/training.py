@@ -138,7 +138,7 @@ def _measure(
     if not pairs:
         return {}
     losses = held_out(model, tokenizer, pairs, max_length)
-    fields = {f"ppl_{when}": losses.ppl}
+    fields: dict[str, Any] = {f"ppl_{when}": losses.ppl}
     asked = pairs[:answers]
     if asked:
         fields[f"scores_{when}"] = score_answers(model, tokenizer, asked)
@@ -304,7 +304,7 @@ def training_arguments(
     **arguments: Any,
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
-    usual = {
+    usual: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch_size,
         "num_train_epochs": epochs,
@@ -436,7 +436,7 @@ class _Bar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
 
 
-def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, object]:
+def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]:
     config = model.peft_config["default"]
     if config.target_modules and not _partly_adapted(model):
         config.target_modules = set(_targets(model))  # a pattern, or full names, say the same at greater length
