@@ -118,7 +118,9 @@ def draw_picture(results: dict) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend(title="adapted modules", frameon=False, loc="lower right")
-    figure.suptitle(f"What 100 pairs teach a base of four million parameters ({results['seeds']} seeds, one learning rate)")
+    figure.suptitle(
+        f"What 100 pairs teach a base of four million parameters ({results['seeds']} seeds, one learning rate)"
+    )
     plt.savefig(PICTURE, dpi=160, facecolor="white")
 
 

@@ -89,11 +89,11 @@ def with_adapter(
 def trained(base, tokenizer, train_pairs, eval_pairs, tmp_path_factory) -> Callable[..., Path]:
     """Trains an adapter as exercise 1 asks for, with what a test changes about it, and gives its run folder."""
 
-    def make(name: str, pairs=None, adapter: dict | None = None, run="first-adapter", model=None, **settings) -> Path:
+    def make(name: str, pairs=None, adapter: dict | None = None, run="first-adapter", on=base, **settings) -> Path:
         folder = tmp_path_factory.mktemp(name) / run
-        model = with_adapter(model or load_model(base), **(adapter or {}))
+        model = with_adapter(settings.pop("model", None) or load_model(on), **(adapter or {}))
         options = {"eval_pairs": eval_pairs, "eval_answers": 0, "quiet": True} | settings
-        train(model, tokenizer, pairs or train_pairs, folder, base, **options)
+        train(model, tokenizer, pairs or train_pairs, folder, on, **options)
         return folder
 
     return make

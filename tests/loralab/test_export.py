@@ -45,12 +45,12 @@ def spread(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def make(trained, train_pairs):
+def make(trained, train_pairs, base):
     """Return a function that makes a run folder in a second: one training step, then random B matrices."""
 
-    def run(name: str, model=None, **adapter) -> Path:
+    def run(name: str, model=None, on=base, **adapter) -> Path:
         settings = {"rank": 4, "targets": ALL_LINEAR} | adapter
-        folder = trained(name, train_pairs[:4], settings, model=model, eval_pairs=[], max_steps=1)
+        folder = trained(name, train_pairs[:4], settings, model=model, on=on, eval_pairs=[], max_steps=1)
         spread(folder)
         return folder
 
@@ -180,7 +180,7 @@ def test_transformers_reads_the_gguf_back(run, base, tokenizer, quantize, bound)
 
 
 def test_llama_rows_are_reordered_and_unused_rows_have_names(make, llama, tokenizer):
-    run = make("llama", model=load_model(llama))
+    run = make("llama", on=llama)
     path = export(run, "gguf", base=llama.source)
     back = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     assert torch.allclose(logits(back, tokenizer), logits(adapted(run, llama), tokenizer), atol=0.1)
@@ -203,7 +203,7 @@ ADAPTERS = {
 def test_base_plus_alpha_over_rank_times_b_a_is_the_merged_model(make, llama, base, name):
     settings, alpha = ADAPTERS[name]
     chosen = llama if name == "llama" else base
-    run = make(name, model=load_model(chosen), **settings)
+    run = make(name, on=chosen, **settings)
     paths = [export(run, to, base=chosen.source) for to in ("gguf-base", "gguf-adapter", "gguf")]
     bare, adapter, merged = map(tensors, paths)
     found = fields(paths[1])
@@ -510,7 +510,7 @@ def test_llamacpp_builds_the_same_prompt_tokens(run, tokenizer, train_pairs, mes
 
 @pytest.mark.slow
 def test_a_llama_has_the_same_next_token_probabilities(make, llama, tokenizer):
-    run = make("llama", model=load_model(llama))
+    run = make("llama", on=llama)
     model = adapted(run, llama)
     paths = {to: export(run, to, base=llama.source) for to in ("gguf", "gguf-base", "gguf-adapter")}
     for served in ([paths["gguf"]], [paths["gguf-base"], paths["gguf-adapter"]]):
@@ -529,7 +529,7 @@ def test_a_llama_has_the_same_next_token_probabilities(make, llama, tokenizer):
 def test_every_named_splitter_gives_the_same_tokens(make, llama, tokenizer, messages, tmp_path, name):
     folder = shutil.copytree(llama.source, tmp_path / "other")
     change_splitter(tokenizer, SPLITTERS[name], folder)
-    path = export(make("splitter", model=load_model(llama)), "gguf", base=str(folder))
+    path = export(make("splitter", on=llama), "gguf", base=str(folder))
     assert fields(path)["tokenizer.ggml.pre"] == name
     llamacpp, changed = LlamaCpp(path), AutoTokenizer.from_pretrained(folder)
     for text in [pair.instruction for pair in messages] + TEXTS:

@@ -105,7 +105,7 @@ def finish_with_records(job):
 
 def finish(job):
     record = RunRecord(
-        name=job.name, base=job.base.name, trainable=job.rank, parameters=100, adapter_bytes=1000 * job.rank,
+        name=job.name, base=job.base.name, method=job._wanted()["method"], trainable=job.rank, parameters=100, adapter_bytes=1000 * job.rank,
         train_pairs=7, tokens=10, epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed,
         alpha=job.settings.get("lora_alpha", 2 * job.rank), dropout=job.settings.get("lora_dropout", 0), targets=sorted(job.modules), losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
         eval_pairs=job.eval_pairs, ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
