@@ -53,7 +53,7 @@ def run_all(
         context = get_context("spawn")
     else:
         context = get_context("forkserver")
-        context.set_forkserver_preload(["loralab", preload or function.__module__])
+        context.set_forkserver_preload(["loralab.training", preload or function.__module__])
     threads = max(1, allowed_threads() // workers)
     waiting = iter(jobs)
     running: dict[Connection, tuple[Job, BaseProcess]] = {}
