@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import first_line
 from .pairs import PairsError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _from_table(path: Path, separator: str) -> Iterator[Found]:
     except UnicodeDecodeError:
         raise PairsError(f"{path}: not UTF-8; save it as CSV UTF-8") from None
     except (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # pandas' own are ValueErrors
-        raise PairsError(f"{path}: cannot be read as a table: {_line(error)}") from None
+        raise PairsError(f"{path}: cannot be read as a table: {first_line(error)}") from None
     rows = table.to_dict("records")
     return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -143,7 +144,7 @@ def _from_folder(path: Path) -> Dataset:
     try:
         return _split(load_from_disk(str(path)), str(path), "")
     except (OSError, ValueError) as error:
-        raise PairsError(f"{path}: cannot be read by datasets: {_line(error)}") from None
+        raise PairsError(f"{path}: cannot be read by datasets: {first_line(error)}") from None
 
 
 def _from_hub(source: str) -> Dataset:
@@ -161,7 +162,7 @@ def _load(source: str | Path, name: str, wanted: str = "", **options: Any) -> Da
     except PairsError:
         raise
     except Exception as error:  # datasets raises errors of pyarrow, fsspec, httpx and its own
-        raise PairsError(f"{source}: cannot be read by datasets: {_line(error)}") from None
+        raise PairsError(f"{source}: cannot be read by datasets: {first_line(error)}") from None
 
 
 def _split(found: Any, source: str, wanted: str) -> Dataset:
@@ -176,7 +177,3 @@ def _split(found: Any, source: str, wanted: str) -> Dataset:
 
 def _of_dataset(source: str, dataset: Dataset) -> Iterator[Found]:
     return ((f"{source}: row {number}", row) for number, row in enumerate(dataset, start=1))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
