@@ -37,10 +37,10 @@ BASE = choose_base("embedded")
 RANKS = (4, 16, 64)
 GROUPS = {"qv": "q, v", "qkvo": "q, k, v, o", "all": "all linear"}
 MESSAGES = 100  # per seed
-Setting = tuple[str, int, int] | int  # targets, rank and seed; a seed alone is the base without training
+GradingSetup = tuple[str, int, int] | int  # targets, rank and seed; a seed alone is the base without training
 
 
-def measure_one(setting: Setting) -> dict[str, float]:
+def measure_one(setting: GradingSetup) -> dict[str, float]:
     """Return what one trained run, or the base alone, makes of fresh messages; `exact` and `exact_unseen` are counts."""
     seed = setting if isinstance(setting, int) else setting[-1]
     tokenizer, model = load_tokenizer(BASE), load_model(BASE)

@@ -1,13 +1,14 @@
-"""From hand-ins to verdicts: a notebook is rebuilt and run where it is to be run, and what was trained is evaluated."""
+"""From submissions to verdicts: read, rebuild the notebook, run it if it is to be run, evaluate what it trained, record."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,33 +16,32 @@ import nbformat
 from nbformat import NotebookNode
 
 from loralab import Base
+from loralab.bases import asked_for, weights_of
 from loralab.cluster import on_this_machine, run_all
-from loralab.errors import one_line
-from loralab.measure import ADAPTER_FILE
+from loralab.errors import LoralabError, one_line
 from loralab.pool import processors
 
-from .adapter import Refused
-from .autograded import harmless
-from .bands import ExerciseBands
-from .checks import check_all, handed_in_twice
-from .evaluate import Baselines, Evaluator, Evidence, Measured
-from .execute import GRADED, NotebookFailed, execute, execute_in_sandbox
+from .errors import BadSubmission, GraderError, NotebookFailed, Refused
+from .evaluation.checks import check_all, handed_in_twice
+from .evaluation.evaluator import Baselines, Evaluator, Evidence, Measured, perplexities
+from .evaluation.reference_bands import ExerciseBands
 from .exercises import EXERCISES, Exercise, Method, Subject
-from .identity import asked_for, weights_of
-from .intake import BadHandIn, HandIn, Place, Runs, collect_notebook, collect_runs, lay_out, take_in
-from .ledger import Key, Ledger, grader_version
-from .rebuild import cells_of, rebuild, solution_sources
-from .report import perplexities
-from .scratch import folder_of_a_job, root_of_a_command
-from .similarity import Fingerprint
+from .records.ledger import Key, Ledger, decisive_code
+from .sandbox.execute import GRADED, execute, execute_in_sandbox
+from .sandbox.limits import Limits
+from .sandbox.workdir import folder_of_a_job, root_of_a_command
+from .submission.find import SubmissionFolder
+from .submission.intake import Runs, Submission, collect_notebook, collect_runs, lay_out, take_in
+from .submission.rebuild import cells_of, rebuild
+from .submission.sanitize import harmless
+from .submission.similarity import Fingerprint, fingerprint
 from .verdict import State, Verdict
-from .watch import Limits
 
 Mode = Literal["sandbox", "artifacts", "no sandbox"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class GradingSetup:
     """How a class is graded: on which base, with which held-out pairs, and whether notebooks are run and where.
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
@@ -55,19 +55,19 @@ class Setting:
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
 
-    def key(self, hand_in: HandIn) -> Key:
+    def key(self, submission: Submission) -> Key:
         """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
 
-        Raises `ValueError`, in one line, if the base cannot be had.
+        Raises `LoralabError` if the base is unavailable.
         """
         bounds = f", {replace(self.limits, cpu=0)}" if self.mode == "sandbox" else ""
         return Key(
-            student=hand_in.student,
-            exercise=hand_in.exercise,
-            digest=hand_in.digest,
+            student=submission.student,
+            exercise=submission.exercise,
+            digest=submission.digest,
             base=f"{asked_for(self.base)}, {weights_of(self.base)}",
             mode=f"{self.mode}, seed {self.seed}{bounds}",
-            grader_version=grader_version(),
+            grader_version=decisive_code(),
             heldout_seed=self.heldout_seed,
         )
 
@@ -77,14 +77,15 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Job:
+class GradingJob:
     """One hand-in to be graded, with all that a process on any machine needs to do it.
 
     `origin` is that of its notebook, as in `Graded`; `root` is where its folder goes, on this machine.
     """
 
-    hand_in: HandIn
-    setting: Setting
+    folder: SubmissionFolder
+    submission: Submission
+    setup: GradingSetup
     baselines: Baselines
     origin: str
     root: Path | None = None
@@ -107,106 +108,113 @@ class Graded:
 
 
 def grade_class(
-    places: Iterable[Place],
-    setting: Setting,
+    folders: Iterable[SubmissionFolder],
+    setup: GradingSetup,
     ledger: Ledger | None = None,
     workers: int = 2,
     cluster: str | None = None,
 ) -> Generator[Graded, None, None]:
-    """Grade every hand-in once, those that the ledger knows excepted; as each ends, its verdict.
+    """Grade every submission once, except those that the ledger knows, and give each verdict as soon as it is reached.
 
-    A verdict enters the ledger when the caller asks for the next one, so whatever the caller does with it is done
-    before. What the grader itself failed at is tried a second time, without a cluster alone; if it fails again, that is
-    its verdict. Raises `ValueError`, in one line, if the base cannot be had or the cluster cannot be used.
+    A verdict is in the ledger before it is given. What the grader itself failed at is tried a second time, without a
+    cluster alone; if it fails again, that is its verdict. Raises `LoralabError` if the base or the cluster is unavailable.
     """
-    pending: dict[tuple[str, str], Place] = {}
-    for place in places:
-        if known := _known(place, setting, ledger):
-            yield known
-        else:
-            pending[place.student, place.exercise] = place
-    if pending:  # else no cluster is asked, and no base measured
-        yield from _grade_anew(pending, setting, ledger, workers, cluster)
+    return _Class(setup, ledger, workers, cluster).grade(folders)
 
 
-def _known(place: Place, setting: Setting, ledger: Ledger | None) -> Graded | None:
-    """What can be said without grading: that nothing can be graded, or what the ledger has."""
-    try:
-        hand_in = take_in(place, EXERCISES[place.exercise])
-    except BadHandIn as problem:
-        return Graded(_without_checks(place, setting, "submission failed", str(problem)))
-    key = setting.key(hand_in)
-    found = ledger.find(key) if ledger else None
-    if found is None:
-        return None
-    try:
-        rebuilt = _rebuilt(hand_in)
-    except NotebookFailed:
-        rebuilt = None
-    notebook = rebuilt and harmless(EXERCISES[place.exercise], rebuilt, key.origin)
-    return Graded(found, notebook, key.origin, fingerprint(hand_in), from_ledger=True)
+@dataclass
+class _Class:
+    """A class while it is graded: each submission is read once, when it is its turn, so that few are in memory."""
 
+    setup: GradingSetup
+    ledger: Ledger | None
+    workers: int
+    cluster: str | None
+    baselines: dict[tuple[Method, Subject], Measured] = field(default_factory=dict)
+    known: deque[Graded] = field(default_factory=deque)  # found between jobs, and not given yet
+    failures: dict[SubmissionFolder, str] = field(default_factory=dict)
 
-def _grade_anew(
-    pending: dict[tuple[str, str], Place], setting: Setting, ledger: Ledger | None, workers: int, cluster: str | None
-) -> Generator[Graded, None, None]:
-    failures: dict[tuple[str, str], str] = {}
-    baselines = measure_bases(setting, {exercise for _, exercise in pending}, workers, cluster)
-    with nullcontext() if cluster else root_of_a_command() as root:
-        for side_by_side in (workers, 1):  # a second time for what the grader failed at
-            jobs = _jobs(pending.values(), setting, baselines, root)
-            for job, outcome in run_all(grade, jobs, side_by_side, cluster) if pending else ():
-                who = job.hand_in.student, job.hand_in.exercise
-                if isinstance(outcome, Exception):
-                    failures[who] = f"{type(outcome).__name__}: {outcome}"
-                    continue
-                del pending[who]
-                yield replace(outcome, fingerprint=fingerprint(job.hand_in))
-                if ledger:
-                    ledger.record(setting.key(job.hand_in), outcome.verdict)
-    for who, place in pending.items():
-        message = failures.get(who, "the hand-in changed while it was being graded")
-        yield Graded(_without_checks(place, setting, "grader failed", message))
+    def grade(self, folders: Iterable[SubmissionFolder]) -> Generator[Graded, None, None]:
+        looked_up = self._look_up(folders)
+        for first in looked_up:
+            if isinstance(first, Graded):
+                yield first
+                continue
+            with nullcontext() if self.cluster else root_of_a_command() as root:
+                yield from self._run(self._jobs(chain([first], looked_up), root), self.workers)
+                if self.failures:  # a second time, one by one
+                    again, self.failures = self._look_up(self.failures), {}
+                    yield from self._run(self._jobs(again, root), 1)
+        for folder, message in self.failures.items():
+            yield Graded(_without_checks(folder, self.setup, "grader failed", message))
 
+    def _look_up(self, folders: Iterable[SubmissionFolder]) -> Iterator[Graded | tuple[SubmissionFolder, Submission]]:
+        """Read each submission; give what is known without grading it, or else what must be graded."""
+        for folder in folders:
+            try:
+                submission = take_in(folder, EXERCISES[folder.exercise])
+            except BadSubmission as problem:
+                yield Graded(_without_checks(folder, self.setup, "submission failed", str(problem)))
+            else:
+                yield self._recorded(submission) or (folder, submission)
 
-def _jobs(places: Iterable[Place], setting: Setting, baselines: Baselines, root: Path | None) -> Iterator[Job]:
-    """The jobs one by one, so that only the hand-ins that are being graded are in memory."""
-    for place in list(places):
+    def _recorded(self, submission: Submission) -> Graded | None:
+        key = self.setup.key(submission)
+        found = self.ledger.find(key) if self.ledger else None
+        if found is None:
+            return None
         try:
-            hand_in = take_in(place, EXERCISES[place.exercise])
-        except BadHandIn:
-            continue  # it was sound a moment ago
-        yield Job(hand_in, setting, baselines, setting.key(hand_in).origin, root)
+            rebuilt = _rebuilt(submission)
+        except NotebookFailed:
+            rebuilt = None
+        notebook = rebuilt and harmless(EXERCISES[submission.exercise], rebuilt, key.origin)
+        return Graded(found, notebook, key.origin, fingerprint(submission), from_ledger=True)
+
+    def _jobs(
+        self, looked_up: Iterable[Graded | tuple[SubmissionFolder, Submission]], root: Path | None
+    ) -> Iterator[GradingJob]:
+        for one in looked_up:
+            if isinstance(one, Graded):
+                self.known.append(one)
+            else:
+                folder, submission = one
+                baselines = self._baselines(EXERCISES[submission.exercise])
+                yield GradingJob(folder, submission, self.setup, baselines, self.setup.key(submission).origin, root)
+
+    def _baselines(self, exercise: Exercise) -> Baselines:
+        needed = {(run.method, run.subject) for run in exercise.runs}
+        self.baselines |= measure_bases(self.setup, needed - self.baselines.keys(), self.workers, self.cluster)
+        return {which: self.baselines[which] for which in needed}
+
+    def _run(self, jobs: Iterable[GradingJob], workers: int) -> Iterator[Graded]:
+        for job, outcome in run_all(grade, jobs, workers, self.cluster):
+            if isinstance(outcome, Exception):
+                self.failures[job.folder] = f"{type(outcome).__name__}: {outcome}"
+            else:
+                if self.ledger:
+                    self.ledger.record(self.setup.key(job.submission), outcome.verdict)
+                yield replace(outcome, fingerprint=fingerprint(job.submission))
+            while self.known:
+                yield self.known.popleft()
+        while self.known:
+            yield self.known.popleft()
 
 
-def measure_bases(setting: Setting, exercises: Iterable[str], workers: int, cluster: str | None = None) -> Baselines:
-    """What the bases themselves make of the pairs of these exercises; measured once for the whole class.
+def measure_bases(
+    setup: GradingSetup, needed: Iterable[tuple[Method, Subject]], workers: int, cluster: str | None = None
+) -> Baselines:
+    """Measure what the bases themselves make of these pairs; once is enough for a whole class.
 
-    Raises `ValueError`, in one line, if a base cannot be measured.
+    Raises `LoralabError` if a base cannot be measured.
     """
-    needed = {(run.method, run.subject) for exercise in exercises for run in EXERCISES[exercise].runs}
-    jobs = [(setting.base, setting.heldout_seed, *which) for which in sorted(needed)]
+    jobs = [(setup.base, setup.heldout_seed, *which) for which in sorted(needed)]
     baselines = {}
-    for (_, _, method, subject), outcome in run_all(_measure_base, jobs, workers, cluster):
+    for (_, _, method, subject), outcome in run_all(_measure_base, jobs, workers, cluster) if jobs else ():
         if isinstance(outcome, Exception):
-            raise ValueError(f"the base {setting.base.name} cannot be measured: {one_line(outcome)}")
+            why = str(outcome) if isinstance(outcome, LoralabError) else one_line(outcome)
+            raise GraderError(f"the base {setup.base.name} cannot be measured: {why}")
         baselines[method, subject] = outcome
     return baselines
-
-
-def fingerprint(hand_in: HandIn) -> Fingerprint:
-    """What of a hand-in is compared with others: the tensors' bytes of its adapters, and the sources of its cells."""
-    adapters = {}
-    for run, files in hand_in.runs.items():
-        weights = files.get(ADAPTER_FILE, b"")
-        header = 8 + int.from_bytes(weights[:8], "little")  # it may differ where the tensors do not
-        if tensors := weights[header:]:
-            adapters[run] = hashlib.sha256(tensors).hexdigest()
-    try:
-        sources = solution_sources(hand_in.notebook) if hand_in.notebook is not None else {}
-    except NotebookFailed:
-        sources = {}
-    return Fingerprint(adapters, sources)
 
 
 def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
@@ -214,35 +222,35 @@ def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
     return Evaluator(on_this_machine(base), heldout_seed).before(method, subject)
 
 
-def grade(job: Job) -> Graded:
+def grade(job: GradingJob) -> Graded:
     """One hand-in from its bytes to its verdict, in a folder that is gone afterwards."""
-    job = replace(job, setting=replace(job.setting, base=on_this_machine(job.setting.base)))
+    job = replace(job, setup=replace(job.setup, base=on_this_machine(job.setup.base)))
     with folder_of_a_job(job.root) as folder:
         try:
-            rebuilt = _rebuilt(job.hand_in)
+            rebuilt = _rebuilt(job.submission)
         except NotebookFailed as failure:
-            return Graded(_without_checks(job.hand_in, job.setting, "submission failed", str(failure)))
+            return Graded(_without_checks(job.submission, job.setup, "submission failed", str(failure)))
         verdict = _verdict(job, rebuilt, folder)
         return Graded(verdict, rebuilt and _to_be_shown(job, rebuilt, folder), job.origin)
 
 
-def _rebuilt(hand_in: HandIn) -> NotebookNode | None:
+def _rebuilt(submission: Submission) -> NotebookNode | None:
     """None where no notebook was handed in. Raises `NotebookFailed`."""
-    return None if hand_in.notebook is None else rebuild(EXERCISES[hand_in.exercise], hand_in.notebook)
+    return None if submission.notebook is None else rebuild(EXERCISES[submission.exercise], submission.notebook)
 
 
-def _verdict(job: Job, rebuilt: NotebookNode | None, folder: Path) -> Verdict:
+def _verdict(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> Verdict:
     started = time.perf_counter()
     try:
         ran = _run(job, rebuilt, folder)
-    except (NotebookFailed, BadHandIn) as failure:
-        verdict = _without_checks(job.hand_in, job.setting, "submission failed", str(failure))
+    except (NotebookFailed, BadSubmission) as failure:
+        verdict = _without_checks(job.submission, job.setup, "submission failed", str(failure))
         verdict.seconds["notebook"] = time.perf_counter() - started
         return verdict
     executed = time.perf_counter()
     lay_out(ran.runs, ran.strays, folder / "collected")
-    evaluator = Evaluator(job.setting.base, job.setting.heldout_seed, baselines=job.baselines)
-    verdict = judge(evaluator, EXERCISES[job.hand_in.exercise], job.hand_in.student, folder / "collected")
+    evaluator = Evaluator(job.setup.base, job.setup.heldout_seed, baselines=job.baselines)
+    verdict = judge(evaluator, EXERCISES[job.submission.exercise], job.submission.student, folder / "collected")
     if ran.failure:
         verdict.message = f"{ran.failure}\n{verdict.message}".strip()
     verdict.seconds |= {"notebook": executed - started, "evaluation": time.perf_counter() - executed}
@@ -258,21 +266,21 @@ class _Ran:
     failure: str = ""
 
 
-def _run(job: Job, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
+def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
     """Runs the notebook if that is the mode. One that fails after it has saved a run is judged by what it saved."""
-    hand_in, setting, exercise = job.hand_in, job.setting, EXERCISES[job.hand_in.exercise]
-    if setting.mode == "artifacts":
-        return _Ran(hand_in.runs, hand_in.strays)
+    submission, setup, exercise = job.submission, job.setup, EXERCISES[job.submission.exercise]
+    if setup.mode == "artifacts":
+        return _Ran(submission.runs, submission.strays)
     if rebuilt is None:
-        others = [stray for stray in hand_in.strays if stray.endswith(".ipynb")]
+        others = [stray for stray in submission.strays if stray.endswith(".ipynb")]
         what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
-        raise BadHandIn(f"no {exercise.id}.ipynb in the hand-in: {what}")
+        raise BadSubmission(f"no {exercise.id}.ipynb in the hand-in: {what}")
     failure = ""
     try:
-        if setting.mode == "sandbox":
-            execute_in_sandbox(rebuilt, folder, exercise.id, setting.base, setting.seed, setting.limits_here())
+        if setup.mode == "sandbox":
+            execute_in_sandbox(rebuilt, folder, exercise.id, setup.base, setup.seed, setup.limits_here())
         else:
-            _execute_openly(rebuilt, folder, exercise, setting)
+            _execute_openly(rebuilt, folder, exercise, setup)
     except NotebookFailed as problem:
         failure = str(problem)
     runs, strays = collect_runs(folder / "runs", exercise)
@@ -281,22 +289,22 @@ def _run(job: Job, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
     return _Ran(runs, strays, failure)
 
 
-def _to_be_shown(job: Job, rebuilt: NotebookNode, folder: Path) -> bytes:
+def _to_be_shown(job: GradingJob, rebuilt: NotebookNode, folder: Path) -> bytes:
     """The notebook with the outputs of its run in `folder`, or without any if there are none that can be read."""
-    exercise = EXERCISES[job.hand_in.exercise]
+    exercise = EXERCISES[job.submission.exercise]
     try:
         return harmless(exercise, rebuilt, job.origin, cells_of(collect_notebook(folder, exercise)))
     except Exception:  # student code could write it, and no verdict hangs on it
         return harmless(exercise, rebuilt, job.origin)
 
 
-def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, setting: Setting) -> None:
+def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, setup: GradingSetup) -> None:
     """Run the notebook with all that the grader's own user can do: for those who trust its author."""
     source = folder / "rebuilt" / f"{exercise.id}.ipynb"
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
     os.environ.update(GRADED)  # of this hand-in's own process
-    execute(source, folder, asked_for(setting.base), setting.seed, progress=False)
+    execute(source, folder, asked_for(setup.base), setup.seed, progress=False)
 
 
 def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) -> Verdict:
@@ -323,11 +331,11 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) ->
     return verdict.model_copy(update=found)
 
 
-def _without_checks(who: HandIn | Place, setting: Setting, state: State, message: str) -> Verdict:
+def _without_checks(who: Submission | SubmissionFolder, setup: GradingSetup, state: State, message: str) -> Verdict:
     return Verdict(
         exercise=who.exercise,
         student=who.student,
-        base=setting.base.name,
+        base=setup.base.name,
         state=state,
         message=message,
     )

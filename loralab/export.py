@@ -33,8 +33,7 @@ from .llamacpp import (
     write_adapter,
     write_model,
 )
-from .measure import ADAPTER_FILE, CONFIG_FILE
-from .record import RunRecord
+from .record import ADAPTER_FILE, CONFIG_FILE, RunRecord
 
 Target = Literal["merged", "gguf", "gguf-adapter", "gguf-base"]
 MAGIC = b"GGUF"

@@ -12,14 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import LoralabError
 from .files import write_whole
 from .scores import Scores
 
-RECORD_FILE = "run.json"
+ADAPTER_FILE, CONFIG_FILE, RECORD_FILE = "adapter_model.safetensors", "adapter_config.json", "run.json"
+RUN_FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE)  # what is handed in of a run
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 Count = Annotated[int, Field(ge=0)]
@@ -35,6 +35,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> str:
     """The device that does the arithmetic, in words."""
+    import torch  # slow to import, and who reads a record needs none
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"

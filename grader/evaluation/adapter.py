@@ -15,11 +15,12 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from loralab import Base
-from loralab.measure import ADAPTER_FILE, CONFIG_FILE
+from loralab.record import ADAPTER_FILE, CONFIG_FILE
 from loralab.shapes import LINEAR, Shape, adapter_shape
 
-from .change import Factors, factors, narrowest
-from .foreign import line
+from ..errors import Refused
+from ..text import display_line
+from .delta_w import Factors, factors, narrowest
 
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
 MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message repeats
@@ -32,10 +33,6 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HARMLESS = {"inference_mode", "lora_dropout", "peft_version", "revision", "task_type"}
 # What peft notes of the base's class where a configuration names no task.
 OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
-
-
-class Refused(ValueError):
-    """A submission that cannot be evaluated; the message says what is wrong with it and what to do."""
 
 
 class LoraSettings(BaseModel):
@@ -190,7 +187,7 @@ def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dic
     except Refused:
         raise
     except Exception as error:  # the file can be anything, and so can what its reader makes of it
-        what = line(str(error), MAX_TOLD)
+        what = display_line(str(error), MAX_TOLD)
         raise Refused(
             f"{path.name} cannot be read (truncated or not safetensors: {what}); save the adapter again"
         ) from None
@@ -210,7 +207,7 @@ def _same_tensors(found: dict[str, tuple[int, ...]], shape: Shape, settings: Lor
     missing = sorted(shape.tensors.keys() - found.keys())
     extra = sorted(found.keys() - shape.tensors.keys())
     if missing or extra:
-        what = f"{missing[0]} is missing" if missing else f"{line(extra[0], MAX_TOLD)} is not part of it"
+        what = f"{missing[0]} is missing" if missing else f"{display_line(extra[0], MAX_TOLD)} is not part of it"
         more = f" (and {len(missing) + len(extra) - 1} more)" if len(missing) + len(extra) > 1 else ""
         raise Refused(f"{ADAPTER_FILE} is not the adapter that {CONFIG_FILE} describes ({claim}): {what}{more}")
     for name, expected in shape.tensors.items():

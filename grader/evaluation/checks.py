@@ -7,17 +7,17 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from loralab import Base
 from loralab.measure import same_ppl
 from loralab.scores import Scores, differ
 
-from .bands import BaseBands, RunBands
-from .change import Factors, contained, likeness
-from .evaluate import Evidence
-from .exercises import Exercise, Run
+from ..exercises import Exercise, RunSpec
+from ..verdict import EXACT, HELD_OUT, Check
+from .delta_w import Factors, contained, likeness
+from .evaluator import Evidence
+from .reference_bands import BaseBands, RunBands
 
 # The share of the reference runs' gain, in nats, that passes: seeds alone do not know other honest batch sizes. A wrong
 # template, a masked end and the like are found by checks of their own, not by a narrow band.
@@ -29,12 +29,7 @@ MAX_LIKENESS = 0.9
 MAX_CONTAINED = 0.99
 # With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
 COPIED = 0.9999
-RANK_AND_TARGETS, HELD_OUT, EXACT, QUESTION = (
-    "rank and targets",
-    "fresh held-out PPL",
-    "exact match",
-    "reads the question",
-)
+RANK_AND_TARGETS, QUESTION = "rank and targets", "reads the question"
 MIN_EXACT = 0.02  # a limit below this is none: with so few right answers exact match tells runs apart by luck
 FORGETTING_ROOM = 1.5  # how many times the references' worst loss on general pairs, in nats, passes
 # What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs of the triage
@@ -60,24 +55,6 @@ MANNER = {
 POINTS = FORM | ABILITY | MANNER
 
 
-class Check(BaseModel):
-    """One line of a verdict, on the run of that name, or on the exercise as a whole."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    expected: str
-    found: str
-    points: float
-    passed: bool
-    message: str = ""
-    run: str = ""
-
-    @property
-    def earned(self) -> float:
-        return self.points if self.passed else 0.0
-
-
 def handed_in_twice(exercise: Exercise, evidence: dict[str, Evidence], base: Base) -> dict[str, str]:
     """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be.
 
@@ -99,7 +76,7 @@ def _copied(one: Factors, other: Factors, same_method: bool) -> bool:
     return likeness(one, other) > COPIED
 
 
-def _fits(run: Run, evidence: Evidence, source: str) -> bool:
+def _fits(run: RunSpec, evidence: Evidence, source: str) -> bool:
     settings = evidence.adapter.settings
     return (settings.r, set(settings.targets)) == (run.rank_on(source), set(run.targets))
 
@@ -124,7 +101,7 @@ def check_all(
     return checks + across
 
 
-def _not_evaluated(run: Run, why: str, points: float) -> Check:
+def _not_evaluated(run: RunSpec, why: str, points: float) -> Check:
     return Check(
         name="can be evaluated",
         expected="an adapter with its config and run.json",
@@ -136,7 +113,7 @@ def _not_evaluated(run: Run, why: str, points: float) -> Check:
     )
 
 
-def _of_one_run(run: Run, evidence: Evidence, band: RunBands | None, base: Base) -> list[Check]:
+def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: Base) -> list[Check]:
     """Return the checks of one run, whose points sum to 100."""
     honest, question = _honest(run, evidence), _question(evidence, band)
     checks = [
@@ -235,7 +212,7 @@ def _check(name: str, expected: str, found: str, passed: bool, message: str) -> 
     )
 
 
-def _rank_and_targets(run: Run, evidence: Evidence, source: str) -> Check:
+def _rank_and_targets(run: RunSpec, evidence: Evidence, source: str) -> Check:
     settings = evidence.adapter.settings
     rank = run.rank_on(source)
     missing = [name for name in run.targets if name not in settings.targets]
@@ -309,8 +286,8 @@ def _loss(evidence: Evidence, believed: bool) -> Check:
 
 
 def _template(evidence: Evidence) -> Check:
-    own, other = evidence.habits.answer, evidence.habits.frames[evidence.habits.best_frame]
-    frame = evidence.habits.best_frame
+    own, other = evidence.probes.answer, evidence.probes.frames[evidence.probes.best_frame]
+    frame = evidence.probes.best_frame
     return _check(
         "chat template",
         expected="answers best where it is asked in the chat template",
@@ -320,9 +297,9 @@ def _template(evidence: Evidence) -> Check:
     )
 
 
-def _answers_only(run: Run, evidence: Evidence) -> Check:
+def _answers_only(run: RunSpec, evidence: Evidence) -> Check:
     limit = MAX_QUESTION_GAIN[run.subject]
-    before, after = evidence.habits_before, evidence.habits
+    before, after = evidence.probes_before, evidence.probes
     gain, on_questions = before.answer - after.answer, before.question - after.question
     return _check(
         "prompt masked",
@@ -334,7 +311,7 @@ def _answers_only(run: Run, evidence: Evidence) -> Check:
 
 
 def _end(evidence: Evidence) -> Check:
-    loss = evidence.habits.end
+    loss = evidence.probes.end
     return _check(
         "end of answer",
         expected=f"loss of the end-of-answer token at most {MAX_END_LOSS} nats",
@@ -344,7 +321,7 @@ def _end(evidence: Evidence) -> Check:
     )
 
 
-def _unseen(run: Run, evidence: Evidence) -> Check | None:
+def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
     """Compare losses on public and on fresh pairs by rank; codes have no fresh ones, so nothing to compare."""
     if run.subject == "codes":
         return None
@@ -411,7 +388,7 @@ def _question(evidence: Evidence, bands: RunBands | None) -> Check:
     )
 
 
-def _held_out(run: Run, evidence: Evidence, bands: RunBands | None, base: Base) -> Check:
+def _held_out(run: RunSpec, evidence: Evidence, bands: RunBands | None, base: Base) -> Check:
     fresh = evidence.fresh
     found = f"PPL {fresh.before.ppl:.1f} to {fresh.after.ppl:.2f} (ratio {fresh.ratio:.4f})"
     if bands is None:
@@ -429,7 +406,7 @@ def _held_out(run: Run, evidence: Evidence, bands: RunBands | None, base: Base) 
     return _check(HELD_OUT, expected, found, passed, message=_why_held_out(run, evidence, base))
 
 
-def _why_held_out(run: Run, evidence: Evidence, base: Base) -> str:
+def _why_held_out(run: RunSpec, evidence: Evidence, base: Base) -> str:
     rate = evidence.claim.learning_rate
     if not base.learning_rate / 10 <= rate <= base.learning_rate * 10:
         size = "small" if rate < base.learning_rate else "large"
@@ -473,7 +450,7 @@ def _forgetting(evidence: Evidence, bands: RunBands) -> Check:
     )
 
 
-def _honest(run: Run, evidence: Evidence) -> Check:
+def _honest(run: RunSpec, evidence: Evidence) -> Check:
     claim, public, settings = evidence.claim, evidence.public, evidence.adapter.settings
     wrong = []
     for name, claimed, true in (

@@ -14,19 +14,21 @@ from transformers.utils.logging import disable_progress_bar
 
 from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
 from loralab.codes import locker_codes
+from loralab.errors import LoralabError
 from loralab.far import far_pair
 from loralab.hardware import precision_for
 from loralab.scores import QuestionControl, Scores, question_control, score_answers
 from loralab.shapes import Shape, adapter_shape
 from loralab.triage import draw
 
-from .adapter import Adapter, Refused, attach, read_adapter
-from .exercises import FRESH_PAIRS, Method, Run, Subject
-from .habits import Habits, habits
+from ..errors import Refused
+from ..exercises import FRESH_PAIRS, Method, RunSpec, Subject
+from .adapter import Adapter, attach, read_adapter
+from .probes import Probes, probe
 
 MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
 MAX_LENGTH = 20_000  # losses, or letters: all claims of a class are in memory until its report is written
-HABIT_PAIRS = 24  # enough for differences of a nat
+PROBE_PAIRS = 24  # enough for differences of a nat
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Measured:
     fresh: HeldOut
     public: HeldOut
     general: HeldOut
-    habits: Habits
+    probes: Probes
     scores: Scores
     control: QuestionControl
 
@@ -75,8 +77,8 @@ class Evidence:
     fresh: BeforeAfter
     public: BeforeAfter
     general: BeforeAfter
-    habits_before: Habits
-    habits: Habits
+    probes_before: Probes
+    probes: Probes
     scores_before: Scores
     scores: Scores
     control_before: QuestionControl
@@ -128,7 +130,7 @@ class Evaluator:
             losses = {kind: held_out(model, tokenizer, of_kind, length) for kind, of_kind in pairs.items()}
             return Measured(
                 **losses,
-                habits=habits(model, tokenizer, fresh[:HABIT_PAIRS], length),
+                probes=probe(model, tokenizer, fresh[:PROBE_PAIRS], length),
                 scores=score_answers(model, tokenizer, fresh),
                 control=question_control(model, tokenizer, fresh, length, own=losses["fresh"]),
             )
@@ -142,7 +144,7 @@ class Evaluator:
         finally:
             self.models[method] = model.unload()
 
-    def evaluate(self, run: Run, folder: Path, elsewhere: bool = False) -> Evidence:
+    def evaluate(self, run: RunSpec, folder: Path, elsewhere: bool = False) -> Evidence:
         """Everything measured of the run in `folder`, if asked on the other kind of base, too.
 
         Raises `Refused` if it cannot be evaluated.
@@ -157,8 +159,8 @@ class Evaluator:
             fresh=BeforeAfter(before.fresh, after.fresh),
             public=BeforeAfter(before.public, after.public),
             general=BeforeAfter(before.general, after.general),
-            habits_before=before.habits,
-            habits=after.habits,
+            probes_before=before.probes,
+            probes=after.probes,
             scores_before=before.scores,
             scores=after.scores,
             control_before=before.control,
@@ -166,7 +168,7 @@ class Evaluator:
             elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
         )
 
-    def _elsewhere(self, run: Run, adapter: Adapter) -> HeldOut:
+    def _elsewhere(self, run: RunSpec, adapter: Adapter) -> HeldOut:
         other: Method = "lora" if run.method == "qlora" else "qlora"
         with self._wearing(adapter, other) as model, _autocast(model):
             return held_out(model, self.tokenizer, self.pairs(run.subject)["public"], self.base.max_length)
@@ -192,7 +194,7 @@ def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
 def _read_claim(folder: Path, base: Base) -> RunRecord:
     try:
         claim = RunRecord.load(folder)
-    except ValueError as error:
+    except LoralabError as error:
         raise Refused(str(error).replace(f"{folder.parent}/", "")) from None
     if too_large := [name for name, value in claim if isinstance(value, int) and abs(value) > MAX_NUMBER]:
         raise Refused(
@@ -206,3 +208,17 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
     if claim.base != base.name:
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")
     return claim
+
+
+def perplexities(evidence: dict[str, Evidence]) -> dict[str, float]:
+    """Return the perplexities that a verdict shows, by label: all kinds of pairs for one run, fresh pairs for several."""
+    if len(evidence) > 1:
+        named = {name: one.fresh for name, one in evidence.items()}
+    else:
+        (one,) = evidence.values()
+        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general.jsonl": one.general}
+    return {
+        f"{name}, {when}": getattr(measured, when).ppl
+        for name, measured in named.items()
+        for when in ("before", "after")
+    }

@@ -24,7 +24,7 @@ FRAMES = {
 
 
 @dataclass(frozen=True)
-class Habits:
+class Probes:
     """Mean losses in nats a token on the same pairs.
 
     `question`: the customer's words. `answer`: the answer in the chat template, its end included. `end`: the token that
@@ -42,15 +42,13 @@ class Habits:
         return min(self.frames, key=self.frames.__getitem__)
 
 
-def habits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
-) -> Habits:
-    """The habits of a model on `pairs`."""
+def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> Probes:
+    """Measure a model on `pairs`."""
     encoded = encode_all(pairs, tokenizer, max_length)
     whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]
     losses = token_losses(model, tokenizer, whole)
     prompts = [one["labels"].count(IGNORED) - 1 for one in encoded]  # a text's first token has no loss
-    return Habits(
+    return Probes(
         question=fmean(chain.from_iterable(text[:prompt] for text, prompt in zip(losses, prompts, strict=True))),
         answer=fmean(chain.from_iterable(text[prompt:] for text, prompt in zip(losses, prompts, strict=True))),
         end=fmean(text[-1] for text in losses),

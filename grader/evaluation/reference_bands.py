@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from loralab import Base
+from loralab.bases import asked_for, weights_of
 
-from .exercises import FRESH_PAIRS
-from .identity import asked_for, weights_of
+from ..exercises import FRESH_PAIRS
 
 FOLDER = Path(__file__).parent / "bands"
 COVERAGE, CONFIDENCE = 0.99, 0.95
@@ -95,7 +95,7 @@ class BaseBands(BaseModel):
 
 
 class ExerciseBands(BaseModel):
-    """`grader/bands/<exercise>.json`: bands by how a notebook asks for the base; not every base has been measured."""
+    """`bands/<exercise>.json`: bands by how a notebook asks for the base; not every base has been measured."""
 
     bases: dict[str, BaseBands] = {}
 

@@ -6,7 +6,8 @@ comments, names) is never touched.
 
 from __future__ import annotations
 
-import textwrap
+import os
+import sys
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,23 +24,15 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, ProgrammingError, S
 
 from loralab.errors import first_line
 
-from .exercises import EXERCISES, Exercise
-from .foreign import shown
-from .release import nbgraders_tools
-from .verdict import MAX_POINTS, Verdict
+from ..errors import GradebookError, UnusableName
+from ..exercises import EXERCISES, Exercise
+from ..text import code_block
+from ..verdict import MAX_POINTS, Verdict
 
 MAX_NAME = 128  # characters; nbgrader's columns are no wider
 # Formgrader writes a student's name into its pages and scripts as it is, and nbgrader looks for files by its pattern.
 UNSAFE_IN_NAMES = set('<>"\\/*?[]')
-COMMENT_WIDTH, MAX_COMMENT = 100, 20_000  # characters
-
-
-class GradebookError(RuntimeError):
-    """A gradebook that cannot be written; the message says in one line why, and what to do."""
-
-
-class UnusableName(ValueError):
-    """A student's name that nbgrader's gradebook or pages cannot hold; the message says why."""
+MAX_COMMENT = 20_000  # characters
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,17 @@ class Sheet:
             if utils.is_grade(cell) and not utils.is_solution(cell)
         }
         return cls(scored, [cell.metadata.nbgrader.grade_id for cell in cells if utils.is_solution(cell)][-1])
+
+
+@contextmanager
+def nbgraders_tools() -> Iterator[None]:
+    """For a new gradebook nbgrader calls a program by name, which lies beside this Python and perhaps not in the PATH."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def default_url(course: Path) -> str:
@@ -163,7 +167,7 @@ def _score(grade: Grade, score: float) -> None:
 
 
 def _comment(comment: Comment, verdict: Verdict) -> None:
-    comment.auto_comment = literal("\n".join(_lines(verdict)), MAX_COMMENT)
+    comment.auto_comment = code_block("\n".join(_lines(verdict)), MAX_COMMENT)
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
@@ -173,17 +177,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield verdict.message
     for check in verdict.checks:
         if not check.passed:
-            yield f"{check.run}: {check.name}: {check.message}" if check.run else f"{check.name}: {check.message}"
-
-
-def literal(text: str, limit: int) -> str:
-    """`text` as a Markdown code block of at most `limit` characters of it: shown as it is, whatever it holds.
-
-    nbgrader's pages render Markdown with HTML and formulas in it, and scripts would run in them.
-    """
-    lines = shown(text, limit).splitlines()
-    wrapped = (textwrap.wrap(line, COMMENT_WIDTH, break_on_hyphens=False) or [""] for line in lines)
-    return "\n".join(f"    {part}".rstrip() for parts in wrapped for part in parts)
+            yield f"{check.label}: {check.message}"
 
 
 @contextmanager

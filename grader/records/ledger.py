@@ -17,45 +17,43 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import ValidationError
-
+from loralab.provenance import CODE, digest, files_below
 from loralab.record import now, versions
 
-from .exercises import ROOT
-from .verdict import Verdict
+from ..errors import LedgerError
+from ..exercises import ROOT
+from ..verdict import Verdict
 
-APPLICATION, SCHEMA = 0x4C6F5241, 1  # "LoRA": another program's database is not taken for a ledger
+APPLICATION = 0x4C6F5241  # "LoRA": another program's database is not taken for a ledger
 
-# What decides a verdict: the grader, what a notebook imports, the notebooks, the base and the pairs it is measured on.
-SOURCES = (
-    "grader/*.py",
-    "grader/bands/*.json",
-    "loralab/*.py",
-    "solutions/*/*.ipynb",
-    "exercises/*/*.ipynb",
-    "data/base/*",
-    "data/desk/*",
-    "data/pairs/**/*.jsonl",
+# The steps from an empty file to the present tables. A ledger notes how many of them it has behind it, and takes the
+# others when it is opened. Steps are added at the end; one that is there is never changed, for it has been taken.
+MIGRATIONS = (
+    """
+    CREATE TABLE verdict (
+        id INTEGER PRIMARY KEY,
+        student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, base TEXT NOT NULL, mode TEXT NOT NULL,
+        grader_version TEXT NOT NULL, heldout_seed INTEGER NOT NULL,
+        state TEXT NOT NULL, recorded TEXT NOT NULL, verdict TEXT NOT NULL
+    );
+    CREATE INDEX verdict_key ON verdict (student, exercise, digest);
+    CREATE TABLE latest (
+        student TEXT NOT NULL, exercise TEXT NOT NULL, verdict INTEGER NOT NULL REFERENCES verdict (id),
+        PRIMARY KEY (student, exercise)
+    );
+    CREATE TABLE class (heldout_seed INTEGER NOT NULL);
+    """,
+    "DROP TABLE latest",  # which verdict counts is a matter of what is submitted, and nothing read this
 )
 
-TABLES = """
-CREATE TABLE verdict (
-    id INTEGER PRIMARY KEY,
-    student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, base TEXT NOT NULL, mode TEXT NOT NULL,
-    grader_version TEXT NOT NULL, heldout_seed INTEGER NOT NULL,
-    state TEXT NOT NULL, recorded TEXT NOT NULL, verdict TEXT NOT NULL
-);
-CREATE INDEX verdict_key ON verdict (student, exercise, digest);
-CREATE TABLE latest (
-    student TEXT NOT NULL, exercise TEXT NOT NULL, verdict INTEGER NOT NULL REFERENCES verdict (id),
-    PRIMARY KEY (student, exercise)
-);
-CREATE TABLE class (heldout_seed INTEGER NOT NULL);
-"""
-
-
-class LedgerError(RuntimeError):
-    """A ledger that cannot be used; the message says in one line why, and what to do."""
+# What decides a verdict beside the code: the notebooks, the base, and the pairs that it is measured on.
+DECISIVE_DATA = {"solutions": [".ipynb"], "exercises": [".ipynb"], "data/base": [], "data/desk": [], "data/pairs": []}
+# The code that decides none: it shows verdicts, or keeps them, or is another tool. A changed page regrades nobody.
+DECIDES_NOTHING = (
+    *("grader/reports/", "grader/records/", "grader/cli.py", "grader/__main__.py", "grader/release.py"),
+    *("grader/submission/sanitize.py", "grader/submission/similarity.py"),
+    *(f"loralab/{name}.py" for name in ("cli", "chat", "card", "export", "fit", "gate", "llamacpp", "sweep_report")),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ class Ledger:
     """The ledger at `path`, made if there is none (readable by its owner alone), and locked until it is closed.
 
     `heldout_seed` draws the held-out pairs of the class. It is drawn once and kept; a given one is kept in its place.
-    Raises `LedgerError` if the file is no ledger, is damaged, is of another version, or is in use by another run.
+    One that an older grader wrote is brought up to the present tables.
+    Raises `LedgerError` if the file is no ledger, is damaged, is of a newer grader, or is in use by another run.
     """
 
     def __init__(self, path: Path, heldout_seed: int | None = None) -> None:
@@ -112,18 +111,18 @@ class Ledger:
         self._database.close()
 
     def find(self, key: Key) -> Verdict | None:
-        """The verdict recorded under `key`, or None; "grader failed" is no verdict and is never found.
+        """Return the verdict recorded under `key`, or None; "grader failed" is no verdict and is never found.
 
-        What is found counts from now on as the latest of its student and exercise.
+        One that is damaged is not found either, so that it is reached anew.
         """
         where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
-        query = f"SELECT id, verdict FROM verdict WHERE {where} AND state != 'grader failed' ORDER BY id DESC LIMIT 1"
-        with self._transaction():
+        query = f"SELECT verdict FROM verdict WHERE {where} AND state != 'grader failed' ORDER BY id DESC LIMIT 1"
+        with self._explained():
             row = self._database.execute(query, _storable(key)).fetchone()
-            if row is None:
-                return None
-            self._point_to(key, row[0])
-        return self._read(row[1])
+        try:
+            return row and Verdict.model_validate(json.loads(row[0]))
+        except ValueError:
+            return None
 
     def record(self, key: Key, verdict: Verdict) -> None:
         """Keep `verdict`; when this returns it is on the disk."""
@@ -132,57 +131,34 @@ class Ledger:
         # Python's json keeps NaN and infinity, which a run that diverged may claim
         values = (*_storable(key), verdict.state, now(), json.dumps(verdict.model_dump()))
         with self._transaction():
-            row = self._database.execute(insert, values).lastrowid
-            self._point_to(key, row)
-
-    def latest(self) -> list[Verdict]:
-        """The latest verdict of every student and exercise, "grader failed" included, in the order of their names."""
-        query = "SELECT verdict.verdict FROM latest JOIN verdict ON verdict.id = latest.verdict"
-        with self._explained():
-            rows = self._database.execute(f"{query} ORDER BY latest.student, latest.exercise").fetchall()
-        return [self._read(text) for (text,) in rows]
-
-    def _point_to(self, key: Key, row: int | None) -> None:
-        values = (*_storable(key)[:2], row)
-        self._database.execute(
-            "INSERT INTO latest VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET verdict = excluded.verdict"
-            " WHERE verdict != excluded.verdict",
-            values,
-        )
-
-    def _read(self, text: str) -> Verdict:
-        try:
-            return Verdict.model_validate(json.loads(text))
-        except (ValidationError, ValueError):
-            raise LedgerError(
-                f"{self.path}: holds a verdict that this version of the grader cannot read: move the file away"
-            ) from None
+            self._database.execute(insert, values)
 
     def _take(self) -> None:
-        """Lock the file, see that it is whole and a ledger, and make the tables in a new one."""
-        self._database.execute(
-            "PRAGMA locking_mode = EXCLUSIVE"
-        )  # the first transaction's lock is kept; it ends with us
+        """Lock the file, and bring it up to the present tables if it is a ledger and whole."""
+        # The first transaction's lock is kept; it ends with us.
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.execute("PRAGMA synchronous = EXTRA")
         with self._transaction():
-            found = [
-                self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-            ]
-            if found == [0, 0] and not self._database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                for statement in TABLES.split(";"):
-                    self._database.execute(statement)
-                self._database.execute(f"PRAGMA application_id = {APPLICATION}")
-                self._database.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif found[0] != APPLICATION:
+            application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+            new = not application and not version and not self._one("SELECT count(*) FROM sqlite_schema")
+            if application != APPLICATION and not new:
                 raise LedgerError(f"{self.path}: is the database of another program, not a ledger: name another file")
-            elif found[1] != SCHEMA:
+            if version > len(MIGRATIONS):
                 raise LedgerError(
-                    f"{self.path}: a ledger of version {found[1]}, and this grader writes version {SCHEMA}:"
-                    " move the file away to grade everything again"
+                    f"{self.path}: a ledger of version {version}, and this grader knows versions up to {len(MIGRATIONS)}:"
+                    " use the grader that wrote it, or a newer one"
                 )
-        state = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if state != "ok":
-            raise sqlite3.DatabaseError(state)
+            if (state := self._one("PRAGMA quick_check(1)")) != "ok":
+                raise sqlite3.DatabaseError(state)
+            for step in MIGRATIONS[version:]:
+                for statement in step.split(";"):
+                    self._database.execute(statement)
+            self._database.execute(f"PRAGMA application_id = {APPLICATION}")
+            self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _one(self, query: str) -> int | str:
+        """The one value that a query gives."""
+        return self._database.execute(query).fetchone()[0]
 
     def _seed(self, given: int | None) -> int:
         with self._transaction():
@@ -221,8 +197,8 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             what = " ".join(str(error).split())
             raise LedgerError(
-                f"{self.path}: is damaged or not a ledger ({what}): put back a copy, or move the file away"
-                " to grade everything again"
+                f"{self.path}: is damaged or not a ledger ({what}): put back a copy of it, for it holds the class's"
+                " secret seed"
             ) from None
 
 
@@ -236,12 +212,17 @@ def _is_no_text(value: str | int) -> bool:
 
 
 @cache
-def grader_version() -> str:
-    """A hash of all that decides a verdict but the submission: see `SOURCES`, and the versions of the main packages."""
-    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
-    for pattern in SOURCES:
-        for path in sorted(ROOT.glob(pattern)):
-            content = path.read_bytes()
-            digest.update(f"\n{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode())
-            digest.update(content)
-    return digest.hexdigest()
+def decisive_code() -> str:
+    """Return a hash of all that decides a verdict but the submission: code, notebooks, data and the main packages."""
+    code = {
+        f"{package}/{name}": path
+        for package in ("grader", "loralab")
+        for name, path in files_below(ROOT / package, CODE).items()
+        if not f"{package}/{name}".startswith(DECIDES_NOTHING)
+    }
+    data = {
+        f"{folder}/{name}": path
+        for folder, suffixes in DECISIVE_DATA.items()
+        for name, path in files_below(ROOT / folder, suffixes).items()
+    }
+    return hashlib.sha256((digest(code | data) + json.dumps(versions(), sort_keys=True)).encode()).hexdigest()

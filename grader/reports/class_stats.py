@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from .verdict import State, Verdict
+from ..verdict import State, Verdict
 
 NUMBER = re.compile(r"\d[\d.,]*(?:e[-+]?\d+)?")
 ONLY_WHERE_IT_FAILS = "can be evaluated"

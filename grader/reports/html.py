@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from loralab.files import write_whole
 
-from . import foreign
+from ..text import display, display_name
 
 PAGES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
+    loader=PackageLoader(__package__),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=lambda value: foreign.shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    finalize=lambda value: display(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-PAGES.filters["name"] = foreign.name
+PAGES.filters["name"] = display_name
 PAGES.filters["points"] = lambda value: f"{value:.4g}"
 
 

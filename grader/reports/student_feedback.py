@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import foreign
-from .advice import Advice, advice
-from .checks import Check
-from .exercises import EXERCISES
-from .pages import write_page
-from .pictures import loss_plot, perplexity_bars
-from .verdict import MAX_POINTS, Verdict
+from ..exercises import EXERCISES
+from ..text import file_name, without_folders
+from ..verdict import MAX_POINTS, Check, Verdict
+from .hints import Hint, hint
+from .html import write_page
+from .svg import loss_plot, perplexity_bars
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Failing:
     """A check that did not pass, for the runs where it did not."""
 
     name: str
-    advice: Advice
+    hint: Hint
     checks: list[Check]
 
     @property
@@ -30,7 +29,7 @@ class Failing:
 
 def feedback_path(student: str, exercise: str) -> Path:
     """Where a student's page lies, from the folder of the report; no name of a student leads elsewhere."""
-    return Path("feedback") / foreign.file_name(student) / f"{foreign.file_name(exercise)}.html"
+    return Path("feedback") / file_name(student) / f"{file_name(exercise)}.html"
 
 
 def write_feedback(verdict: Verdict, folder: Path) -> Path:
@@ -40,11 +39,11 @@ def write_feedback(verdict: Verdict, folder: Path) -> Path:
     """
     exercise = EXERCISES.get(verdict.exercise)
     return write_page(
-        "feedback.html.j2",
+        "student_feedback.html.j2",
         folder / feedback_path(verdict.student, verdict.exercise),
         verdict=verdict,
         title=exercise.title if exercise else verdict.exercise,
-        message=foreign.without_folders(verdict.message),
+        message=without_folders(verdict.message),
         failing=_failing(verdict),
         holding=[(run, [c for c in verdict.checks if c.run == run and c.passed]) for run in [*verdict.runs, ""]],
         losses=loss_plot({run: claim.losses for run, claim in verdict.claims.items()}),
@@ -57,13 +56,11 @@ def _failing(verdict: Verdict) -> list[Failing]:
     """The checks that did not pass, those that cost most first."""
     names = dict.fromkeys(check.name for check in verdict.checks if not check.passed)
     found = [
-        Failing(name, advice(name), [_presentable(c) for c in verdict.checks if c.name == name and not c.passed])
+        Failing(name, hint(name), [_presentable(c) for c in verdict.checks if c.name == name and not c.passed])
         for name in names
     ]
     return sorted(found, key=lambda one: -one.lost)
 
 
 def _presentable(check: Check) -> Check:
-    return check.model_copy(
-        update={text: foreign.without_folders(getattr(check, text)) for text in ("found", "message")}
-    )
+    return check.model_copy(update={text: without_folders(getattr(check, text)) for text in ("found", "message")})

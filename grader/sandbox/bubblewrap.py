@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import platform
 import re
 import selectors
 import shutil
@@ -21,14 +22,14 @@ from typing import IO
 
 import matplotlib
 
+import grader
 import loralab
 from loralab import data_path
 from loralab.pool import allowed_threads
 
+from ..errors import SandboxFailed, SandboxMissing
 from . import seccomp
-from .watch import Limits, Watch, size
-
-__all__ = ["FOLDER", "Ended", "Limits", "SandboxFailed", "SandboxMissing", "available", "run"]
+from .limits import Limits, Watch, size
 
 FOLDER = "/submission"  # where the command finds the folder that it may write to
 MATPLOTLIB = "/tmp/matplotlib"
@@ -40,15 +41,8 @@ SYSTEM = (
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/localtime"),
 )
 OPTIONS = "grade what was handed in with --artifacts-only, or run it unprotected with --no-sandbox"
+GRADER = Path(grader.__file__).parent.resolve()  # all of it, in whatever part of it this file is
 NOT_INSTALLED = f"bubblewrap is not installed: install it (sudo apt install bubblewrap; or dnf, pacman); or {OPTIONS}"
-
-
-class SandboxMissing(RuntimeError):
-    """Nothing can be run safely on this machine; the message says what to install or to enable."""
-
-
-class SandboxFailed(RuntimeError):
-    """The sandbox itself failed, through no fault of what was to run in it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +93,8 @@ def run(
     folder = folder.resolve()
     if shutil.which("bwrap") is None:
         raise SandboxMissing(NOT_INSTALLED)
+    if (refused_calls := seccomp.program()) is None:
+        raise SandboxMissing(f"no filter of system calls is known for this processor ({platform.machine()}); {OPTIONS}")
     scene = _scene(folder, limits, shown or {})
     if os.geteuid() == 0:
         _give_away(folder)
@@ -106,7 +102,7 @@ def run(
     with contextlib.ExitStack() as opened:
         opened.callback(os.close, telling)
         # What bubblewrap reads of files: the filter of system calls, and what would show our folders in its command line.
-        calls = opened.enter_context(_readable(seccomp.program() or b""))
+        calls = opened.enter_context(_readable(refused_calls))
         hidden = [
             word for pair in (_environment() | (environment or {})).items() for word in ("--setenv", *pair)
         ] + scene
@@ -215,9 +211,7 @@ def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
     # Root would stay root to the kernel, whatever it is called inside: the limit on processes would not bind it.
     # So root first sets the scene and becomes nobody, and nobody makes a user namespace.
     alone = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    drop = ["--unshare-user", *_no_namespaces(bwrap), "--cap-drop", "ALL"]
-    if seccomp.program():
-        drop += ["--seccomp", str(calls)]
+    drop = ["--unshare-user", *_no_namespaces(bwrap), "--cap-drop", "ALL", "--seccomp", str(calls)]
     stage = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"] if root else drop
     become = [
         *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--"),
@@ -303,12 +297,15 @@ def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str]) -> list[str]
 
 
 def _nothing_private(path: Path) -> None:
-    for private in (Path(__file__).parent.resolve(), Path.home()):
-        if private.is_relative_to(path.resolve()):
+    shown = path.resolve()
+    for private in (GRADER, Path.home()):
+        if private.is_relative_to(shown):
             raise SandboxMissing(
                 f"{path} would have to be shown to student code, and holds {private}; "
                 f"keep the course and its environment in folders of their own; or {OPTIONS}"
             )
+    if shown.is_relative_to(GRADER) and shown.is_dir():  # of the grader, single files are shown and no folder
+        raise SandboxMissing(f"{path} would have to be shown to student code, and is a part of the grader; {OPTIONS}")
 
 
 def _last_line(output: bytes) -> str:

@@ -24,27 +24,24 @@ from pydantic import BaseModel, Field, ValidationError
 from traitlets.config import Config
 
 from loralab import Base, data_path
+from loralab.bases import asked_for
 from loralab.errors import first_line
 
-from . import inside, sandbox
-from .foreign import shown
-from .identity import asked_for
-from .sandbox import Ended, SandboxFailed
-from .watch import Limits, size
+from ..errors import NotebookFailed, SandboxFailed
+from ..text import display
+from . import bubblewrap, run_notebook
+from .bubblewrap import Ended
+from .limits import Limits, size
 
 # The kernel is spoken to through files that only this user can read, not through open ports.
 QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
 
 # In the sandbox: the script that runs the notebook, the hub's cache, and the folder of fetched bases.
-INSIDE, HUB, FETCHED = "/inside.py", "/hub", "/fetched"
+SCRIPT, HUB, FETCHED = "/run_notebook.py", "/hub", "/fetched"
 OUTCOME = "outcome.json"
 # A self-check that is not met stops a student, who can mend it; where it is graded, what comes of it is to be seen.
 GRADED = {"LORALAB_SELFCHECK": "tell"}
 LAST = 8  # lines of an error that a student is told
-
-
-class NotebookFailed(RuntimeError):
-    """A notebook that did not run to its end; the message says in which cell and why."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,14 @@ def execute_in_sandbox(
     (folder / "runs").mkdir()
     file = folder / f"{name}.ipynb"
     asked, mounts = _reachable(base)
-    parameters = {"BASE": asked, "SEED": seed, "RUNS": f"{sandbox.FOLDER}/runs"}
+    parameters = {"BASE": asked, "SEED": seed, "RUNS": f"{bubblewrap.FOLDER}/runs"}
     nbformat.write(notebook, file)
     told = parameterize_notebook(load_notebook_node(str(file)), parameters, kernel_name="python3", language="python")
     nbformat.write(told, file)
-    command = [sys.executable, "-I", INSIDE, file.name, OUTCOME, str(limits.output)]
-    mounts |= {Path(inside.__file__): INSIDE}
-    ended = sandbox.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB, "LORALAB_CACHE": FETCHED} | GRADED)
-    if inside.BEGUN.encode() not in ended.output:
+    command = [sys.executable, "-I", SCRIPT, file.name, OUTCOME, str(limits.output)]
+    mounts |= {Path(run_notebook.__file__): SCRIPT}
+    ended = bubblewrap.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB, "LORALAB_CACHE": FETCHED} | GRADED)
+    if run_notebook.BEGUN.encode() not in ended.output:
         why = ended.breach or "; ".join(_short(ended.output.decode(errors="replace"))[-2:])
         raise SandboxFailed(f"{name}: no cell could be run in the sandbox: {why or ended.status}")
     outcome = _outcome(folder / OUTCOME)
@@ -205,5 +202,5 @@ def _what(ended: Ended, outcome: _Outcome | None, limits: Limits) -> str:
 
 
 def _short(text: str) -> list[str]:
-    lines = [line.rstrip()[:200] for line in shown(text).splitlines()]
+    lines = [line.rstrip()[:200] for line in display(text).splitlines()]
     return [line for line in lines if line.strip("- ")]

@@ -1,4 +1,4 @@
-"""Runs a notebook inside the sandbox: `python -I inside.py NOTEBOOK OUTCOME OUTPUT_LIMIT`.
+"""Runs a notebook inside the sandbox: `python -I run_notebook.py NOTEBOOK OUTCOME OUTPUT_LIMIT`.
 
 It stands alone, for nothing else of the grader is there to be imported. The student's code can change whatever it
 writes, so the outcome is a message for the student and nothing else.

@@ -1,62 +1,31 @@
-"""Taking in hand-ins: what lies there is looked at, bounded and copied into memory; nothing is unpacked or followed.
+"""Taking in submissions: the files that count are read into memory, and everything else is only named.
 
-Of a hand-in only the notebook and three files of each run are read. Everything else is named, and never opened.
+Of a submission only the notebook and three files of each run are read.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import os
-import re
-import stat
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
-from loralab.errors import first_line
-from loralab.handin import RUN_FILES
-from loralab.measure import ADAPTER_FILE
+from loralab.record import ADAPTER_FILE, RUN_FILES
 
-from .exercises import EXERCISES, Exercise
+from ..errors import BadSubmission
+from ..exercises import Exercise
+from .archive import open_zip
+from .files import MAX_JSON, MAX_NOTEBOOK, MAX_TOTAL, ONLY, File, Parts, label, open_folder, read_in, show_path, walk
+from .find import SubmissionFolder
 
-# In bytes. The largest honest hand-in, exercise 5 on Qwen2.5-0.5B with 32-bit adapters, has 231 MB.
-MAX_TOTAL = 300_000_000
-MAX_NOTEBOOK, MAX_JSON = 10_000_000, 1_000_000
-MAX_ENTRIES = 2_000  # files and folders
-MAX_DEPTH = 10  # folders within folders
-MAX_RATIO, ALWAYS_ALLOWED = 100, 5_000_000  # a zip unpacks to at most 100 times its size, or to 5 MB
-MAX_DIRECTORY = 500_000  # bytes of a zip's table of contents; zipfile reads it whole, 46 bytes and a name an entry
-ENCRYPTED = 0x41  # the bits of an entry's flags that say so
-MAX_LABEL = 63  # characters of a file's name that are kept; in UTF-8 they fit into any file system's 255 bytes
-MAX_UNKNOWN = 5  # things beside a student's hand-ins that are named one by one
-
-ONLY = "hand in the notebook and the run folders, or the zip that loralab.pack makes"
-Parts = tuple[str, ...]  # a path within a hand-in
 Runs = dict[str, dict[str, bytes]]
 
 
-class BadHandIn(ValueError):
-    """A hand-in that is not taken in; the message tells the student in one line what is wrong, where and what to do."""
-
-
 @dataclass(frozen=True)
-class Place:
-    """Where a hand-in lies. `student` is the name of its folder in a form that can be printed, stored and told apart."""
-
-    student: str
-    exercise: str
-    folder: Path
-
-
-@dataclass(frozen=True)
-class HandIn:
+class Submission:
     """What was handed in: the notebook's bytes, the runs' files by run and name, and the paths of all that is not read."""
 
     student: str
@@ -65,7 +34,7 @@ class HandIn:
     runs: Runs
     strays: tuple[str, ...]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identifies the content (SHA-256), whoever handed it in."""
         runs = {run: {name: _sha256(content) for name, content in files.items()} for run, files in self.runs.items()}
@@ -77,102 +46,48 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def printable(text: str) -> str:
-    """`text` with what cannot be printed or encoded (control and direction marks, bytes that are not UTF-8) escaped.
-
-    Backslashes are escaped as well, so different texts stay different.
-    """
-    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
-
-
-def find(submitted: Path) -> list[Place]:
-    """The hand-ins `<submitted>/<student>/<exercise>/`, by student and exercise; none if there is no such folder."""
-    return [found for found in _survey(submitted) if isinstance(found, Place)]
-
-
-def left_out(submitted: Path) -> list[str]:
-    """What lies where hand-ins belong and is none, a line each for the instructor: what, why, what to do."""
-    return [found for found in _survey(submitted) if isinstance(found, str)]
-
-
-def _survey(submitted: Path) -> Iterator[Place | str]:
-    if not submitted.is_dir():
-        return
-    for folder in sorted(submitted.iterdir()):
-        if folder.name.startswith("."):
-            continue
-        where = f"{submitted.name}/{printable(folder.name)}"
-        try:
-            if folder.is_symlink():
-                yield f"{where}: a symlink, which is not followed: put the folder itself there"
-            elif not folder.is_dir():
-                yield f"{where}: not a student's folder: hand-ins lie in {submitted.name}/<student>/<exercise>/"
-            else:
-                yield from _survey_student(folder, where)
-        except OSError as error:
-            yield f"{where}: cannot be looked into ({error.strerror})"
-
-
-def _survey_student(folder: Path, where: str) -> Iterator[Place | str]:
-    names = {entry.name for entry in folder.iterdir()}
-    for exercise in EXERCISES:
-        if exercise in names:
-            yield Place(printable(folder.name), exercise, folder / exercise)
-    unknown = sorted(name for name in names - EXERCISES.keys() if not name.startswith("."))
-    for name in unknown[:MAX_UNKNOWN]:
-        yield f"{where}/{_label(name)}: no exercise has this name: {_where_it_belongs(name)}"
-    if len(unknown) > MAX_UNKNOWN:
-        yield f"{where}: {len(unknown) - MAX_UNKNOWN:,} further things that are no hand-ins"
-
-
-def _where_it_belongs(name: str) -> str:
-    if name.lower() in EXERCISES:
-        return f"rename it to {name.lower()}"
-    first, *_, last = EXERCISES
-    return f"a hand-in, a zip too, lies in a folder named {first} ... {last}"
-
-
-def take_in(place: Place, exercise: Exercise) -> HandIn:
-    """The hand-in at `place`: a folder with the notebook and run folders (there or in `runs/`), or with a zip of them.
+def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
+    """Return the submission at `found`: a folder with the notebook and run folders (there or in `runs/`), or with a zip of them.
 
     Where there are run folders, a zip is not opened; a notebook beside a zip is taken, not the one in it, because it was
-    saved later. Raises `BadHandIn`, also if there is neither a notebook nor anything of a run.
+    saved later. Raises `BadSubmission`, also if there is neither a notebook nor anything of a run.
     """
-    with _folder(place.folder) as folder:
-        files = list(_walk(folder))
+    with open_folder(found.folder) as folder:
+        files = list(walk(folder))
         notebook, runs, strays = _gather(files, exercise)
         zips = [file for file in files if _may_be_the_zip(file.path)]
         if zips and not runs:
-            packed, runs, more = _gather_zip(zips, exercise)
+            with open_zip(_only(zips)) as packed_files:
+                packed, runs, more = _gather(packed_files, exercise)
             notebook = packed if notebook is None else notebook
             strays = tuple(sorted({*strays, *more}))
     in_runs = {run.name for run in exercise.runs}
     if notebook is None and not runs and not any(stray.split("/")[0] in in_runs for stray in strays):
         instead = f" (only {', '.join(strays[:3])}{' ...' if len(strays) > 3 else ''})" if strays else ""
-        raise BadHandIn(
+        raise BadSubmission(
             f"neither {exercise.id}.ipynb nor a run folder such as {exercise.runs[0].name!r} is there{instead}: {ONLY}"
         )
-    return HandIn(place.student, exercise.id, notebook, runs, strays)
+    return Submission(found.student, exercise.id, notebook, runs, strays)
 
 
 def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...]]:
-    """The runs that a notebook left in `folder`, and the paths of all else. Raises `BadHandIn`, as `take_in`.
+    """The runs that a notebook left in `folder`, and the paths of all else. Raises `BadSubmission`, as `take_in`.
 
     A folder that is not there holds no runs.
     """
     if not os.path.lexists(folder):
         return {}, ()
-    with _folder(folder) as opened:
-        _, runs, strays = _gather(list(_walk(opened)), exercise)
+    with open_folder(folder) as opened:
+        _, runs, strays = _gather(list(walk(opened)), exercise)
     return runs, strays
 
 
 def collect_notebook(folder: Path, exercise: Exercise) -> bytes:
-    """The executed notebook that lies in `folder`, as distrusted as the runs. Raises `BadHandIn`."""
-    with _folder(folder) as opened:
-        content = _read_in(opened, (f"{exercise.id}.ipynb",), MAX_NOTEBOOK + 1)
+    """The executed notebook that lies in `folder`, as distrusted as the runs. Raises `BadSubmission`."""
+    with open_folder(folder) as opened:
+        content = read_in(opened, (f"{exercise.id}.ipynb",), MAX_NOTEBOOK + 1)
     if len(content) > MAX_NOTEBOOK:
-        raise BadHandIn(f"{exercise.id}.ipynb is too large after it has run: more than {MAX_NOTEBOOK:,} bytes")
+        raise BadSubmission(f"{exercise.id}.ipynb is too large after it has run: more than {MAX_NOTEBOOK:,} bytes")
     return content
 
 
@@ -189,16 +104,7 @@ def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
             (folder / run / name).write_bytes(content)
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file of a hand-in: its path, how many bytes it says it has, and how to read at most so many of them."""
-
-    path: Parts
-    size: int
-    read: Callable[[int], bytes]
-
-
-def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
+def _gather(files: Iterable[File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
     """The notebook and the runs among these files, read, and the paths of all else."""
     files = list(files)
     around = _around_everything(files, exercise)
@@ -208,16 +114,16 @@ def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, R
     for file in files:
         slot = _slot(file.path, around)
         if not _is_read(slot, exercise):
-            strays.add("/".join(map(_label, slot)))
+            strays.add("/".join(map(label, slot)))
             continue
         if slot in taken:
-            raise BadHandIn(f"{_shown(file.path)}: {_shown(slot)} is there twice: keep one of them")
+            raise BadSubmission(f"{show_path(file.path)}: {show_path(slot)} is there twice: keep one of them")
         total += file.size
-        _refused_if_too_large(file, total)
+        _refuse_if_too_large(file, total)
         taken[slot] = file.read(file.size + 1)
         if len(taken[slot]) != file.size:
-            raise BadHandIn(
-                f"{_shown(file.path)} has not the {file.size:,} bytes that it says it has: hand it in again"
+            raise BadSubmission(
+                f"{show_path(file.path)} has not the {file.size:,} bytes that it says it has: hand it in again"
             )
     runs = {
         run.name: {name: taken[run.name, name] for name in RUN_FILES if (run.name, name) in taken}
@@ -227,7 +133,7 @@ def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, R
     return notebook, {name: found for name, found in runs.items() if found}, tuple(sorted(strays))
 
 
-def _around_everything(files: Sequence[_File], exercise: Exercise) -> str:
+def _around_everything(files: Sequence[File], exercise: Exercise) -> str:
     """The one folder that everything lies in, whatever a system packs beside it; or else that of the exercise's name."""
     tops = {file.path[0] for file in files if file.path[0] != "__MACOSX" and not file.path[0].startswith(".")}
     loose = any(len(file.path) == 1 and file.path[0] in tops for file in files)
@@ -248,217 +154,30 @@ def _is_read(slot: Parts, exercise: Exercise) -> bool:
     return slot == (f"{exercise.id}.ipynb",)
 
 
-def _refused_if_too_large(file: _File, total: int) -> None:
+def _refuse_if_too_large(file: File, total: int) -> None:
     most, advice = MAX_JSON, "no run has one that large, save it again"
     if file.path[-1] == ADAPTER_FILE:
         most, advice = MAX_TOTAL, "hand in the adapter, not a whole model"
     elif file.path[-1].endswith(".ipynb"):
         most, advice = MAX_NOTEBOOK, "clear its outputs, save it and hand it in again"
     if file.size > most:
-        raise BadHandIn(f"{_shown(file.path)} is too large, {file.size:,} bytes where {most:,} are allowed: {advice}")
+        raise BadSubmission(
+            f"{show_path(file.path)} is too large, {file.size:,} bytes where {most:,} are allowed: {advice}"
+        )
     if total > MAX_TOTAL:
-        raise BadHandIn(f"all runs are too large, {total:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
+        raise BadSubmission(f"all runs are too large, {total:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
+
+
+def _only(zips: Sequence[File]) -> File:
+    """Return the one zip. Raises `BadSubmission` if there are several."""
+    first, *others = zips
+    if others:  # whichever is named like the exercise: a browser puts a number to the later one
+        raise BadSubmission(
+            f"{show_path(first.path)} and {show_path(others[0].path)} are both there: keep the one to be graded"
+        )
+    return first
 
 
 def _may_be_the_zip(path: Parts) -> bool:
     """Whether this is a zip where a hand-in may lie: `loralab.pack` writes it into `runs/`."""
     return path[-1].lower().endswith(".zip") and path[:-1] in {(), ("runs",)}
-
-
-def _label(name: str) -> str:
-    """A name as it is shown and kept; of a long one its beginning and end."""
-    name, half = printable(name), MAX_LABEL // 2 - 1
-    return name if len(name) <= MAX_LABEL else f"{name[:half]}...{name[-half:]}"
-
-
-def _shown(path: Parts) -> str:
-    return "/".join(map(_label, path if len(path) <= MAX_DEPTH else (*path[:2], "...", *path[-2:])))
-
-
-# Folders. Every folder and file is opened by the one around it and never through a link, so that nothing can be put in
-# the place of what was looked at.
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[int]:
-    """Open the folder and close it again. Raises `BadHandIn` if it is none."""
-    try:
-        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        linked = error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink()
-        what = "is a symlink" if linked else f"cannot be opened as a folder ({error.strerror})"
-        raise BadHandIn(f"{_label(path.name)} {what}: put a plain folder there") from None
-    try:
-        yield opened
-    finally:
-        os.close(opened)
-
-
-def _walk(root: int) -> Iterator[_File]:
-    """Every file in the folder; hidden ones excepted, and what macOS adds. Raises `BadHandIn` for what is no plain file."""
-    waiting: list[Parts] = [()]
-    seen = 0
-    while waiting:
-        folder = waiting.pop()
-        with _open_in(root, folder, os.O_DIRECTORY) as opened, os.scandir(opened) as entries:
-            for entry in entries:
-                seen += 1
-                if seen > MAX_ENTRIES:
-                    raise BadHandIn(f"more than {MAX_ENTRIES:,} files and folders are in it: {ONLY}")
-                path = (*folder, entry.name)
-                if _is_hidden(path):
-                    continue
-                status = _refused_unless_plain(path, entry.stat(follow_symlinks=False))
-                if stat.S_ISREG(status.st_mode):
-                    yield _File(path, status.st_size, partial(_read_in, root, path))
-                elif len(path) < MAX_DEPTH:
-                    waiting.append(path)
-                else:
-                    raise BadHandIn(f"{_shown(path)}: folders lie more than {MAX_DEPTH} deep: {ONLY}")
-
-
-def _is_hidden(path: Parts) -> bool:
-    return any(name.startswith(".") or name == "__MACOSX" for name in path)
-
-
-def _refused_unless_plain(path: Parts, status: os.stat_result) -> os.stat_result:
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        kind = KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
-        raise BadHandIn(f"{_shown(path)} is {kind}: only plain files are taken in, put the file itself there")
-    return status
-
-
-KINDS = {
-    stat.S_IFLNK: "a symlink",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-@contextmanager
-def _open_in(root: int, path: Parts, kind: int = 0) -> Iterator[int]:
-    """Open what lies at `path` below the folder `root`, without following a link or waiting for a pipe."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    opened = os.dup(root)
-    try:
-        for depth, name in enumerate(path, 1):
-            inner = os.open(name, flags | (kind if depth == len(path) else os.O_DIRECTORY), dir_fd=opened)
-            os.close(opened)
-            opened = inner
-        yield opened
-    except OSError as error:
-        raise BadHandIn(f"{_shown(path) or 'the folder'} cannot be read ({error.strerror}): hand it in again") from None
-    finally:
-        os.close(opened)
-
-
-def _read_in(root: int, path: Parts, most: int) -> bytes:
-    """At most so many bytes of the file; another name for a file that lies elsewhere is refused."""
-    with _open_in(root, path) as opened:
-        status = _refused_unless_plain(path, os.fstat(opened))
-        if status.st_nlink > 1:
-            raise BadHandIn(f"{_shown(path)} is a hard link to another file: put a copy there")
-        with open(opened, "rb", closefd=False) as file:
-            return file.read(most)
-
-
-# Zips. They are read in memory, entry by entry.
-
-
-class _Bounded(io.BytesIO):
-    """Bytes of which not more than `most` are read at a time."""
-
-    most: int | None = MAX_DIRECTORY
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.most is not None and size is not None and size > self.most:
-            raise BadHandIn(f"its table of contents has {size:,} bytes, those of many thousand files: {ONLY}")
-        return super().read(size)
-
-
-def _gather_zip(zips: list[_File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
-    """As `_gather`, from the one zip of a hand-in. Raises `BadHandIn`, whatever is wrong with it."""
-    first, *others = zips
-    where = _shown(first.path)
-    if others:  # whichever is named like the exercise: a browser puts a number to the later one
-        raise BadHandIn(f"{where} and {_shown(others[0].path)} are both there: keep the one to be graded")
-    if first.size > MAX_TOTAL:
-        raise BadHandIn(f"{where} is too large, {first.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
-    with _told_of(where):
-        content = first.read(first.size)
-        source = _Bounded(content)
-        with zipfile.ZipFile(source) as archive:
-            source.most = None
-            entries = archive.infolist()
-            _refused_if_a_bomb(entries, len(content))
-            return _gather(list(_entries(archive, entries)), exercise)
-
-
-@contextmanager
-def _told_of(where: str) -> Iterator[None]:
-    try:
-        yield
-    except BadHandIn as problem:
-        raise BadHandIn(f"{where}: {problem}") from None
-    except Exception as error:  # whatever a broken file does to its reader, it is the file's fault
-        what = first_line(error)[:200]
-        raise BadHandIn(f"{where}: cannot be read as a zip ({printable(what)}): pack and hand it in again") from None
-
-
-def _refused_if_a_bomb(entries: list[zipfile.ZipInfo], packed: int) -> None:
-    if len(entries) > MAX_ENTRIES:
-        raise BadHandIn(f"{len(entries):,} files are in it, more than the {MAX_ENTRIES:,} allowed: {ONLY}")
-    unpacked = sum(info.file_size for info in entries)
-    if unpacked > min(MAX_TOTAL, max(ALWAYS_ALLOWED, MAX_RATIO * packed)):
-        raise BadHandIn(
-            f"its {packed:,} bytes would unpack to {unpacked:,}; up to {MAX_RATIO} times as many are allowed, "
-            f"and {MAX_TOTAL:,}: {ONLY}"
-        )
-
-
-def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[_File]:
-    """The files of a zip, hidden ones excepted."""
-    seen = set()
-    for info in entries:
-        path = _path(info)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
-            raise BadHandIn(f"{_shown(path)} is {KINDS.get(kind, 'a special file')}: zip the file itself")
-        if info.flag_bits & ENCRYPTED:
-            raise BadHandIn(f"{_shown(path)} is encrypted: zip it without a password")
-        if info.is_dir() or _is_hidden(path):
-            continue
-        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise BadHandIn(f"{_shown(path)} is compressed by a method that is not read here: make an ordinary zip")
-        if path in seen:
-            raise BadHandIn(f"{_shown(path)} is in it twice: pack again")
-        seen.add(path)
-        yield _File(path, info.file_size, partial(_unpack, archive, info))
-
-
-def _path(info: zipfile.ZipInfo) -> Parts:
-    name = info.orig_filename
-    if name.startswith("/") or re.match("[A-Za-z]:", name):
-        raise BadHandIn(f"{_label(name)} is an absolute path: zip the folder's contents, with paths that begin in it")
-    if "\\" in name or "\0" in name or info.filename != name:
-        raise BadHandIn(
-            f"{_label(name)} is not a path that every system reads alike: make an ordinary zip, with / in paths"
-        )
-    path = tuple(part for part in name.split("/") if part not in {"", "."})
-    if ".." in path:
-        raise BadHandIn(f"{_label(name)} leads outside by '..': zip the folder's contents, with paths that begin in it")
-    if len(path) > MAX_DEPTH:
-        raise BadHandIn(f"{_shown(path)} lies more than {MAX_DEPTH} folders deep: {ONLY}")
-    if not path or any(len(os.fsencode(part)) > 255 for part in path):
-        raise BadHandIn(f"{_label(name)!r} is not a name that a file can have: pack again")
-    return path
-
-
-def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    """At most so many bytes, also where the entry says that it has fewer: `zipfile` itself would cut it off there."""
-    honest = copy(info)
-    honest.file_size = most
-    with archive.open(honest) as file:
-        return file.read(most)

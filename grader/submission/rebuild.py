@@ -10,9 +10,10 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from .execute import NotebookFailed
-from .exercises import Exercise
-from .intake import MAX_NOTEBOOK, printable
+from ..errors import NotebookFailed
+from ..exercises import Exercise
+from ..text import printable
+from .files import MAX_NOTEBOOK
 
 MAX_SOURCE = 100_000  # characters of one cell
 MAX_NAMED = 5  # cells that a message names one by one

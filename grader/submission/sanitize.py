@@ -1,13 +1,10 @@
-"""The notebook that formgrader shows and nbgrader makes its feedback from, in the course's `autograded/`."""
+"""A notebook that may be shown to people: the student's answers and outputs, with nothing in it that runs."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -15,13 +12,10 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from nbgrader import utils
 
-from loralab.files import write_whole
+from ..exercises import Exercise
+from ..text import code_block, display
 
-from .exercises import Exercise
-from .foreign import shown
-from .gradebook import check_name, literal
-
-MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters a cell, characters an output
+MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters per cell, characters per output
 MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -48,57 +42,13 @@ def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: I
     return f"{nbformat.writes(notebook)}\n".encode()
 
 
-def write_autograded(student: str, exercise: Exercise, notebook: bytes, course: Path) -> Path:
-    """Write `notebook`, which `harmless` made, where formgrader looks for it, and return the path.
-
-    Raises `UnusableName`, for a name that could lead elsewhere, too.
-    """
-    return write_whole(_path(student, exercise, course), notebook)
-
-
-def origin_of(student: str, exercise: Exercise, course: Path) -> str:
-    """What the notebook that is there was made from; "" if there is none, or if somebody else made it."""
-    try:
-        found = json.loads(_path(student, exercise, course).read_bytes())["metadata"][OURS]["origin"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return found if isinstance(found, str) else ""
-
-
-def answers_differ(student: str, exercise: Exercise, notebook: bytes | None, course: Path) -> bool:
-    """Whether `notebook` has other answers than the one that is there; not if there is none, or somebody else made it."""
-    if not origin_of(student, exercise, course):
-        return False
-    return _sources(_path(student, exercise, course).read_bytes()) != _sources(notebook)
-
-
-def _sources(notebook: bytes | None) -> list[str]:
-    return [cell.source for cell in nbformat.reads(notebook.decode(), as_version=4).cells] if notebook else []
-
-
-def remove_autograded(student: str, exercise: Exercise, course: Path) -> None:
-    """Take away the notebook of an earlier hand-in, and its folders if nothing else is in them."""
-    if not origin_of(student, exercise, course):
-        return
-    path = _path(student, exercise, course)
-    path.unlink()
-    with suppress(OSError):  # something else is in them
-        path.parent.rmdir()
-        path.parent.parent.rmdir()
-
-
-def _path(student: str, exercise: Exercise, course: Path) -> Path:
-    check_name(student)
-    return course / "autograded" / student / exercise.id / exercise.solution.name
-
-
 def _answer(cell: NotebookNode, source: str) -> str:
     """What the student wrote; prose as it was typed, because it would be rendered with all the HTML that it holds."""
     if source == cell.source:  # nothing was written
         return source
     if cell.cell_type == "markdown":
-        return literal(source, MAX_SOURCE)
-    return shown(source, MAX_SOURCE)
+        return code_block(source, MAX_SOURCE)
+    return display(source, MAX_SOURCE)
 
 
 def _outputs(outputs: object) -> Iterator[NotebookNode]:
@@ -129,7 +79,7 @@ def _text(value: object, between: str = "") -> str:
 def _plain(text: str) -> str:
     """As a terminal without colours would show it: of a line that was written over, what was written last."""
     lines = text.replace("\r\n", "\n").split("\n")
-    return shown("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
+    return display("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
 
 
 def _png(encoded: str) -> str | None:

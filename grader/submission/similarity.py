@@ -10,6 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loralab.record import ADAPTER_FILE
+
+from ..errors import NotebookFailed
+from .intake import Submission
+from .rebuild import solution_sources
+
 Kind = Literal["all cells", "adapter", "cell"]
 
 MAX_SOURCE = 100_000  # characters; what is longer is compared as it is
@@ -26,6 +32,21 @@ class Fingerprint:
 
     adapters: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+
+
+def fingerprint(submission: Submission) -> Fingerprint:
+    """Return what of a submission is compared with others: its adapters' tensors and its cells' sources."""
+    adapters = {}
+    for run, files in submission.runs.items():
+        weights = files.get(ADAPTER_FILE, b"")
+        header = 8 + int.from_bytes(weights[:8], "little")  # it may differ where the tensors do not
+        if tensors := weights[header:]:
+            adapters[run] = hashlib.sha256(tensors).hexdigest()
+    try:
+        sources = solution_sources(submission.notebook) if submission.notebook is not None else {}
+    except NotebookFailed:
+        sources = {}
+    return Fingerprint(adapters, sources)
 
 
 @dataclass(frozen=True)

@@ -482,7 +482,7 @@ attack(
     "imports-the-grader",
     "imports the grader and asks it for its bands and its pairs",
     failed("ModuleNotFoundError|ImportError"),
-    "from grader.bands import ExerciseBands\nimport grader.evaluate",
+    "from grader.evaluation.reference_bands import ExerciseBands\nimport grader.evaluation.evaluator",
 )
 attack(
     "reads-the-home",
