@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -13,11 +14,13 @@ from grader.errors import NotebookFailed
 from grader.evaluation.evaluator import MAX_LENGTH
 from grader.evaluation.reference_bands import ExerciseBands
 from grader.exercises import EXERCISES
-from grader.pipeline import GradingJob, GradingSetup, grade, grade_class, judge
+from grader.pipeline import Graded, GradingJob, GradingSetup, grade, grade_class, judge
 from grader.records.ledger import Ledger
 from grader.sandbox.limits import Limits
+from grader.submission import intake
 from grader.submission.find import SubmissionFolder
 from grader.submission.intake import Submission
+from grader.verdict import Verdict
 from loralab import choose_base, data_path
 from loralab.bases import asked_for
 from tests.grader.test_scratch import nest
@@ -185,3 +188,72 @@ def test_with_nothing_left_to_grade_no_cluster_is_asked(base, tmp_path, honest):
         (first,) = grade_class([place], setting, ledger)
         (again,) = grade_class([place], setting, ledger, cluster="tcp://127.0.0.1:1")
     assert again.from_ledger and again.verdict == first.verdict
+
+
+# A class, without the work
+
+
+@pytest.fixture
+def class_of_three(base, tmp_path, monkeypatch):
+    """Three students' notebooks, graded at once by what a test puts in the place of the work."""
+    folders = [SubmissionFolder(name, EX1.id, tmp_path / "submitted" / name / EX1.id) for name in ("ann", "ben", "cem")]
+    for folder in folders:
+        folder.folder.mkdir(parents=True)
+        nbformat.write(EX1.released(), folder.folder / f"{EX1.id}.ipynb")
+
+    def outcome(job):
+        return Graded(Verdict(exercise=EX1.id, student=job.folder.student, base="embedded", state="graded"))
+
+    def run_all(function, jobs, workers, cluster):
+        return ((job, work.outcome(job)) for job in jobs)
+
+    work = SimpleNamespace(folders=folders, setup=GradingSetup(base, 1, "artifacts"), outcome=outcome)
+    monkeypatch.setattr(pipeline, "run_all", run_all)
+    monkeypatch.setattr(pipeline, "measure_bases", lambda setup, needed, *_: dict.fromkeys(needed))
+    with Ledger(tmp_path / "ledger.db", heldout_seed=1) as work.ledger:
+        yield work
+
+
+def test_a_verdict_is_recorded_before_it_is_given(class_of_three):
+    grading = grade_class(class_of_three.folders, class_of_three.setup, class_of_three.ledger)
+    assert next(grading).verdict.student == "ann"
+    grading.close()
+    again = list(grade_class(class_of_three.folders, class_of_three.setup, class_of_three.ledger))
+    assert [(one.verdict.student, one.from_ledger) for one in again] == [("ann", True), ("ben", False), ("cem", False)]
+
+
+def test_what_is_recorded_and_what_is_new_come_once_each_in_whatever_order(class_of_three):
+    work = class_of_three
+    list(grade_class(work.folders[1:2], work.setup, work.ledger))
+    (work.folders[2].folder / f"{EX1.id}.ipynb").unlink()  # nothing is left to be graded
+    found = {one.verdict.student: one for one in grade_class(work.folders, work.setup, work.ledger)}
+    assert {name: one.from_ledger for name, one in found.items()} == {"ann": False, "ben": True, "cem": False}
+    assert found["cem"].verdict.state == "submission failed"
+
+
+def test_a_submission_is_read_once_and_hashed_once(class_of_three, monkeypatch):
+    read, hashed = [], []
+    take_in, sha256 = pipeline.take_in, intake._sha256
+    monkeypatch.setattr(pipeline, "take_in", lambda folder, exercise: read.append(folder) or take_in(folder, exercise))
+    monkeypatch.setattr(intake, "_sha256", lambda content: hashed.append(content) or sha256(content))
+    work = class_of_three
+    assert len(list(grade_class(work.folders, work.setup, work.ledger))) == 3
+    assert read == work.folders
+    assert len(hashed) == 3 * 2  # the notebook, and then all
+
+
+def test_what_the_grader_fails_at_is_tried_a_second_time(class_of_three):
+    work, tries, well = class_of_three, [], class_of_three.outcome
+
+    def fails(job):
+        tries.append(job.folder.student)
+        broken = job.folder.student == "ann" or (job.folder.student == "ben" and tries.count("ben") == 1)
+        return MemoryError("no room") if broken else well(job)
+
+    work.outcome = fails
+    found = {one.verdict.student: one.verdict for one in grade_class(work.folders, work.setup, work.ledger)}
+    assert tries == ["ann", "ben", "cem", "ann", "ben"]
+    assert {name: one.state for name, one in found.items()} == {
+        "ann": "grader failed", "ben": "graded", "cem": "graded",
+    }  # fmt: skip
+    assert found["ann"].message == "MemoryError: no room"

@@ -546,7 +546,7 @@ attack(
     NOTHING,
     """
     import gc, sys
-    hidden = ("grader.evaluate", "grader.bands", "grader.checks", "nbgrader", "tests")
+    hidden = ("grader", "nbgrader", "tests")
     found += [name for name in hidden if name in sys.modules]
     found += [word for word in sys.argv if "held" in word]
     found += [type(one).__name__ for one in gc.get_objects() if type(one).__name__ in ("Evaluator", "BaseBands", "Verdict")]
