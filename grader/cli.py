@@ -172,9 +172,8 @@ def _grade(
     ledger: Ledger | None = None,
     hand_back: Callable[[Graded], None] | None = None,
 ) -> list[Graded]:
-    folders = sorted(
-        folders, key=lambda one: -len(EXERCISES[one.exercise].runs)
-    )  # a long one begun last would run alone
+    # The longest first: one that is begun last would run alone.
+    folders = sorted(folders, key=lambda one: -len(EXERCISES[one.exercise].runs))
     _say_where_bands_are_missing(request.base, folders)
     setup = GradingSetup(request.base, heldout_seed, mode, request.seed, request.limits)
     grading = grade_class(folders, setup, ledger, min(request.workers, len(folders)), request.cluster)
@@ -239,7 +238,7 @@ def _one_folder(artifacts: Path, chosen: list[Exercise]) -> SubmissionFolder:
 
 
 def _class(course: Path, chosen: list[Exercise]) -> list[SubmissionFolder]:
-    """The hand-ins to these exercises; if there are none, `ValueError` says where they belong."""
+    """The hand-ins to these exercises; if there are none, `GraderError` says where they belong."""
     submitted = course / "submitted"
     folders = [folder for folder in find(submitted) if EXERCISES[folder.exercise] in chosen]
     if not folders:

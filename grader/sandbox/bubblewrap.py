@@ -222,18 +222,8 @@ def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
         *("prlimit", "--core=0", "--nofile=1024", f"--fsize={limits.file}", f"--nproc={limits.processes * THREADS}", "--"),
     ]  # fmt: skip
     return [
-        *(
-            bwrap,
-            "--info-fd",
-            str(telling),
-            *alone,
-            *stage,
-            "--die-with-parent",
-            "--new-session",
-            "--hostname",
-            "sandbox",
-            "--clearenv",
-        ),
+        *(bwrap, "--info-fd", str(telling), *alone, *stage, "--die-with-parent", "--new-session", "--clearenv"),
+        *("--hostname", "sandbox"),
         *("--args", str(words)),
         *("--chdir", FOLDER, "--"),
         *(become if root else []),
