@@ -230,7 +230,7 @@ def grade(job: GradingJob) -> Graded:
             rebuilt = _rebuilt(job.submission)
         except NotebookFailed as failure:
             return Graded(_without_checks(job.submission, job.setup, "submission failed", str(failure)))
-        verdict = _verdict(job, rebuilt, folder)
+        verdict = _run_and_judge(job, rebuilt, folder)
         return Graded(verdict, rebuilt and _to_be_shown(job, rebuilt, folder), job.origin)
 
 
@@ -239,7 +239,7 @@ def _rebuilt(submission: Submission) -> NotebookNode | None:
     return None if submission.notebook is None else rebuild(EXERCISES[submission.exercise], submission.notebook)
 
 
-def _verdict(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> Verdict:
+def _run_and_judge(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> Verdict:
     started = time.perf_counter()
     try:
         ran = _run(job, rebuilt, folder)

@@ -50,9 +50,18 @@ MIGRATIONS = (
 DECISIVE_DATA = {"solutions": [".ipynb"], "exercises": [".ipynb"], "data/base": [], "data/desk": [], "data/pairs": []}
 # The code that decides none: it shows verdicts, or keeps them, or is another tool. A changed page regrades nobody.
 DECIDES_NOTHING = (
-    *("grader/reports/", "grader/records/", "grader/cli.py", "grader/__main__.py", "grader/release.py"),
-    *("grader/submission/sanitize.py", "grader/submission/similarity.py"),
-    *(f"loralab/{name}.py" for name in ("cli", "chat", "card", "export", "fit", "gate", "llamacpp", "sweep_report")),
+    *("grader/reports", "grader/records", "grader/cli", "grader/__main__", "grader/release"),
+    *("grader/submission/sanitize", "grader/submission/similarity"),
+    *(
+        "loralab/ability",
+        "loralab/card",
+        "loralab/chat",
+        "loralab/cli",
+        "loralab/compare",
+        "loralab/export",
+        "loralab/fit",
+    ),
+    *("loralab/gate", "loralab/llamacpp", "loralab/sweep", "loralab/sweep_report", "loralab/train_command"),
 )
 
 
@@ -211,6 +220,11 @@ def _is_no_text(value: str | int) -> bool:
     return isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
+def decides(name: str) -> bool:
+    """Tell whether a file of the code, by its path in the repository, has a part in verdicts."""
+    return not any(name == f"{part}.py" or name.startswith(f"{part}/") for part in DECIDES_NOTHING)
+
+
 @cache
 def decisive_code() -> str:
     """Return a hash of all that decides a verdict but the submission: code, notebooks, data and the main packages."""
@@ -218,7 +232,7 @@ def decisive_code() -> str:
         f"{package}/{name}": path
         for package in ("grader", "loralab")
         for name, path in files_below(ROOT / package, CODE).items()
-        if not f"{package}/{name}".startswith(DECIDES_NOTHING)
+        if decides(f"{package}/{name}")
     }
     data = {
         f"{folder}/{name}": path

@@ -2,19 +2,23 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from grader import pipeline
 from grader.__main__ import PRELOADED
 from grader.evaluation.reference_bands import FOLDER
 from grader.exercises import EXERCISES, ROOT
+from grader.records.ledger import decides
 from grader.reports.html import PAGES
 
 GRADER = ROOT / "grader"
+PUBLIC = re.compile(r"from \.(\w+) import (\w+) as")
 # From the top down: a part imports from its own and from those below it.
 ORDER = (
     ("__main__",),
@@ -115,3 +119,45 @@ def test_every_template_is_found():
 def test_what_is_loaded_ahead_is_the_module_of_the_job():
     assert importlib.util.find_spec(PRELOADED) is not None
     assert pipeline.grade.__module__ == PRELOADED
+
+
+# What decides no verdict
+
+
+def _loralab_modules(path: Path) -> set[str]:
+    """The modules of loralab that a file, or the code of a notebook, imports."""
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        source = "\n".join(cell.source for cell in cells if cell.cell_type == "code" and "loralab" in cell.source)
+    else:
+        source = path.read_text()
+    public = {
+        name: f"loralab/{module}.py" for module, name in PUBLIC.findall((ROOT / "loralab/__init__.pyi").read_text())
+    }
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            own = path.parent.name == "loralab" and node.level == 1
+            module = f"loralab.{node.module or ''}".strip(".") if own else node.module or ""
+            if module == "loralab":
+                found |= {public.get(alias.name, f"loralab/{alias.name}.py") for alias in node.names}
+            elif module.startswith("loralab."):
+                found.add(f"{module.replace('.', '/')}.py")
+        elif isinstance(node, ast.Import):
+            found |= {f"{alias.name.replace('.', '/')}.py" for alias in node.names if alias.name.startswith("loralab.")}
+    return found
+
+
+def test_no_part_of_loralab_that_decides_verdicts_is_left_out_of_their_hash():
+    """What the grader and the exercises' notebooks import, and what that imports in turn."""
+    notebooks = [*ROOT.glob("solutions/*/*.ipynb"), *ROOT.glob("exercises/*/*.ipynb")]
+    graders = [path for path in FILES if decides(path.relative_to(ROOT).as_posix())]
+    waiting = set().union(*map(_loralab_modules, notebooks + graders))
+    needed = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in needed and (ROOT / name).is_file():
+            needed.add(name)
+            waiting |= _loralab_modules(ROOT / name)
+    assert {"loralab/training.py", "loralab/measure.py", "loralab/scores.py"} <= needed
+    assert [name for name in sorted(needed) if not decides(name)] == []
