@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from loralab import Base
 from loralab.record import ADAPTER_FILE, CONFIG_FILE
-from loralab.shapes import LINEAR, Shape, adapter_shape
+from loralab.shapes import Shape, adapter_shape
 
 from ..errors import Refused
 from ..text import display_line
+from .adapter_settings import LoraSettings, read_settings
 from .delta_w import Factors, factors, narrowest
 
-MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
+MAX_WEIGHTS_BYTES = 400_000_000
 MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message repeats
 # The weakest direction of a trained change over the strongest. Measured: 0.2 at rank 4, 0.05 at 16, 0.007 at 64, and
 # 0.00002 at 256, as wide as the embedded base is; where columns of B are zeros or copies 1e-7 and less.
 MIN_NARROWEST = 1e-6
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-# Settings that may differ from peft's defaults because they change neither the weights nor what they do.
-HARMLESS = {"inference_mode", "lora_dropout", "peft_version", "revision", "task_type"}
-# What peft notes of the base's class where a configuration names no task.
-OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
-
-
-class LoraSettings(BaseModel):
-    """The part of `adapter_config.json` that shapes a plain LoRA adapter."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    r: Annotated[int, Field(ge=1, le=1024)]
-    lora_alpha: Annotated[float, Field(gt=0, le=65536)]
-    target_modules: Annotated[list[str], Field(min_length=1, max_length=len(LINEAR))]
-    base_model_name_or_path: str | None = None
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The target modules in the order in which a layer uses them."""
-        return tuple(sorted(self.target_modules, key=LINEAR.index))
-
-    def config(self) -> LoraConfig:
-        """A fresh peft config with these settings and nothing else from the submission."""
-        return LoraConfig(
-            r=self.r, lora_alpha=self.lora_alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
-        )
 
 
 @dataclass(frozen=True)
@@ -85,12 +55,7 @@ class Adapter:
 
 def read_adapter(folder: Path, base: Base) -> Adapter:
     """The adapter in `folder`, made for `base`. Raises `Refused` if anything is not as it should be."""
-    settings = _read_settings(folder)
-    if (settings.base_model_name_or_path or base.name) not in (base.name, base.source):
-        raise Refused(
-            f"{CONFIG_FILE}: base_model_name_or_path is {settings.base_model_name_or_path[:60]!r}, but {base.name!r} is "
-            f"being graded: train on that, and save with loralab.train"
-        )
+    settings = read_settings(folder, base)
     shape = adapter_shape(base.source, settings.r, settings.targets)
     weights, dtype = _read_weights(folder / ADAPTER_FILE, shape, settings)
     for name, tensor in weights.items():
@@ -112,57 +77,6 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     peft_model = get_peft_model(model, adapter.settings.config())
     set_peft_model_state_dict(peft_model, adapter.weights)
     return peft_model.eval()
-
-
-def _read_settings(folder: Path) -> LoraSettings:
-    path = folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise Refused(f"no run folder {folder.name!r}: it was not handed in, or its training did not finish")
-    if not path.is_file() and (folder / "model.safetensors").is_file():
-        raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): hand in the adapter, before merging")
-    if not path.is_file():
-        raise Refused(f"no {CONFIG_FILE} in {folder.name!r}: save the adapter with model.save_pretrained(folder)")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise Refused(f"{CONFIG_FILE} has {path.stat().st_size:,} bytes; no adapter's config is that large")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise Refused(f"{CONFIG_FILE} is not valid JSON: save the adapter again") from None
-    if not isinstance(raw, dict):
-        raise Refused(f"{CONFIG_FILE} holds no JSON object: save the adapter again")
-    try:
-        settings = LoraSettings.model_validate({name: raw.get(name) for name in LoraSettings.model_fields})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refused(f"{CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    unknown = sorted(set(settings.target_modules) - set(LINEAR))
-    if unknown or len(set(settings.target_modules)) < len(settings.target_modules):
-        raise Refused(f"{CONFIG_FILE}: target_modules {settings.target_modules}: only {', '.join(LINEAR)}, each once")
-    _plain_lora(raw)
-    return settings
-
-
-def _plain_lora(raw: dict[str, Any]) -> None:
-    """Every further setting must be harmless or at peft's default (an empty value counts as one)."""
-    defaults = LoraConfig(r=1, target_modules=["q_proj"]).to_dict()
-    for name, value in raw.items():
-        if name in HARMLESS or name in LoraSettings.model_fields or not value:
-            continue
-        if name == "auto_mapping" and _names_the_class(value):
-            continue
-        default = defaults.get(name)
-        default = getattr(default, "value", default)
-        if value != default:
-            raise Refused(f"{CONFIG_FILE}: {name} is {str(value)[:60]!r}; this exercise asks for plain LoRA without it")
-
-
-def _names_the_class(mapping: object) -> bool:
-    """Whether that is a note of peft's own; it is read by nobody here."""
-    return (
-        isinstance(mapping, dict)
-        and mapping.keys() == {"base_model_class", "parent_library"}
-        and OWN_CLASS.fullmatch(str(mapping["parent_library"])) is not None
-    )
 
 
 def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dict[str, torch.Tensor], torch.dtype]:

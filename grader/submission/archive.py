@@ -1,13 +1,17 @@
-"""The zip of a submission, read in memory, entry by entry and within bounds."""
+"""The archive of a submission (a zip, or a tar), read in memory, entry by entry and within bounds."""
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import os
 import re
 import stat
+import tarfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -18,9 +22,16 @@ from ..errors import BadSubmission
 from ..text import printable
 from .files import KINDS, MAX_DEPTH, MAX_ENTRIES, MAX_TOTAL, ONLY, File, Parts, is_hidden, label, show_path
 
-MAX_RATIO, ALWAYS_ALLOWED = 100, 5_000_000  # a zip unpacks to at most 100 times its size, or to 5 MB
+MAX_RATIO, ALWAYS_ALLOWED = 100, 5_000_000  # an archive unpacks to at most 100 times its size, or to 5 MB
 MAX_DIRECTORY = 500_000  # bytes of a zip's table of contents; zipfile reads it whole, 46 bytes and a name an entry
+MAX_DICTIONARY = 2**27  # bytes that an LZMA reader may need; the strongest setting of common programs needs 64 MiB
 ENCRYPTED = 0x41  # the bits of an entry's flags that say so
+UTF_8 = 0x800  # the bit that says in what its name is written
+# What a name without that bit may be written in: programs of East Asia use their system's, in which the second byte of a
+# letter can be a backslash.
+CODECS = ("ascii", "utf-8", "cp932", "cp949", "gb18030", "cp437")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+FORGED = re.compile(r"[A-Za-z]:|[/\\]")  # how an absolute path begins
 
 
 class _Bounded(io.BytesIO):
@@ -34,82 +45,91 @@ class _Bounded(io.BytesIO):
         return super().read(size)
 
 
+def is_archive(name: str) -> bool:
+    """Tell whether a file of this name is one that `open_archive` reads."""
+    return name.lower().endswith((".zip", *TARS))
+
+
 @contextmanager
-def open_zip(file: File) -> Iterator[list[File]]:
-    """Open the zip and give its files. Raises `BadSubmission`, whatever is wrong with it or found in it meanwhile."""
+def open_archive(file: File) -> Iterator[list[File]]:
+    """Open the archive and give its files. Raises `BadSubmission`, whatever is wrong with it or found in it meanwhile."""
     where = show_path(file.path)
+    kind = "zip" if file.path[-1].lower().endswith(".zip") else "tar"
     if file.size > MAX_TOTAL:
         raise BadSubmission(f"{where} is too large, {file.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
     try:
         content = file.read(file.size)
-        source = _Bounded(content)
-        with zipfile.ZipFile(source) as archive:
-            source.most = None
-            entries = archive.infolist()
-            _refuse_if_a_bomb(entries, len(content))
-            yield list(_entries(archive, entries))
+        with _open_zip(content) if kind == "zip" else _open_tar(content) as files:
+            yield files
     except BadSubmission as problem:
         raise BadSubmission(f"{where}: {problem}") from None
     except Exception as error:  # whatever a broken file does to its reader, it is the file's fault
         what = first_line(error)[:200]
         raise BadSubmission(
-            f"{where}: cannot be read as a zip ({printable(what)}): pack and hand it in again"
+            f"{where}: cannot be read as a {kind} ({printable(what)}): pack and submit it again"
         ) from None
 
 
-def _refuse_if_a_bomb(entries: list[zipfile.ZipInfo], packed: int) -> None:
-    if len(entries) > MAX_ENTRIES:
-        raise BadSubmission(f"{len(entries):,} files are in it, more than the {MAX_ENTRIES:,} allowed: {ONLY}")
-    unpacked = sum(info.file_size for info in entries)
-    if unpacked > min(MAX_TOTAL, max(ALWAYS_ALLOWED, MAX_RATIO * packed)):
+def _refuse_if_a_bomb(count: int, unpacked: int, packed: int) -> None:
+    if count > MAX_ENTRIES:
+        raise BadSubmission(f"{count:,} files are in it, more than the {MAX_ENTRIES:,} allowed: {ONLY}")
+    if unpacked > _room(packed):
         raise BadSubmission(
             f"its {packed:,} bytes would unpack to {unpacked:,}; up to {MAX_RATIO} times as many are allowed, "
             f"and {MAX_TOTAL:,}: {ONLY}"
         )
 
 
+def _room(packed: int) -> int:
+    return min(MAX_TOTAL, max(ALWAYS_ALLOWED, MAX_RATIO * packed))
+
+
+# Zips
+
+
+@contextmanager
+def _open_zip(content: bytes) -> Iterator[list[File]]:
+    source = _Bounded(content)
+    with zipfile.ZipFile(source) as archive:
+        source.most = None
+        entries = archive.infolist()
+        _refuse_if_a_bomb(len(entries), sum(info.file_size for info in entries), len(content))
+        yield list(_entries(archive, entries))
+
+
 def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:
     """The files of a zip, hidden ones excepted."""
     seen = set()
-    for info in entries:
-        path = _path(info)
+    for info, name in zip(entries, _names(entries), strict=True):
+        path = _path(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
-            raise BadSubmission(f"{show_path(path)} is {KINDS.get(kind, 'a special file')}: zip the file itself")
+        _refuse_unless_file_or_folder(path, kind)
         if info.flag_bits & ENCRYPTED:
             raise BadSubmission(f"{show_path(path)} is encrypted: zip it without a password")
-        if info.is_dir() or is_hidden(path):
+        if name.endswith("/") or is_hidden(path):
             continue
-        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        if info.compress_type not in METHODS:
             raise BadSubmission(
                 f"{show_path(path)} is compressed by a method that is not read here: make an ordinary zip"
             )
-        if path in seen:
-            raise BadSubmission(f"{show_path(path)} is in it twice: pack again")
-        seen.add(path)
-        yield File(path, info.file_size, partial(_unpack, archive, info))
+        _refuse_if_twice(path, seen)
+        yield File(path, info.file_size, partial(METHODS[info.compress_type], archive, info))
 
 
-def _path(info: zipfile.ZipInfo) -> Parts:
-    name = info.orig_filename
-    if name.startswith("/") or re.match("[A-Za-z]:", name):
-        raise BadSubmission(
-            f"{label(name)} is an absolute path: zip the folder's contents, with paths that begin in it"
-        )
-    if "\\" in name or "\0" in name or info.filename != name:
-        raise BadSubmission(
-            f"{label(name)} is not a path that every system reads alike: make an ordinary zip, with / in paths"
-        )
-    path = tuple(part for part in name.split("/") if part not in {"", "."})
-    if ".." in path:
-        raise BadSubmission(
-            f"{label(name)} leads outside by '..': zip the folder's contents, with paths that begin in it"
-        )
-    if len(path) > MAX_DEPTH:
-        raise BadSubmission(f"{show_path(path)} lies more than {MAX_DEPTH} folders deep: {ONLY}")
-    if not path or any(len(os.fsencode(part)) > 255 for part in path):
-        raise BadSubmission(f"{label(name)!r} is not a name that a file can have: pack again")
-    return path
+def _names(entries: Iterable[zipfile.ZipInfo]) -> list[str]:
+    """The names of the entries, with / between folders, in the one encoding that all of them can be written in."""
+    names = [(info.orig_filename, bool(info.flag_bits & UTF_8)) for info in entries]
+    old = [name.encode("cp437") for name, is_utf_8 in names if not is_utf_8]
+    codec = next(codec for codec in CODECS if all(_can_be(name, codec) for name in old))
+    decoded = (name if is_utf_8 else name.encode("cp437").decode(codec) for name, is_utf_8 in names)
+    return [name.replace("\\", "/") for name in decoded]  # as PowerShell writes them
+
+
+def _can_be(name: bytes, codec: str) -> bool:
+    try:
+        return bool(name.decode(codec)) or not name
+    except UnicodeDecodeError:
+        return False
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
@@ -118,3 +138,131 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes
     honest.file_size = most
     with archive.open(honest) as file:
         return file.read(most)
+
+
+def _unpack_bounded(
+    reader: Callable[[bytes], tuple[bz2.BZ2Decompressor | lzma.LZMADecompressor, bytes]],
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    most: int,
+) -> bytes:
+    """The same for methods of which `zipfile` would unpack all at once, however much that is."""
+    raw = copy(info)
+    raw.compress_type, raw.file_size = zipfile.ZIP_STORED, info.compress_size
+    del raw.CRC  # it is of what comes out
+    with archive.open(raw) as file:
+        decompressor, packed = reader(file.read())
+    content = decompressor.decompress(packed, max_length=most)
+    if len(content) == info.file_size and zlib.crc32(content) != info.CRC:
+        raise BadSubmission(f"{label(info.filename)} is damaged (Bad CRC-32): pack again")
+    return content
+
+
+def _bzip2(packed: bytes) -> tuple[bz2.BZ2Decompressor, bytes]:
+    return bz2.BZ2Decompressor(), packed
+
+
+def _lzma(packed: bytes) -> tuple[lzma.LZMADecompressor, bytes]:
+    """A zip has two bytes of version and two of length before LZMA's properties; a .lzma file has eight of size after them."""
+    properties, rest = packed[4:9], packed[9:]
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_DICTIONARY), properties + b"\xff" * 8 + rest
+
+
+METHODS: dict[int, Callable[[zipfile.ZipFile, zipfile.ZipInfo, int], bytes]] = {
+    zipfile.ZIP_STORED: _unpack,
+    zipfile.ZIP_DEFLATED: _unpack,
+    zipfile.ZIP_BZIP2: partial(_unpack_bounded, _bzip2),
+    zipfile.ZIP_LZMA: partial(_unpack_bounded, _lzma),
+}
+
+
+# Tars
+
+
+@contextmanager
+def _open_tar(content: bytes) -> Iterator[list[File]]:
+    room = _room(len(content))
+    unpacked = _decompressed(content, room + 1)
+    _refuse_if_a_bomb(0, len(unpacked), len(content))
+    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
+        yield list(_members(archive, len(content)))
+
+
+def _decompressed(content: bytes, most: int) -> bytes:
+    """At most so many bytes of what a .gz, .bz2 or .xz holds; anything else as it is."""
+    if content.startswith(b"\x1f\x8b"):
+        return zlib.decompressobj(wbits=31).decompress(content, most)
+    if content.startswith(b"BZh"):
+        return bz2.BZ2Decompressor().decompress(content, most)
+    if content.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY).decompress(content, most)
+    return content
+
+
+def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:
+    """The files of a tar, hidden ones excepted."""
+    seen, unpacked = set(), 0
+    for count, member in enumerate(archive, 1):
+        if member.size < 0:
+            raise BadSubmission("it is damaged (an entry of less than nothing): pack again")
+        unpacked += member.size
+        _refuse_if_a_bomb(count, unpacked, packed)
+        if member.isdir() and member.name in {"", "."}:
+            continue
+        path = _path(member.name)
+        _refuse_unless_file_or_folder(path, TAR_KINDS.get(member.type, -1))
+        if member.isdir() or is_hidden(path):
+            continue
+        _refuse_if_twice(path, seen)
+        yield File(path, member.size, partial(_extract, archive, member))
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
+    with archive.extractfile(member) as file:
+        return file.read(most)
+
+
+TAR_KINDS = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.AREGTYPE: stat.S_IFREG,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.LNKTYPE: stat.S_IFLNK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+}
+
+
+# What is refused in both
+
+
+def _refuse_unless_file_or_folder(path: Parts, kind: int) -> None:
+    if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        raise BadSubmission(f"{show_path(path)} is {KINDS.get(kind, 'a special file')}: pack the file itself")
+
+
+def _refuse_if_twice(path: Parts, seen: set[Parts]) -> None:
+    if path in seen:
+        raise BadSubmission(f"{show_path(path)} is in it twice: pack again")
+    seen.add(path)
+
+
+def _path(name: str) -> Parts:
+    """The path that the name of an entry stands for. Raises `BadSubmission` if it leads elsewhere."""
+    if FORGED.match(name):
+        raise BadSubmission(
+            f"{label(name)} is an absolute path: pack the folder's contents, with paths that begin in it"
+        )
+    if "\0" in name:
+        raise BadSubmission(f"{label(name)} is not a path that every system reads alike: make an ordinary zip")
+    path = tuple(part for part in name.split("/") if part not in {"", "."})
+    if ".." in path:
+        raise BadSubmission(
+            f"{label(name)} leads outside by '..': pack the folder's contents, with paths that begin in it"
+        )
+    if len(path) > MAX_DEPTH:
+        raise BadSubmission(f"{show_path(path)} lies more than {MAX_DEPTH} folders deep: {ONLY}")
+    if not path or any(len(os.fsencode(part)) > 255 for part in path):
+        raise BadSubmission(f"{label(name)!r} is not a name that a file can have: pack again")
+    return path

@@ -1,7 +1,7 @@
 """The files of a submitted folder, within bounds: nothing is followed, waited for or unpacked.
 
 Every folder and file is opened by the one around it and never through a link, so that nothing can be put in the place of
-what was looked at.
+what was looked at; and a file that has changed since then is refused, so that no two versions are mixed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ MAX_ENTRIES = 2_000  # files and folders
 MAX_DEPTH = 10  # folders within folders
 MAX_LABEL = 63  # characters of a file's name that are kept; in UTF-8 they fit into any file system's 255 bytes
 
-ONLY = "hand in the notebook and the run folders, or the zip that loralab.pack makes"
+ONLY = "submit the notebook and the run folders, or the zip that loralab.pack makes"
 Parts = tuple[str, ...]  # a path within a submission
+Version = tuple[int, ...]  # a file on the disk as it was at some moment
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a hand-in: its path, how many bytes it says it has, and how to read at most so many of them."""
+    """A file of a submission: its path, how many bytes it says it has, and how to read at most so many of them."""
 
     path: Parts
     size: int
@@ -49,18 +50,36 @@ def show_path(path: Parts) -> str:
 
 
 @contextmanager
-def open_folder(path: Path) -> Iterator[int]:
-    """Open the folder and close it again. Raises `BadSubmission` if it is none."""
+def open_folder(path: Path, inside: Path | None = None) -> Iterator[int]:
+    """Open the folder and close it again. It is not a link, nor is any folder between `inside` (its parent) and it.
+
+    Raises `BadSubmission` if that is not so.
+    """
+    inside = path.parent if inside is None else inside
+    opened, name = None, path.name
     try:
-        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        opened = os.open(inside, os.O_RDONLY | os.O_DIRECTORY)
+        for name in path.relative_to(inside).parts:
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened)
+            os.close(opened)
+            opened = inner
     except OSError as error:
-        linked = error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink()
+        linked = error.errno in {errno.ELOOP, errno.ENOTDIR} and _is_link(name, opened)
+        if opened is not None:
+            os.close(opened)
         what = "is a symlink" if linked else f"cannot be opened as a folder ({error.strerror})"
-        raise BadSubmission(f"{label(path.name)} {what}: put a plain folder there") from None
+        raise BadSubmission(f"{label(name)} {what}: put a plain folder there") from None
     try:
         yield opened
     finally:
         os.close(opened)
+
+
+def _is_link(name: str, folder: int | None) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def walk(root: int) -> Iterator[File]:
@@ -79,7 +98,7 @@ def walk(root: int) -> Iterator[File]:
                     continue
                 status = refuse_unless_plain(path, entry.stat(follow_symlinks=False))
                 if stat.S_ISREG(status.st_mode):
-                    yield File(path, status.st_size, partial(read_in, root, path))
+                    yield File(path, status.st_size, partial(read_in, root, path, seen=_version(status)))
                 elif len(path) < MAX_DEPTH:
                     waiting.append(path)
                 else:
@@ -119,17 +138,27 @@ def _open_in(root: int, path: Parts, kind: int = 0) -> Iterator[int]:
         yield opened
     except OSError as error:
         raise BadSubmission(
-            f"{show_path(path) or 'the folder'} cannot be read ({error.strerror}): hand it in again"
+            f"{show_path(path) or 'the folder'} cannot be read ({error.strerror}): submit it again"
         ) from None
     finally:
         os.close(opened)
 
 
-def read_in(root: int, path: Parts, most: int) -> bytes:
-    """At most so many bytes of the file; another name for a file that lies elsewhere is refused."""
+def read_in(root: int, path: Parts, most: int, seen: Version | None = None) -> bytes:
+    """At most so many bytes of the file; another name for a file that is elsewhere is refused.
+
+    So is one that is not, or is no longer, in the version that was `seen`.
+    """
     with _open_in(root, path) as opened:
         status = refuse_unless_plain(path, os.fstat(opened))
         if status.st_nlink > 1:
             raise BadSubmission(f"{show_path(path)} is a hard link to another file: put a copy there")
         with open(opened, "rb", closefd=False) as file:
-            return file.read(most)
+            content = file.read(most)
+        if not _version(os.fstat(opened)) == _version(status) == (seen or _version(status)):
+            raise BadSubmission(f"{show_path(path)} has changed while the submission was read: grade it again")
+        return content
+
+
+def _version(status: os.stat_result) -> Version:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

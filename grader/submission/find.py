@@ -15,11 +15,15 @@ MAX_UNKNOWN = 5  # unexpected entries of a student's folder that are named one b
 
 @dataclass(frozen=True)
 class SubmissionFolder:
-    """Where a hand-in lies. `student` is the name of its folder in a form that can be printed, stored and told apart."""
+    """Where a submission is. `student` is the name of its folder in a form that can be printed, stored and told apart.
+
+    `inside` is the folder of the class, up to which no part of the path may be a link.
+    """
 
     student: str
     exercise: str
     folder: Path
+    inside: Path | None = None
 
 
 def find(submitted: Path) -> list[SubmissionFolder]:
@@ -54,7 +58,7 @@ def _survey_student(folder: Path, where: str) -> Iterator[SubmissionFolder | str
     names = {entry.name for entry in folder.iterdir()}
     for exercise in EXERCISES:
         if exercise in names:
-            yield SubmissionFolder(printable(folder.name), exercise, folder / exercise)
+            yield SubmissionFolder(printable(folder.name), exercise, folder / exercise, folder.parent)
     unknown = sorted(name for name in names - EXERCISES.keys() if not name.startswith("."))
     for name in unknown[:MAX_UNKNOWN]:
         yield f"{where}/{label(name)}: no exercise has this name: {_where_it_belongs(name)}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +18,18 @@ from loralab.record import ADAPTER_FILE, RUN_FILES
 
 from ..errors import BadSubmission
 from ..exercises import Exercise
-from .archive import open_zip
-from .files import MAX_JSON, MAX_NOTEBOOK, MAX_TOTAL, ONLY, File, Parts, label, open_folder, read_in, show_path, walk
+from .archive import open_archive
+from .files import MAX_JSON, MAX_NOTEBOOK, MAX_TOTAL, ONLY, File, open_folder, read_in, show_path, walk
 from .find import SubmissionFolder
+from .locate import Located, Slot, locate, the_archive
 
 Runs = dict[str, dict[str, bytes]]
+MAX_NESTED = 2  # a zip, and a zip in it
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was handed in: the notebook's bytes, the runs' files by run and name, and the paths of all that is not read."""
+    """What was submitted: the notebook's bytes, the runs' files by run and name, and the paths of all that is not read."""
 
     student: str
     exercise: str
@@ -47,27 +50,37 @@ def _sha256(content: bytes) -> str:
 
 
 def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
-    """Return the submission at `found`: a folder with the notebook and run folders (there or in `runs/`), or with a zip of them.
+    """Return the submission at `found`: a folder with the notebook and run folders, or with a zip of them.
 
     Where there are run folders, a zip is not opened; a notebook beside a zip is taken, not the one in it, because it was
     saved later. Raises `BadSubmission`, also if there is neither a notebook nor anything of a run.
     """
-    with open_folder(found.folder) as folder:
-        files = list(walk(folder))
-        notebook, runs, strays = _gather(files, exercise)
-        zips = [file for file in files if _may_be_the_zip(file.path)]
-        if zips and not runs:
-            with open_zip(_only(zips)) as packed_files:
-                packed, runs, more = _gather(packed_files, exercise)
-            notebook = packed if notebook is None else notebook
-            strays = tuple(sorted({*strays, *more}))
-    in_runs = {run.name for run in exercise.runs}
-    if notebook is None and not runs and not any(stray.split("/")[0] in in_runs for stray in strays):
+    with ExitStack() as opened:
+        folder = opened.enter_context(open_folder(found.folder, found.inside))
+        parts = [locate(list(walk(folder)), exercise)]
+        for _ in range(MAX_NESTED):
+            if parts[-1].homes or not (archive := the_archive(parts[-1])):
+                break
+            parts.append(locate(opened.enter_context(open_archive(archive)), exercise))
+        notebook = _the_notebook(parts)
+        files = parts[-1].runs | ({(f"{exercise.id}.ipynb",): notebook} if notebook else {})
+        read = _read(files)
+    strays = tuple(sorted({stray for part in parts for stray in part.strays(files.values())}))
+    runs = _by_run(read, exercise)
+    if notebook is None and not any(part.homes for part in parts):
         instead = f" (only {', '.join(strays[:3])}{' ...' if len(strays) > 3 else ''})" if strays else ""
         raise BadSubmission(
             f"neither {exercise.id}.ipynb nor a run folder such as {exercise.runs[0].name!r} is there{instead}: {ONLY}"
         )
-    return Submission(found.student, exercise.id, notebook, runs, strays)
+    return Submission(found.student, exercise.id, read.get((f"{exercise.id}.ipynb",)), runs, strays)
+
+
+def _the_notebook(parts: Sequence[Located]) -> File | None:
+    """The notebook, from the outermost place that has one: of the right name, of a similar one, or the only one of all."""
+    candidates = [part.notebook for part in parts] + [part.renamed for part in parts]
+    if not parts[-1].homes:  # another notebook beside sound runs is no reason to fail
+        candidates += [part.lone for part in parts]
+    return next((file for file in candidates if file), None)
 
 
 def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...]]:
@@ -78,8 +91,10 @@ def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...
     if not os.path.lexists(folder):
         return {}, ()
     with open_folder(folder) as opened:
-        _, runs, strays = _gather(list(walk(opened)), exercise)
-    return runs, strays
+        located = locate(list(walk(opened)), exercise)
+        files = located.runs
+        runs = _by_run(_read(files), exercise)
+    return runs, tuple(sorted(located.strays(files.values())))
 
 
 def collect_notebook(folder: Path, exercise: Exercise) -> bytes:
@@ -104,80 +119,38 @@ def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
             (folder / run / name).write_bytes(content)
 
 
-def _gather(files: Iterable[File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
-    """The notebook and the runs among these files, read, and the paths of all else."""
-    files = list(files)
-    around = _around_everything(files, exercise)
-    taken: dict[Parts, bytes] = {}
-    strays = set()
+def _read(files: Mapping[Slot, File]) -> dict[Slot, bytes]:
+    """The content of these files. Raises `BadSubmission` if there is too much of it, or if one is not what it says."""
+    read: dict[Slot, bytes] = {}
     total = 0
-    for file in files:
-        slot = _slot(file.path, around)
-        if not _is_read(slot, exercise):
-            strays.add("/".join(map(label, slot)))
-            continue
-        if slot in taken:
-            raise BadSubmission(f"{show_path(file.path)}: {show_path(slot)} is there twice: keep one of them")
+    for slot, file in files.items():
         total += file.size
         _refuse_if_too_large(file, total)
-        taken[slot] = file.read(file.size + 1)
-        if len(taken[slot]) != file.size:
+        read[slot] = file.read(file.size + 1)
+        if len(read[slot]) != file.size:
             raise BadSubmission(
-                f"{show_path(file.path)} has not the {file.size:,} bytes that it says it has: hand it in again"
+                f"{show_path(file.path)} has not the {file.size:,} bytes that it says it has: submit it again"
             )
+    return read
+
+
+def _by_run(read: Mapping[Slot, bytes], exercise: Exercise) -> Runs:
     runs = {
-        run.name: {name: taken[run.name, name] for name in RUN_FILES if (run.name, name) in taken}
+        run.name: {name: read[run.name, name] for name in RUN_FILES if (run.name, name) in read}
         for run in exercise.runs
     }
-    notebook = taken.get((f"{exercise.id}.ipynb",))
-    return notebook, {name: found for name, found in runs.items() if found}, tuple(sorted(strays))
-
-
-def _around_everything(files: Sequence[File], exercise: Exercise) -> str:
-    """The one folder that everything lies in, whatever a system packs beside it; or else that of the exercise's name."""
-    tops = {file.path[0] for file in files if file.path[0] != "__MACOSX" and not file.path[0].startswith(".")}
-    loose = any(len(file.path) == 1 and file.path[0] in tops for file in files)
-    ours = {"runs", *(run.name for run in exercise.runs)}
-    return tops.pop() if len(tops) == 1 and not loose and not tops & ours else exercise.id
-
-
-def _slot(path: Parts, around: str) -> Parts:
-    """The path as `loralab.pack` would have named it: without the folder `around` everything, and without `runs/`."""
-    if len(path) > 1 and path[0] == around:
-        path = path[1:]
-    return path[1:] if len(path) > 2 and path[0] == "runs" else path
-
-
-def _is_read(slot: Parts, exercise: Exercise) -> bool:
-    if len(slot) == 2:
-        return slot[1] in RUN_FILES and slot[0] in {run.name for run in exercise.runs}
-    return slot == (f"{exercise.id}.ipynb",)
+    return {name: files for name, files in runs.items() if files}
 
 
 def _refuse_if_too_large(file: File, total: int) -> None:
     most, advice = MAX_JSON, "no run has one that large, save it again"
     if file.path[-1] == ADAPTER_FILE:
-        most, advice = MAX_TOTAL, "hand in the adapter, not a whole model"
+        most, advice = MAX_TOTAL, "submit the adapter, not a whole model"
     elif file.path[-1].endswith(".ipynb"):
-        most, advice = MAX_NOTEBOOK, "clear its outputs, save it and hand it in again"
+        most, advice = MAX_NOTEBOOK, "clear its outputs, save it and submit it again"
     if file.size > most:
         raise BadSubmission(
             f"{show_path(file.path)} is too large, {file.size:,} bytes where {most:,} are allowed: {advice}"
         )
     if total > MAX_TOTAL:
         raise BadSubmission(f"all runs are too large, {total:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
-
-
-def _only(zips: Sequence[File]) -> File:
-    """Return the one zip. Raises `BadSubmission` if there are several."""
-    first, *others = zips
-    if others:  # whichever is named like the exercise: a browser puts a number to the later one
-        raise BadSubmission(
-            f"{show_path(first.path)} and {show_path(others[0].path)} are both there: keep the one to be graded"
-        )
-    return first
-
-
-def _may_be_the_zip(path: Parts) -> bool:
-    """Whether this is a zip where a hand-in may lie: `loralab.pack` writes it into `runs/`."""
-    return path[-1].lower().endswith(".zip") and path[:-1] in {(), ("runs",)}

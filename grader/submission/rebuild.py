@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from nbformat import NotebookNode
@@ -16,8 +18,10 @@ from ..text import printable
 from .files import MAX_NOTEBOOK
 
 MAX_SOURCE = 100_000  # characters of one cell
+MAX_PIECES = 5  # into which a cell was split
 MAX_NAMED = 5  # cells that a message names one by one
 FORMAT = 4
+BINDING = re.compile(r"^(?:async +)?(?:def|class) +(\w+)|^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
 
 
 class _Unreadable(ValueError):
@@ -26,11 +30,12 @@ class _Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class _Cell:
-    """A solution cell as the student left it."""
+    """A solution cell as the student left it, and where among the cells."""
 
     grade_id: str
     kind: str
     source: str
+    place: int
 
 
 def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
@@ -41,7 +46,7 @@ def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
     """
     notebook = exercise.released()
     wanted = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if _is_solution(cell)}
-    found = _read(submitted, f"{exercise.id}.ipynb")
+    found = _merged(_read(submitted, f"{exercise.id}.ipynb", {cell.id: name for name, cell in wanted.items()}))
     wrong = list(_wrong(found, {grade_id: cell.cell_type for grade_id, cell in wanted.items()}))
     if wrong:
         more = f", and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
@@ -59,7 +64,26 @@ def solution_sources(submitted: bytes) -> dict[str, str]:
 
     Raises `NotebookFailed` if `submitted` cannot be read as a notebook.
     """
-    return {cell.grade_id: cell.source for cell in _read(submitted, "the notebook")}
+    return {cell.grade_id: cell.source for cell in _merged(_read(submitted, "the notebook", {}))}
+
+
+def _merged(cells: list[_Cell]) -> list[_Cell]:
+    """Put together what an editor split: neighbours with one grade_id, run one after the other, do the same as one cell."""
+    merged: list[_Cell] = []
+    numbered = enumerate(cells)
+    # The last of the three stays the same as long as no other cell comes between.
+    for _, group in groupby(numbered, key=lambda one: (one[1].grade_id, one[1].kind, one[1].place - one[0])):
+        pieces = [cell for _, cell in group]
+        whole = "\n\n".join(cell.source for cell in pieces)
+        halves = 1 < len(pieces) <= MAX_PIECES and len(whole) <= MAX_SOURCE and not _defined_twice(pieces)
+        merged += [replace(pieces[0], source=whole)] if halves else pieces
+    return merged
+
+
+def _defined_twice(pieces: list[_Cell]) -> bool:
+    """Tell whether two give the same name a value: which of them counts is not for the grader to say."""
+    names = [{match[1] or match[2] for match in BINDING.finditer(cell.source)} for cell in pieces]
+    return sum(map(len, names)) > len(set().union(*names))
 
 
 def _wrong(found: list[_Cell], kinds: dict[str, str]) -> Iterator[str]:
@@ -78,30 +102,35 @@ def _named(cell: _Cell) -> str:
     return f"solution cell {printable(cell.grade_id[:60])}"
 
 
-def _read(submitted: bytes, where: str) -> list[_Cell]:
-    """The solution cells of a notebook.
+def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
+    """The solution cells of a notebook; one whose metadata is lost is known by its id, if `ids` gives a grade_id for it.
 
     What is not needed is not looked at: nbformat would take 10 s and 900 MB for 5 MB of empty objects in the metadata.
     """
     try:
-        return [cell for cell in map(_solution, cells_of(submitted)) if cell]
+        cells = cells_of(submitted)
+        kept = {name for cell in cells if (name := _grade_id(cell, {})) is not None}
+        lost = {cell_id: name for cell_id, name in ids.items() if name not in kept}
+        named = ((place, cell, _grade_id(cell, lost)) for place, cell in enumerate(cells))
+        return [_solution(cell, name, place) for place, cell, name in named if name is not None]
     except _Unreadable as problem:
         what = str(problem)
     except RecursionError:
         what = "it is nested too deep"
     except ValueError as error:  # JSON that is none, and numbers too long to be read
         what = f"it is not JSON ({printable(str(error))[:200]})"
-    raise NotebookFailed(f"{where}: cannot be read as a notebook: {what}: save it again, or hand in a fresh copy")
+    raise NotebookFailed(f"{where}: cannot be read as a notebook: {what}: save it again, or submit a fresh copy")
 
 
 def cells_of(submitted: bytes) -> list[dict[str, Any]]:
     """The cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
     if len(submitted) > MAX_NOTEBOOK:
         raise _Unreadable(f"it has {len(submitted):,} bytes, more than the {MAX_NOTEBOOK:,} allowed")
+    encoding = json.detect_encoding(submitted)  # UTF-8, or 16 or 32 as some editors on Windows save it
     try:
-        text = submitted.decode("utf-8-sig")
+        text = submitted.decode(encoding)
     except UnicodeDecodeError as error:
-        raise _Unreadable(f"it is not UTF-8 text (byte {error.start:,})") from None
+        raise _Unreadable(f"it is not {encoding.upper()} text (byte {error.start:,})") from None
     content = json.loads(text)
     if not isinstance(content, dict) or "nbformat" not in content:
         raise _Unreadable("it has no nbformat")
@@ -115,14 +144,21 @@ def cells_of(submitted: bytes) -> list[dict[str, Any]]:
     return cells
 
 
-def _solution(cell: dict[str, Any]) -> _Cell | None:
-    """The cell if it says that it is a solution."""
-    if not _is_solution(cell):
+def _grade_id(cell: dict[str, Any], lost: dict[str, str]) -> str | None:
+    """The cell's grade_id if it says that it is a solution, or if its metadata is lost and its id is one of these."""
+    if _is_solution(cell):
+        return _text(cell["metadata"]["nbgrader"].get("grade_id"))
+    metadata = cell.get("metadata")
+    if isinstance(metadata, dict) and "nbgrader" in metadata:
         return None
-    grade_id, source = cell["metadata"]["nbgrader"].get("grade_id"), cell.get("source")
+    return lost.get(_text(cell.get("id")))
+
+
+def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
+    source = cell.get("source")
     if isinstance(source, list) and all(isinstance(line, str) for line in source):
         source = "".join(source)
-    found = _Cell(_text(grade_id), _text(cell.get("cell_type")), source)
+    found = _Cell(grade_id, _text(cell.get("cell_type")), source, place)
     if not isinstance(source, str):
         raise _Unreadable(f"the source of {_named(found)} is no text")
     if len(source) > MAX_SOURCE:

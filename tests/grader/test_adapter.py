@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from grader.errors import Refused
 from grader.evaluation.adapter import read_adapter
 from grader.evaluation.delta_w import likeness
+from loralab import choose_base
 from loralab.shapes import LINEAR, adapter_shape
 from tests.conftest import ATTENTION
 
@@ -32,6 +33,14 @@ def in_four_bits(folder):
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
 
 
+BASE = choose_base("embedded").source
+EVERY = [
+    name.removeprefix("base_model.model.").partition(".lora_A")[0]
+    for name in adapter_shape(BASE, 1, tuple(ATTENTION)).tensors
+    if "lora_A" in name
+]
+
+
 def first(weights):
     return sorted(weights)[0]
 
@@ -50,7 +59,15 @@ def first(weights):
         (lambda f: (f / "adapter_config.json").write_text(" " * 70_000), "no adapter's config is that large"),
         (lambda f: edit_config(f, r="16"), "adapter_config.json: r: Input should be a valid integer"),
         (lambda f: edit_config(f, r=10**9), "adapter_config.json: r: "),
-        (lambda f: edit_config(f, target_modules=".*"), "adapter_config.json: target_modules"),
+        (lambda f: edit_config(f, target_modules=".*"), "is not the adapter that .* gate_proj.* is missing"),
+        (lambda f: edit_config(f, target_modules="(q"), "not a regular expression that can be read"),
+        (lambda f: edit_config(f, target_modules="(?:.|.)+[!?]"), "not a regular expression that can be read"),
+        (lambda f: edit_config(f, target_modules=EVERY[:-1]), "layers.[0-9]+.* is left out, others of its kind are not"),
+        (lambda f: edit_config(f, layers_to_transform=[0]), "is left out, others of its kind are not"),
+        (lambda f: edit_config(f, exclude_modules=["v_proj"]), "v_proj.* is not part of it"),
+        (lambda f: edit_config(f, init_lora_weights="pissa"), "init_lora_weights is 'pissa'; .* plain LoRA without it"),
+        (lambda f: edit_config(f, base_model_name_or_path="Qwen/Qwen2.5-0.5B"), "'Qwen/Qwen2.5-0.5B', but 'embedded'"),
+        (lambda f: edit_config(f, alpha_pattern={"v_proj": 64}), "gives the layers 32 to 64"),
         (lambda f: edit_config(f, target_modules=["lm_head"]), "only q_proj, k_proj"),
         (lambda f: edit_config(f, modules_to_save=["lm_head"]), "modules_to_save is .* plain LoRA without it"),
         (lambda f: edit_config(f, use_dora=True), "use_dora is 'True'; this exercise asks for plain LoRA"),
@@ -82,8 +99,39 @@ def test_a_spoilt_adapter_is_refused_with_its_cause(honest, base, spoil, cause):
     assert "\n" not in str(error.value)
 
 
-def test_no_folder_at_all_is_refused(tmp_path, base):
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"target_modules": r".*self_attn\.(q|k|v|o)_proj"},
+        {"target_modules": [f"self_attn.{name}" for name in ATTENTION]},
+        {"target_modules": EVERY},
+        {"target_modules": "all-linear", "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
+        {"layers_to_transform": list(range(99))},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False},
+        {"use_rslora": True, "lora_alpha": 8},
+        {"rank_pattern": {"gate_proj": 4}, "alpha_pattern": {"mlp.down_proj": 7}},
+        {"r": 8, "rank_pattern": {".*": 16}, "lora_alpha": 1, "alpha_pattern": {"self_attn.[qkvo]_proj": 32}},
+        {"base_model_name_or_path": BASE},
+        {"base_model_name_or_path": "/content/drive/MyDrive/lora-course/data/base"},
+        {"base_model_name_or_path": "C:\\Users\\kim\\data\\base"},
+        {"base_model_name_or_path": "data/base"},
+    ],
+)
+def test_a_config_that_says_the_same_in_another_way_gives_the_same_adapter(honest, base, said):
+    usual = read_adapter(honest, base)
+    edit_config(honest, **said)
+    adapter = read_adapter(honest, base)
+    assert adapter.settings == usual.settings
+    assert all(torch.equal(adapter.change[name][1], b) for name, (_, b) in usual.change.items())
+
+
+def test_no_folder_at_all_is_refused_and_those_that_are_there_are_named(tmp_path, base):
     with pytest.raises(Refused, match="no run folder 'nothing': it was not handed in"):
+        read_adapter(tmp_path / "nothing", base)
+    (tmp_path / "try-2").mkdir()
+    with pytest.raises(Refused, match=r"no run folder 'nothing' \(found: try-2\): it was not handed in"):
         read_adapter(tmp_path / "nothing", base)
 
 

@@ -1,10 +1,15 @@
 """Taking in hand-ins."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import pickle
 import socket
 import stat
+import tarfile
 import tracemalloc
 import zipfile
 import zlib
@@ -113,7 +118,7 @@ def test_runs_of_other_names_and_all_other_files_are_strays_that_are_never_opene
         path.chmod(0)
     opened = []
     monkeypatch.setattr(
-        files, "read_in", lambda root, path, most, read=files.read_in: opened.append(path) or read(root, path, most)
+        files, "read_in", lambda root, path, *more, read=files.read_in, **seen: opened.append(path) or read(root, path, *more)
     )
     submission = taken(folder)
     assert submission.runs == {RUN: CONTENTS}
@@ -206,11 +211,166 @@ def test_a_stray_of_any_name_can_be_stored_and_laid_out(folder, tmp_path, name):
     assert (tmp_path / "out" / stray).suffix == ".bin"
 
 
+# What is found in other places and under other names, where there is no doubt what is meant
+
+
+def a_zip(folder, *names, method=zipfile.ZIP_DEFLATED):
+    """A zip of a run and the notebook under these names of folders; of what is in them, the notebook is in the last."""
+    with zipfile.ZipFile(folder / "a.zip", "w", method) as archive:
+        for name, content in CONTENTS.items():
+            archive.writestr(f"{names[0]}{name}", content)
+        archive.writestr(f"{names[-1]}{EX1.id}.ipynb", NOTEBOOK)
+
+
+def a_tar(folder, suffix, mode):
+    with tarfile.open(folder / f"a{suffix}", mode) as archive:
+        files = {f"./{RUN}/{name}": content for name, content in CONTENTS.items()}
+        for name, content in [*files.items(), (f"./{EX1.id}.ipynb", NOTEBOOK)]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def in_bytes(folder, encoding, around):
+    """A zip as programs of East Asia make them: names in the system's encoding, and no word of that."""
+    files = [*((f"{RUN}/{name}", content) for name, content in CONTENTS.items()), (f"{EX1.id}.ipynb", NOTEBOOK)]
+    write_zip(folder / "a.zip", [stored(f"{around}/{name}".encode(encoding), content, flags=0) for name, content in files])
+
+
+FORMS = {
+    "two folders deep": lambda f: a_zip(f, f"hw/1/{RUN}/", "hw/1/"),
+    "a desktop's path": lambda f: a_zip(f, f"Users/kim/Desktop/hw/runs/{RUN}/", "Users/kim/Desktop/hw/"),
+    "Colab's path": lambda f: a_zip(f, f"content/runs/{RUN}/", "content/drive/MyDrive/Colab Notebooks/"),
+    "beside a folder": lambda f: a_zip(f, f"runs (1)/{RUN}/", "mine/"),
+    "in itself": lambda f: a_zip(f, f"{RUN}/{RUN}/", ""),
+    "backslashes": lambda f: a_zip(f, f"hw\\runs\\{RUN}\\", "hw\\"),
+    "misnamed run": lambda f: a_zip(f, "First_Adapter/", ""),
+    "run of any name": lambda f: a_zip(f, "my best run/", ""),
+    "flat": lambda f: a_zip(f, ""),
+    "flat in a folder": lambda f: a_zip(f, "hw/"),
+    "LZMA": lambda f: a_zip(f, f"{RUN}/", "", method=zipfile.ZIP_LZMA),
+    "bzip2": lambda f: a_zip(f, f"{RUN}/", "", method=zipfile.ZIP_BZIP2),
+    "tar": lambda f: a_tar(f, ".tar", "w"),
+    "tar.gz": lambda f: a_tar(f, ".tar.gz", "w:gz"),
+    "tgz": lambda f: a_tar(f, ".TGZ", "w:gz"),
+    "tar.xz": lambda f: a_tar(f, ".tar.xz", "w:xz"),
+    "tar.bz2": lambda f: a_tar(f, ".tar.bz2", "w:bz2"),
+    "Shift-JIS": lambda f: in_bytes(f, "cp932", "\u8868\u793a\u30bd"),  # the second byte of two of them is a backslash
+    "CP949": lambda f: in_bytes(f, "cp949", "\uacfc\uc81c"),
+    "Big5": lambda f: in_bytes(f, "big5", "\u529f\u8ab2"),
+    "cp437": lambda f: in_bytes(f, "cp437", "\u00dcbung"),
+    "UTF-8, unsaid": lambda f: in_bytes(f, "utf-8", "\u00dcbung \uacfc\uc81c"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_can_be_read_without_doubt_is_read(folder, form):
+    FORMS[form](folder)
+    submission = taken(folder)
+    assert submission.runs == {RUN: CONTENTS} and submission.notebook == NOTEBOOK
+    assert [stray for stray in submission.strays if not stray.startswith("a.")] == []
+
+
+@pytest.mark.parametrize(
+    "name", [f"{EX1.id} kim (1).ipynb", "Kim_1234_EX1-First-Adapter.IPYNB", "Copy of ex1_first_adapter.ipynb"]
+)
+def test_a_notebook_that_was_renamed_is_found_by_the_exercises_name_in_its_own(folder, name):
+    (folder / name).write_bytes(NOTEBOOK)
+    (folder / "notes.ipynb").write_bytes(b"another")
+    assert taken(folder).notebook == NOTEBOOK
+    (folder / f"{EX1.id} (2).ipynb").write_bytes(b"later?")
+    refused(folder, "are both there: keep the one to be graded")
+    (folder / f"{EX1.id}.ipynb").write_bytes(b"this one")
+    assert taken(folder).notebook == b"this one"
+
+
+def test_a_notebook_of_any_name_counts_if_it_is_all_there_is(folder):
+    (folder / "homework.ipynb").write_bytes(NOTEBOOK)
+    assert taken(folder).notebook == NOTEBOOK
+    add_run(folder)
+    assert taken(folder).notebook is None and taken(folder).strays == ("homework.ipynb",)
+
+
+def test_several_runs_are_found_under_similar_names_and_others_stay_strays(folder):
+    for name in ("Rank_4", "rank 16", "r64"):
+        add_run(folder / "mine", name)
+    submission = taken(folder, EX2)
+    assert submission.runs == {"rank-4": CONTENTS, "rank-16": CONTENTS}
+    assert set(submission.strays) == {f"r64/{name}" for name in CONTENTS}
+    add_run(folder / "mine", "RANK-4")
+    with pytest.raises(BadSubmission, match="mine/RANK-4 and mine/Rank_4 are both there"):
+        taken(folder, EX2)
+
+
+def test_of_two_runs_elsewhere_neither_is_taken_and_both_are_named(folder):
+    for name in ("monday", "tuesday"):
+        add_run(folder / name)
+    refused(folder, f"monday/{RUN} and tuesday/{RUN} are both there")
+    add_run(folder)
+    assert taken(folder).runs == {RUN: CONTENTS}
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz", ".tar.bz2"])
+def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_unpacked(folder, suffix):
+    packed = {".tar.gz": gzip.compress, ".tar.xz": lzma.compress, ".tar.bz2": bz2.compress}[suffix](bytes(200_000_000))
+    (folder / f"a{suffix}").write_bytes(packed)
+    del packed
+    tracemalloc.start()
+    try:
+        refused(folder, f"a{suffix}: its ", "would unpack to")
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "out is a symlink"),
+        ({"type": tarfile.LNKTYPE, "linkname": f"{RUN}/{RECORD}"}, "out is a symlink"),
+        ({"type": tarfile.FIFOTYPE}, "out is a pipe"),
+        ({"type": tarfile.BLKTYPE}, "out is a device"),
+        ({"name": "/etc/x"}, "/etc/x is an absolute path"),
+        ({"name": "../x"}, "../x leads outside"),
+        ({"name": f"./{RUN}/{RECORD}"}, "is in it twice"),
+        ({"size": 10**9}, "would unpack to 1,000,000,0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_odd_entry_refuses_the_whole_tar(folder, entry, why):
+    a_tar(folder, ".tar", "w")
+    odd = tarfile.TarInfo("out")
+    for name, value in entry.items():
+        setattr(odd, name, value)
+    with tarfile.open(folder / "a.tar", "a") as archive:
+        archive.addfile(odd)
+    refused(folder, "a.tar: ", why)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_methods_of_zips_are_unpacked_no_further_than_the_entry_says(folder, method):
+    with zipfile.ZipFile(folder / "whole.zip", "w", method) as archive:
+        archive.writestr(FILE, bytes(200_000_000))
+    with zipfile.ZipFile(folder / "whole.zip") as archive:
+        info = archive.getinfo(FILE)
+        archive.fp.seek(30 + len(FILE))
+        content = archive.fp.read(info.compress_size)
+    (folder / "whole.zip").unlink()
+    lie = Entry(FILE.encode(), content, zlib.crc32(bytes(500)), 500, method=method)
+    write_zip(folder / "a.zip", replaced(lie))
+    tracemalloc.start()
+    try:
+        refused(folder, f"{FILE} has not the 500 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
 # What is refused in a folder
 
 
 def test_a_hand_in_without_anything_to_grade_says_what_belongs_there(folder):
-    refused(folder, f"neither {EX1.id}.ipynb nor a run folder such as 'first-adapter' is there: hand in")
+    refused(folder, f"neither {EX1.id}.ipynb nor a run folder such as 'first-adapter' is there: submit")
     (folder / "notes.txt").touch()
     refused(folder, "(only notes.txt)")
 
@@ -273,6 +433,30 @@ def test_a_file_that_became_a_pipe_or_a_link_after_it_was_seen_is_refused(folder
             files.read_in(opened, (RUN, CONFIG), 100)
 
 
+def test_a_file_that_was_replaced_after_it_was_seen_is_refused_so_that_no_two_versions_are_mixed(folder, monkeypatch):
+    run, read = add_run(folder), files.read_in
+
+    def swap(root, path, *more, **seen):
+        if path[-1] == WEIGHTS:
+            (run / "new").write_bytes(CONTENTS[CONFIG])
+            (run / "new").replace(run / CONFIG)
+        return read(root, path, *more, **seen)
+
+    monkeypatch.setattr(files, "read_in", swap)
+    refused(folder, f"{RUN}/{CONFIG} has changed while the submission was read: grade it again")
+
+
+@pytest.mark.parametrize("swapped", ["ann", f"ann/{EX1.id}"])
+def test_a_students_folder_that_became_a_link_after_it_was_found_is_refused(folder, tmp_path, swapped):
+    add_run(folder)
+    (found,) = find(tmp_path / "submitted")
+    path = tmp_path / "submitted" / swapped
+    path.rename(tmp_path / "away")
+    path.symlink_to(tmp_path / "away")
+    with pytest.raises(BadSubmission, match=f"{path.name} is a symlink: put a plain folder there"):
+        take_in(found, EX1)
+
+
 @pytest.mark.parametrize(("name", "most"), [(WEIGHTS, 300_000_000), (CONFIG, 1_000_000), (RECORD, 1_000_000)])
 def test_a_file_that_is_too_large_is_named_before_it_is_read(folder, name, most):
     run = add_run(folder)
@@ -300,7 +484,7 @@ def test_a_notebook_that_is_too_large_says_what_to_do(folder):
 def test_a_file_that_grows_while_it_is_read_is_refused(folder, monkeypatch):
     add_run(folder)
     read = files.read_in
-    monkeypatch.setattr(files, "read_in", lambda root, path, most: read(root, path, most) + b"more")
+    monkeypatch.setattr(files, "read_in", lambda root, path, most, seen: read(root, path, most) + b"more")
     refused(folder, "has not the")
 
 
@@ -317,7 +501,7 @@ def test_many_files_and_great_depth_are_refused(folder, monkeypatch):
 def test_the_same_file_in_two_places_is_refused(folder):
     add_run(folder)
     add_run(folder / "runs")
-    refused(folder, f"{RUN}/{WEIGHTS} is there twice: keep one")
+    refused(folder, f"{RUN} and runs/{RUN} are both there: keep the one")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -361,7 +545,7 @@ ODD = {
     "absolute": (stored("/etc/cron.d/x", b""), "/etc/cron.d/x is an absolute path"),
     "drive": (stored("C:/x", b""), "C:/x is an absolute path"),
     "parent": (stored(f"{RUN}/../../x", b""), f"{RUN}/../../x leads outside"),
-    "backslash": (stored("..\\x", b""), "..\\\\x is not a path that every system reads alike"),
+    "backslash": (stored("..\\x", b""), "../x leads outside"),
     "NUL": (stored(f"{FILE}\0.txt", b""), "is not a path that every system reads alike"),
     "deep": (stored("a/" * 10 + "b", b""), "more than 10 folders deep"),
     "long": (stored("a" * 256, b""), "is not a name that a file can have"),
@@ -369,9 +553,9 @@ ODD = {
     "not UTF-8": (stored(b"\xff", b""), "cannot be read as a zip"),
     "twice": (stored(FILE, b"{}"), f"{FILE} is in it twice"),
     "twice by dots": (stored(f"./{RUN}/./{RECORD}", b"{}"), f"{FILE} is in it twice"),
-    "twice by runs": (stored(f"runs/{FILE}", b"{}"), f"{FILE} is there twice"),
+    "twice by runs": (stored(f"runs/{FILE}", b"{}"), f"{RUN} and runs/{RUN} are both there"),
     "password": (stored("x", b"", flags=1), "x is encrypted"),
-    "another method": (Entry(b"x", b"", 0, 0, method=14), "x is compressed by a method"),
+    "another method": (Entry(b"x", b"", 0, 0, method=9), "x is compressed by a method"),
     "a gigabyte": (filled("x", b"\0", 64), "would unpack to 1,073,7"),
     "fifty megabytes of nothing": (packed("x", bytes(50_000_000)), "would unpack to 50,000,"),
 }
@@ -447,11 +631,13 @@ def test_every_zip_that_is_damaged_anywhere_is_taken_in_or_refused_by_a_message(
             assert found.items() <= CONTENTS.items()
 
 
-def test_a_zip_in_a_zip_is_not_opened(folder):
-    write_zip(folder / "inner.zip", SOUND)
-    write_zip(folder / "outer.zip", [stored("inner.zip", (folder / "inner.zip").read_bytes())])
-    (folder / "inner.zip").unlink()
-    refused(folder, "neither", "(only inner.zip, outer.zip)")
+def test_a_zip_in_a_zip_is_opened_and_one_in_that_is_not(folder):
+    path = folder / "a.zip"
+    write_zip(path, SOUND)
+    for _ in range(2):
+        assert taken(folder).runs == {RUN: CONTENTS}
+        write_zip(path, [stored("inner.zip", path.read_bytes())])
+    refused(folder, "neither", "(only a.zip, inner.zip)")
 
 
 def test_nothing_is_written(folder, tmp_path):

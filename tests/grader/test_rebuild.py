@@ -108,12 +108,64 @@ def test_a_message_about_very_many_cells_is_short(notebook):
     refused(notebook, "and 15 more")
 
 
+def test_a_cell_that_lost_its_metadata_is_known_by_its_id(notebook):
+    cell(notebook, "task1")["source"] = "answer = 1"
+    honest = rebuilt(notebook)
+    for one in notebook["cells"]:
+        one["metadata"].pop("nbgrader", None)
+    assert rebuilt(notebook) == honest
+    del cell(notebook, "task2")["id"]
+    refused(notebook, "solution cell task2 is missing")
+
+
+def test_an_id_counts_only_where_no_cell_has_the_grade_id(notebook):
+    cell(notebook, "task1")["source"] = "answer = 1"
+    honest = rebuilt(notebook)
+    cell(notebook, "task1")["id"] = "moved"
+    notebook["cells"].append({"cell_type": "code", "id": "task1", "metadata": {}, "source": "answer = 2"})
+    assert rebuilt(notebook) == honest
+
+
+def split(notebook, first, second):
+    """What JupyterLab makes of a solution cell that is split: two with the same metadata."""
+    whole = cell(notebook, "task1")
+    rest = deepcopy(whole) | {"id": "new", "source": second}
+    whole["source"] = first
+    notebook["cells"].insert(notebook["cells"].index(whole) + 1, rest)
+
+
+def test_a_split_cell_is_put_together(notebook):
+    split(notebook, "import math\n\ndef helper():\n    x = 1", "def encode_pair(a):\n    x = 2\n    return helper()")
+    sources = solution_sources(json.dumps(notebook).encode())
+    again = next(one for one in rebuilt(notebook).cells if one.id == "task1")
+    assert again.source == sources["task1"] == (
+        "import math\n\ndef helper():\n    x = 1\n\ndef encode_pair(a):\n    x = 2\n    return helper()"
+    )
+
+
+@pytest.mark.parametrize("second", ["answer = 2", "def answer(): pass", "class answer: pass", "answer: int = 2"])
+def test_two_cells_that_define_the_same_or_are_apart_are_no_halves(notebook, second):
+    before = deepcopy(notebook)
+    split(notebook, "answer = 1", second)
+    refused(notebook, "solution cell task1 is there 2 times")
+    split(before, "answer = 1", "other = 2")
+    before["cells"].append(before["cells"].pop(before["cells"].index(cell(before, "new"))))
+    refused(before, "solution cell task1 is there 2 times")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_a_notebook_in_another_form_of_unicode_is_read(notebook, encoding):
+    cell(notebook, "task1")["source"] = "name = 'Jürgen 김'"
+    assert rebuild(EX1, json.dumps(notebook, ensure_ascii=False).encode(encoding)) == rebuilt(notebook)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"", "not JSON"),
         (b"\x80\x04\x95", "not UTF-8"),
-        ("{}".encode("utf-16"), "not UTF-8"),
+        ("{}".encode("utf-16"), "no nbformat"),
+        ("{}".encode("utf-16") + b"\x00", "not UTF-16 text"),
         (b'{"cells": [], "nbformat": 4', "not JSON"),
         (b"[" * 10**6 + b"]" * 10**6, "nested too deep"),
         (b'{"nbformat": ' + b"[" * 900 + b"]" * 900 + b"}", "nbformat ["),

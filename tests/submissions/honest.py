@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -92,6 +93,92 @@ def stored_with_folders(folder: Path, parts: Parts) -> None:
     write_zip(folder / ZIP, [stored(f"{RUN}/", b"", mode=0o040755), *files])
 
 
+def _zipped(folder: Path, rename: Callable[[str], str], method: int = zipfile.ZIP_DEFLATED) -> None:
+    """Replace the folder's content by a zip of it, its entries named anew."""
+    names = [f"{EX1}.ipynb", *(f"{RUN}/{name}" for name in (WEIGHTS, CONFIG, RECORD))]
+    with zipfile.ZipFile(folder / ZIP, "w", method) as archive:
+        for name in names:
+            archive.writestr(rename(name), (folder / name).read_bytes())
+    (folder / f"{EX1}.ipynb").unlink()
+    shutil.rmtree(folder / RUN)
+
+
+@form("a zip of a folder in a folder")
+def zip_two_folders_deep(folder: Path, parts: Parts) -> None:
+    _zipped(folder, lambda name: f"homework/try 2/{name}")
+
+
+@form("a zip with the path of a desktop in it")
+def zip_with_a_desktops_path(folder: Path, parts: Parts) -> None:
+    _zipped(folder, lambda name: f"Users/kim/Desktop/lora/{name}")
+
+
+@form("a zip made on Colab: the notebook from the drive, the runs from the machine")
+def zip_made_on_colab(folder: Path, parts: Parts) -> None:
+    drive = "content/drive/MyDrive/Colab Notebooks"
+    _zipped(folder, lambda name: f"{drive}/{name}" if name.endswith(".ipynb") else f"content/runs/{name}")
+
+
+@form("a zip with backslashes between its folders, as an older PowerShell makes it")
+def zip_of_powershell(folder: Path, parts: Parts) -> None:
+    _zipped(folder, lambda name: f"homework/{name}".replace("/", "\\"))
+
+
+@form("a zip compressed with LZMA")
+def zip_with_lzma(folder: Path, parts: Parts) -> None:
+    _zipped(folder, lambda name: name, zipfile.ZIP_LZMA)
+
+
+@form("a zip in a zip, as a learning platform packs a file that was uploaded")
+def zip_in_an_envelope(folder: Path, parts: Parts) -> None:
+    inner = _packed(folder).rename(folder / "inner.zip")
+    with zipfile.ZipFile(folder / "kim_123_file.zip", "w") as archive:
+        archive.write(inner, ZIP)
+    inner.unlink()
+
+
+def _zipped_in(folder: Path, around: str, encoding: str) -> None:
+    with zipfile.ZipFile(_packed(folder)) as archive:
+        files = {f"{around}/{name}".encode(encoding): archive.read(name) for name in archive.namelist()}
+    write_zip(folder / ZIP, [stored(name, content, flags=0) for name, content in files.items()])
+
+
+@form("a zip of Windows in Japanese, in whose folder's name a letter's second byte is a backslash")
+def zip_in_shift_jis(folder: Path, parts: Parts) -> None:
+    _zipped_in(folder, "表示ソフト", "cp932")
+
+
+@form("a zip of Windows in Korean")
+def zip_in_cp949(folder: Path, parts: Parts) -> None:
+    _zipped_in(folder, "과제 제출", "cp949")
+
+
+@form("a tar.gz of the folder")
+def tar_gz(folder: Path, parts: Parts) -> None:
+    with tarfile.open(folder / f"{EX1}.tar.gz", "w:gz") as archive:
+        for name in (f"{EX1}.ipynb", RUN):
+            archive.add(folder / name, f"./{name}")
+    (folder / f"{EX1}.ipynb").unlink()
+    shutil.rmtree(folder / RUN)
+
+
+@form("the run's files beside the notebook, without their folder")
+def flattened_run(folder: Path, parts: Parts) -> None:
+    for path in (folder / RUN).iterdir():
+        path.rename(folder / path.name)
+    (folder / RUN).rmdir()
+
+
+@form("the run's folder under a name with an underscore")
+def misnamed_run(folder: Path, parts: Parts) -> None:
+    (folder / RUN).rename(folder / "first_adapter")
+
+
+@form("the notebook under the name that a browser or a learning platform gives to it")
+def renamed_notebook(folder: Path, parts: Parts) -> None:
+    (folder / f"{EX1}.ipynb").rename(folder / f"{EX1} kim (1).ipynb")
+
+
 @form("what file managers and editors leave in a folder")
 def what_systems_leave(folder: Path, parts: Parts) -> None:
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", f"._{EX1}.ipynb", f"{RUN}/.DS_Store", f"{RUN}/._{RECORD}"):
@@ -164,6 +251,30 @@ def config_of_another_peft(folder: Path, parts: Parts) -> None:
     path.write_text(json.dumps(config))
 
 
+def _edit_config(folder: Path, **changes: object) -> None:
+    path = folder / RUN / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@form("the same layers by a regular expression, the same scale by rsLoRA, and a start of another kind")
+def config_in_other_words(folder: Path, parts: Parts) -> None:
+    layers = r".*\.self_attn\.[qkvo]_proj"
+    _edit_config(folder, target_modules=layers, use_rslora=True, lora_alpha=8, init_lora_weights="gaussian")
+
+
+@form("the same layers by their parents, patterns that match nothing, and the path of the base on the student's machine")
+def config_with_paths(folder: Path, parts: Parts) -> None:
+    targets = [f"self_attn.{name}_proj" for name in "qkvo"]
+    base = r"C:\Users\kim\lora-course\data\base"
+    _edit_config(folder, target_modules=targets, rank_pattern={"gate_proj": 4}, base_model_name_or_path=base)
+
+
+@form("all layers by their full names")
+def config_with_every_layer(folder: Path, parts: Parts) -> None:
+    names = [name.removeprefix("base_model.model.").partition(".lora_A")[0] for name in load_file(folder / RUN / WEIGHTS)]
+    _edit_config(folder, target_modules=sorted(set(name for name in names if "lora_B" not in name)))
+
+
 @form("trained on a GPU, whose perplexities differ in the second place")
 def trained_on_a_gpu(folder: Path, parts: Parts) -> None:
     path = folder / RUN / RECORD
@@ -201,17 +312,17 @@ HONEST += [
 ]
 
 
-def notebook(tries: str) -> Callable[[Callable[[NotebookNode, Parts], str | None]], Callable]:
-    """Decorates what changes about the solved notebook, or gives the text of its file. An honest run lies beside it."""
+def notebook(tries: str) -> Callable[[Callable[[NotebookNode, Parts], str | bytes | None]], Callable]:
+    """Decorates what changes about the solved notebook, or gives the content of its file. An honest run lies beside it."""
 
-    def collect(change: Callable[[NotebookNode, Parts], str | None]) -> Callable:
+    def collect(change: Callable[[NotebookNode, Parts], str | bytes | None]) -> Callable:
         def build(folder: Path, parts: Parts) -> None:
             parts.run(folder / RUN, change.__name__)
             solved = parts.notebook()
-            text = change(solved, parts)
+            content = change(solved, parts)
             save(solved, folder)
-            if text is not None:
-                (folder / f"{EX1}.ipynb").write_bytes(text.encode())
+            if content is not None:
+                (folder / f"{EX1}.ipynb").write_bytes(content.encode() if isinstance(content, str) else content)
 
         HONEST.append(Case(change.__name__.replace("_", "-"), tries, "notebook", FULL, build, trains=True))
         return change
@@ -294,6 +405,26 @@ def with_line_ends_of_windows(solved: NotebookNode, parts: Parts) -> str:
 @notebook("with a byte order mark")
 def with_a_byte_order_mark(solved: NotebookNode, parts: Parts) -> str:
     return "\ufeff" + nbformat.writes(solved)
+
+
+@notebook("in UTF-16, as an editor on Windows saves it")
+def in_utf_16(solved: NotebookNode, parts: Parts) -> bytes:
+    return nbformat.writes(solved).encode("utf-16")
+
+
+@notebook("without nbgrader's metadata, which some converters drop")
+def without_metadata(solved: NotebookNode, parts: Parts) -> None:
+    for cell in solved.cells:
+        cell.metadata.pop("nbgrader", None)
+
+
+@notebook("with a solution cell that was split in JupyterLab")
+def with_a_split_cell(solved: NotebookNode, parts: Parts) -> None:
+    index = next(number for number, cell in enumerate(solved.cells) if cell.id == "task2")
+    first, second = solved.cells[index].source.split("\n\n\n", 1)
+    rest = new_code_cell(second, id="rest", metadata=solved.cells[index].metadata)
+    solved.cells[index].source = first
+    solved.cells.insert(index + 1, rest)
 
 
 @notebook("in one line, with sources as one text each and escapes for what is not ASCII")

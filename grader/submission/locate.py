@@ -1,0 +1,152 @@
+"""Which of a submission's files are the notebook and the runs, wherever they are and however they are named.
+
+A file that stands where `loralab.pack` puts it counts before all others. One that stands elsewhere, or under a similar
+name, counts if it is the only one: then there is no doubt which is meant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from loralab.record import RUN_FILES
+
+from ..errors import BadSubmission
+from ..exercises import Exercise
+from .archive import is_archive
+from .files import File, Parts, label, show_path
+
+NOTEBOOK = ".ipynb"
+Slot = tuple[str, ...]  # a path as `loralab.pack` would have named it
+
+
+@dataclass(frozen=True)
+class Located:
+    """What was found among `files`.
+
+    `notebook` has the exercise's name; `renamed` is the only one whose name holds it, `lone` the only one of any name.
+    `homes` are the folders of the runs by their names, `archives` the zips that may hold a submission.
+    """
+
+    files: Sequence[File]
+    around: Parts
+    homes: dict[str, Parts]
+    notebook: File | None
+    renamed: File | None
+    lone: File | None
+    archives: Sequence[File]
+
+    @property
+    def runs(self) -> dict[Slot, File]:
+        """The files of the runs, by run and name."""
+        names = {home: run for run, home in self.homes.items()}
+        of_runs = ((names.get(file.path[:-1], ""), file) for file in self.files)
+        return {(run, file.path[-1]): file for run, file in of_runs if run and file.path[-1] in RUN_FILES}
+
+    def strays(self, taken: Iterable[File]) -> set[str]:
+        """The paths of all files but those `taken`, as they would be in the packed zip."""
+        known = {file.path for file in taken}
+        return {"/".join(map(label, self._slot(file.path))) for file in self.files if file.path not in known}
+
+    def _slot(self, path: Parts) -> Slot:
+        for run, home in self.homes.items():
+            if path[: len(home)] == home and len(path) > len(home):
+                return (run, *path[len(home) :])
+        inner = path[len(self.around) :]
+        return inner[1:] if len(inner) > 2 and inner[0] == "runs" else inner
+
+
+def locate(files: Sequence[File], exercise: Exercise) -> Located:
+    """Find the notebook and the runs. Raises `BadSubmission` where two could be meant; the message names both."""
+    around = _around_everything(files, exercise)
+    homes = _find_homes(files, exercise, around)
+    notebooks = [file for file in files if file.path[-1].lower().endswith(NOTEBOOK)]
+    named = [file for file in notebooks if file.path[-1] == f"{exercise.id}{NOTEBOOK}"]
+    at_their_place = [file for file in named if _place(file.path, exercise, around) == file.path[-1:]]
+    similar = [file for file in notebooks if file not in named and _names(file.path[-1], exercise)]
+    return Located(
+        files=files,
+        around=around,
+        homes=homes,
+        notebook=_only(at_their_place or named),
+        renamed=None if named else _only(similar),
+        lone=notebooks[0] if len(notebooks) == 1 else None,
+        archives=[file for file in files if is_archive(file.path[-1])],
+    )
+
+
+def the_archive(outer: Located) -> File | None:
+    """Return the zip that holds the submission, or None; one that is not where a zip belongs only if all else is missing.
+
+    Raises `BadSubmission` if there are several.
+    """
+    belong = [file for file in outer.archives if file.path[len(outer.around) : -1] in {(), ("runs",)}]
+    return _only(belong or ([] if outer.notebook or outer.renamed else outer.archives))
+
+
+def _around_everything(files: Sequence[File], exercise: Exercise) -> Parts:
+    """The folders that everything is in, from the outermost on, up to a run's own folder."""
+    folders = [file.path[:-1] for file in files]
+    ours = {"runs", *(run.name for run in exercise.runs)}
+    around: Parts = os.path.commonprefix(folders) if folders else ()
+    return next((around[:depth] for depth, name in enumerate(around) if name in ours), around)
+
+
+def _place(path: Parts, exercise: Exercise, around: Parts) -> Parts:
+    """The path without the folders around everything, that of the exercise, and `runs/`."""
+    for folder in (*around, exercise.id, "runs"):
+        path = path[1:] if len(path) > 1 and path[0] == folder else path
+    return path
+
+
+def _find_homes(files: Sequence[File], exercise: Exercise, around: Parts) -> dict[str, Parts]:
+    """The folder of each run."""
+    contents: dict[Parts, set[str]] = defaultdict(set)
+    for file in files:
+        contents[file.path[:-1]].add(file.path[-1])
+    homes: dict[str, Parts] = {}
+    for run in exercise.runs:
+        named = [folder for folder in contents if folder[-1:] == (run.name,)]
+        at_their_place = [folder for folder in named if _place(folder, exercise, around) == (run.name,)]
+        if found := _only_folder(at_their_place or named):
+            homes[run.name] = found
+    names = {_plain(run.name): run.name for run in exercise.runs if run.name not in homes}
+    for name, run in names.items():
+        similar = [folder for folder in contents if folder and _plain(folder[-1]) == name and contents[folder] & set(RUN_FILES)]
+        if found := _only_folder(similar):
+            homes[run] = found
+    if len(exercise.runs) == 1 and not homes:  # any complete run must be the one
+        complete = [folder for folder, names_in_it in contents.items() if names_in_it >= set(RUN_FILES)]
+        if len(complete) == 1:
+            homes[exercise.runs[0].name] = complete[0]
+    return homes
+
+
+def _plain(name: str) -> str:
+    """A name without what people and file managers change about it: case, hyphens, spaces and underscores."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _names(name: str, exercise: Exercise) -> bool:
+    """Tell whether a notebook's name holds that of the exercise, as in `kim_ex1_first_adapter (1).ipynb`."""
+    stem = name[: -len(NOTEBOOK)]
+    return _plain(exercise.id) in _plain(stem) and not stem.endswith("-checkpoint")
+
+
+def _only(found: Sequence[File]) -> File | None:
+    path = _only_folder([file.path for file in found])
+    return found[0] if path is not None else None
+
+
+def _only_folder(found: Sequence[Parts]) -> Parts | None:
+    """Return the one path. Raises `BadSubmission` if there are several."""
+    if len(found) > 1:  # a browser puts a number to the later one, and a learning platform to another
+        first, second = sorted(found)[:2]
+        raise BadSubmission(
+            f"{show_path(first) or 'the folder'} and {show_path(second)} are both there: keep the one to be graded"
+        )
+    return found[0] if found else None
