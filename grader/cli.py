@@ -29,7 +29,7 @@ from .exercises import EXERCISES, ROOT, Exercise
 from .pipeline import Graded, GradingSetup, Mode, grade_class
 from .records.autograded import answers_differ, origin_of, remove_autograded, write_autograded
 from .records.gradebook import ask_for_another_look, default_url, write_gradebook
-from .records.ledger import Ledger
+from .records.ledger import SEED_BITS, Ledger
 from .release import generate
 from .reports.class_report import FEW, write_report
 from .reports.class_stats import in_order
@@ -38,7 +38,7 @@ from .reports.student_feedback import write_feedback
 from .reports.terminal import print_class, print_verdict
 from .sandbox.bubblewrap import available
 from .sandbox.limits import GIB, Limits
-from .submission.find import SubmissionFolder, find, left_out
+from .submission.find import SubmissionFolder, doubtful_names, find, left_out
 from .submission.intake import Submission
 from .submission.similarity import fingerprint
 from .text import printable
@@ -47,7 +47,7 @@ from .verdict import Verdict
 app = typer.Typer(
     help="Grade exercises from the adapters that they save.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-console = Console()
+console = Console(emoji=False)  # a message may hold what looks like the name of an emoji
 BUILD = Path("build")
 
 
@@ -104,7 +104,7 @@ def grade(
     heldout_seed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=2**31 - 1, help="Draws the held-out pairs (default: a secret one, kept in the ledger)."
+            min=0, max=2**SEED_BITS - 1, help="Draws the held-out pairs (default: a secret one, kept in the ledger)."
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="How long one notebook may run in the sandbox.")] = 15,
@@ -122,6 +122,7 @@ def grade(
     ] = None,
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
+    os.umask(0o077)  # what is written is about people: results, feedback, the gradebook
     course = course.resolve()
     default = course / BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
@@ -142,7 +143,7 @@ def grade(
 
 def _grade_folders(request: _Request, folders: list[SubmissionFolder], mode: Mode) -> bool:
     """Grade what is no class, and tell whether all of it passed."""
-    seed = secrets.randbelow(2**31) if request.heldout_seed is None else request.heldout_seed
+    seed = secrets.randbits(SEED_BITS) if request.heldout_seed is None else request.heldout_seed
     verdicts = _in_order(_grade(request, folders, mode, seed))
     _report(verdicts, [], request.out)
     return all(verdict.passed for verdict in verdicts)
@@ -160,6 +161,8 @@ def _grade_submitted(request: _Request, mode: Mode, url: str) -> bool:
     missed = left_out(request.course / "submitted")
     for what in missed:
         _say("[yellow]left out[/yellow]", what)
+    for what in doubtful_names(request.course / "submitted"):
+        _say("[yellow]check the name[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
     return _into_gradebook(verdicts, url) and not missed and not failed
 

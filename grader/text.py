@@ -11,9 +11,17 @@ ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x0
 MAX_TEXT, MAX_NAME, MAX_FILE_NAME = 2000, 80, 100  # characters, characters, bytes
 CODE_WIDTH = 100  # characters
 MAX_MARKS = 4  # combining marks on one letter; scripts use up to three, and a tower of them hides other lines
-FORMULA_STARTS = frozenset("=+-@")
+FORMULA_STARTS = "=+-@＝＋－＠﹦﹢﹣﹫⁼⁺⁻₌₊₋"  # with the forms that some spreadsheets take for the plain ones
 # Excel reads a field anew after a semicolon where that is the list separator, whatever the quotes around it say.
-AFTER_SEMICOLON = re.compile(r"(;[\s'\"]*)(?=[=+\-@])")
+AFTER_SEMICOLON = re.compile(rf"([;；][\s'\"]*)(?=[{re.escape(FORMULA_STARTS)}])")
+# Letters that show nothing, besides those of Unicode's category for such: fillers of Hangul, an empty pattern of Braille.
+BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+# Letters of Cyrillic and Greek that look like Latin ones, and those.
+LOOK_ALIKES = str.maketrans(
+    "аеіїјорсухѕԁһӏвкмнтгпАВЕІЈКМНОРСТУХЅԌαειικνορτυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
+    "aeiijopcyxsdhlbkmhtrnabeijkmhopctyxsgaeiikvoptuxabezhikmnoptyx",
+)
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 PLAIN_NAME = re.compile(r"\w(?:[\w.@+ -]*[\w@+-])?")
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 HASHED = re.compile(r".*-[0-9a-f]{16}")
@@ -59,8 +67,28 @@ def spreadsheet_cell(text: str) -> str:
     """Return `text` on one line, marked as text if it begins as a formula does."""
     text = display_line(text)
     text = AFTER_SEMICOLON.sub(r"\1'", text)
-    first = unicodedata.normalize("NFKC", text.lstrip(" '\"\u2018\u2019\u201c\u201d")[:1])
-    return f"'{text}" if first in FORMULA_STARTS else text
+    first = text.lstrip(" '\"\u2018\u2019\u201c\u201d")[:1]
+    return f"'{text}" if first and first in FORMULA_STARTS else text
+
+
+def invisible(text: str) -> str:
+    """Return the letters of `text` that show nothing, escaped: a name that has one can look like another."""
+    found = (letter for letter in text if letter in BLANK_LETTERS or unicodedata.category(letter) in ("Cf", "Zl", "Zp"))
+    return "".join(dict.fromkeys(letter.encode("unicode_escape").decode() for letter in found))
+
+
+def as_it_looks(text: str) -> str:
+    """Return what two texts have in common that look alike: case, accents' form and the script of a letter left out."""
+    plain = unicodedata.normalize("NFKC", text).translate(LOOK_ALIKES).casefold()
+    return " ".join("".join(letter for letter in plain if not invisible(letter)).split())
+
+
+def coarse(text: str) -> str:
+    """Return `text` with its decimal numbers rounded to two digits.
+
+    What a student is told of the secret pairs must not say which pairs they are, however many adapters are tried.
+    """
+    return DECIMAL.sub(lambda number: f"{float(number[0]):.2g}" if float(number[0]) < 100 else f"{float(number[0]):.0f}", text)
 
 
 def file_name(text: str) -> str:

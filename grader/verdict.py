@@ -8,10 +8,17 @@ from pydantic import BaseModel, ConfigDict
 
 from loralab import RunRecord
 
+from .text import coarse
+
 MAX_POINTS = 100
 State = Literal["graded", "submission failed", "grader failed"]
 # Checks that reports single out.
 HELD_OUT, EXACT = "fresh held-out PPL", "exact match"
+# Checks whose numbers a student can compute, too; those of all others come from the secret pairs.
+PUBLIC = {
+    *("rank and targets", "trainable share", "adapter size", "lora_B moved", "training loss", "claims of run.json"),
+    *("forgetting", "one thing changed", "can be evaluated"),
+}
 
 
 class Check(BaseModel):
@@ -36,6 +43,13 @@ class Check(BaseModel):
     def label(self) -> str:
         """Its name, after that of its run if it has one."""
         return f"{self.run}: {self.name}" if self.run else self.name
+
+    @property
+    def for_students(self) -> Check:
+        """What a student is told of it: numbers from the secret pairs are coarse."""
+        if self.name in PUBLIC:
+            return self
+        return self.model_copy(update={text: coarse(getattr(self, text)) for text in ("expected", "found", "message")})
 
 
 class Verdict(BaseModel):

@@ -177,7 +177,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield verdict.message
     for check in verdict.checks:
         if not check.passed:
-            yield f"{check.label}: {check.message}"
+            yield f"{check.label}: {check.for_students.message}"
 
 
 @contextmanager

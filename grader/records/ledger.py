@@ -24,6 +24,7 @@ from ..errors import LedgerError
 from ..exercises import ROOT
 from ..verdict import Verdict
 
+SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
 APPLICATION = 0x4C6F5241  # "LoRA": another program's database is not taken for a ledger
 
 # The steps from an empty file to the present tables. A ledger notes how many of them it has behind it, and takes the
@@ -44,6 +45,13 @@ MIGRATIONS = (
     CREATE TABLE class (heldout_seed INTEGER NOT NULL);
     """,
     "DROP TABLE latest",  # which verdict counts is a matter of what is submitted, and nothing read this
+    # SQLite's integers have 64 bits; a larger seed is kept as its bytes, which the type of the other column lets through.
+    """
+    CREATE TABLE seed (heldout_seed BLOB NOT NULL);
+    INSERT INTO seed SELECT heldout_seed FROM class;
+    DROP TABLE class;
+    ALTER TABLE seed RENAME TO class
+    """,
 )
 
 # What decides a verdict beside the code: the notebooks, the base, and the pairs that it is measured on.
@@ -172,11 +180,12 @@ class Ledger:
     def _seed(self, given: int | None) -> int:
         with self._transaction():
             row = self._database.execute("SELECT heldout_seed FROM class").fetchone()
-            if row is not None and given in (None, row[0]):
-                return row[0]
-            seed = secrets.randbelow(2**31) if given is None else given
+            kept = int.from_bytes(row[0], "big") if row and isinstance(row[0], bytes) else row and row[0]
+            if kept is not None and given in (None, kept):
+                return kept
+            seed = secrets.randbits(SEED_BITS) if given is None else given
             self._database.execute("DELETE FROM class")
-            self._database.execute("INSERT INTO class VALUES (?)", (seed,))
+            self._database.execute("INSERT INTO class VALUES (?)", (_storable_value(seed),))
         return seed
 
     @contextmanager
@@ -212,12 +221,18 @@ class Ledger:
 
 
 def _storable(key: Key) -> tuple[str | bytes | int, ...]:
-    """The key's values; a folder's name that is no valid text as bytes, which SQLite keeps apart from every text."""
-    return tuple(v.encode("utf-8", "surrogatepass") if _is_no_text(v) else v for v in astuple(key))
+    return tuple(map(_storable_value, astuple(key)))
 
 
-def _is_no_text(value: str | int) -> bool:
-    return isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value)
+def _storable_value(value: str | int) -> str | bytes | int:
+    """A name that is no valid text, or a number beyond SQLite's, as bytes, which it keeps apart from all else."""
+    if isinstance(value, int):
+        return value if value < 2**63 else value.to_bytes(SEED_BITS // 8, "big")
+    return value.encode("utf-8", "surrogatepass") if _is_no_text(value) else value
+
+
+def _is_no_text(value: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def decides(name: str) -> bool:

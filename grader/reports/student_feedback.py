@@ -35,7 +35,8 @@ def feedback_path(student: str, exercise: str) -> Path:
 def write_feedback(verdict: Verdict, folder: Path) -> Path:
     """Write the page of a verdict below `folder` and return its path.
 
-    The held-out seed, held-out questions, the grader's own folders and its own errors are not on it.
+    The held-out seed, held-out questions, the grader's own folders and its own errors are not on it, and numbers from
+    held-out questions are coarse.
     """
     exercise = EXERCISES.get(verdict.exercise)
     return write_page(
@@ -45,9 +46,11 @@ def write_feedback(verdict: Verdict, folder: Path) -> Path:
         title=exercise.title if exercise else verdict.exercise,
         message=without_folders(verdict.message),
         failing=_failing(verdict),
-        holding=[(run, [c for c in verdict.checks if c.run == run and c.passed]) for run in [*verdict.runs, ""]],
+        holding=[
+            (run, [c.for_students for c in verdict.checks if c.run == run and c.passed]) for run in [*verdict.runs, ""]
+        ],
         losses=loss_plot({run: claim.losses for run, claim in verdict.claims.items()}),
-        bars=perplexity_bars(verdict.perplexities),
+        bars=perplexity_bars({name: float(f"{ppl:.2g}") for name, ppl in verdict.perplexities.items()}),
         max_points=MAX_POINTS,
     )
 
@@ -63,4 +66,5 @@ def _failing(verdict: Verdict) -> list[Failing]:
 
 
 def _presentable(check: Check) -> Check:
+    check = check.for_students
     return check.model_copy(update={text: without_folders(getattr(check, text)) for text in ("found", "message")})

@@ -18,7 +18,7 @@ STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grad
 
 def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     """One verdict as a table: check, expected, found, points, pass; below it every reason for a failure."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     title = Text(
         f"{verdict.exercise}: {display_name(verdict.student)} on the {display_name(verdict.base)} base", style="bold"
     )
@@ -42,7 +42,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
 
 def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
     """A class as one table, an exercise a row; below it every hand-in that the grader failed at."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     students = len({verdict.student for verdict in verdicts})
     table = Table(title=f"{len(verdicts)} hand-ins of {students} students", title_justify="left", title_style="bold")
     table.add_column("exercise")

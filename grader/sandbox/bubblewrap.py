@@ -28,7 +28,7 @@ from loralab import data_path
 from loralab.pool import allowed_threads
 
 from ..errors import SandboxFailed, SandboxMissing
-from . import seccomp
+from . import kernel_limits, seccomp
 from .limits import Limits, Watch, size
 
 FOLDER = "/submission"  # where the command finds the folder that it may write to
@@ -95,7 +95,6 @@ def run(
         raise SandboxMissing(NOT_INSTALLED)
     if (refused_calls := seccomp.program()) is None:
         raise SandboxMissing(f"no filter of system calls is known for this processor ({platform.machine()}); {OPTIONS}")
-    scene = _scene(folder, limits, shown or {})
     if os.geteuid() == 0:
         _give_away(folder)
     told, telling = os.pipe()
@@ -103,18 +102,21 @@ def run(
         opened.callback(os.close, telling)
         # What bubblewrap reads of files: the filter of system calls, and what would show our folders in its command line.
         calls = opened.enter_context(_readable(refused_calls))
-        hidden = [
-            word for pair in (_environment() | (environment or {})).items() for word in ("--setenv", *pair)
-        ] + scene
+        fonts = {path.name: opened.enter_context(_readable(path.read_bytes())).fileno() for path in _fonts()}
+        variables = (_environment() | (environment or {})).items()
+        hidden = [word for pair in variables for word in ("--setenv", *pair)]
+        hidden += _scene(folder, limits, shown or {}, fonts)
+        bounded = kernel_limits.prefix(limits.memory + limits.memory // 4, limits.processes * THREADS)
         words = opened.enter_context(_readable(b"".join(os.fsencode(word) + b"\0" for word in hidden)))
         process = subprocess.Popen(
-            [*_cage(limits, words.fileno(), telling, calls.fileno()), *command],
+            [*bounded, *_cage(limits, words.fileno(), telling, calls.fileno()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[telling, calls.fileno(), words.fileno()],
+            pass_fds=[telling, calls.fileno(), words.fileno(), *fonts.values()],
             cwd="/",
-            env={"PATH": os.defpath},  # bubblewrap's own can be read, as /proc/1/environ, whatever it passes on
+            # Bubblewrap's own can be read, as /proc/1/environ, whatever it passes on; the prefix takes its variables away.
+            env=kernel_limits.environment() if bounded else {"PATH": os.defpath},
         )
     try:
         with process, os.fdopen(told) as answer:
@@ -256,8 +258,13 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str]) -> list[str]:
-    """The files that the command finds."""
+def _fonts() -> list[Path]:
+    """Matplotlib's lists of fonts, which take seconds to make anew; they are in the grader's home."""
+    return sorted(Path(matplotlib.get_cachedir()).glob("fontlist-*.json"))
+
+
+def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str], fonts: Mapping[str, int]) -> list[str]:
+    """The files that the command finds; `fonts` are copied from open files, for a mount would show where they are."""
     system = [path for name in SYSTEM if (path := Path(name)).exists()]
     links = [path for path in system if path.is_symlink() and path.parent == Path("/")]
     prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix)}
@@ -268,7 +275,6 @@ def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str]) -> list[str]
         _nothing_private(path)
     places = [FOLDER, *wanted.values()]
     parents = sorted({str(parent) for place in places for parent in Path(place).parents} - {"/"})
-    fonts = Path(matplotlib.get_cachedir()).glob("fontlist-*.json")  # finding them anew takes seconds
     room = ["--perms", "1777", "--size", str(limits.scratch), "--tmpfs"]
     gpus = [str(path) for path in Path("/dev").glob("nvidia*")]
     return [
@@ -276,7 +282,7 @@ def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str]) -> list[str]
         *(word for path in system if path not in links for word in ("--ro-bind", str(path), str(path))),
         *("--proc", "/proc", "--dev", "/dev", *room, "/dev/shm", *room, "/tmp"),
         *("--perms", "1777", "--dir", MATPLOTLIB),
-        *(word for path in fonts for word in ("--ro-bind", str(path), f"{MATPLOTLIB}/{path.name}")),
+        *(word for name, file in fonts.items() for word in ("--ro-bind-data", str(file), f"{MATPLOTLIB}/{name}")),
         *(word for path in gpus for word in ("--dev-bind", path, path)),
         *(("--ro-bind", "/sys", "/sys") if gpus else ("--ro-bind-try", "/sys/devices/system", "/sys/devices/system")),
         *(word for place in parents for word in ("--perms", "0755", "--dir", place)),

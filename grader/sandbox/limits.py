@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,8 @@ UNKNOWN_FILES = 16
 LOOKS = 10  # torch's workers hand descriptors over in a moment, and not at that many looks in a row
 # What a process takes beside its pages; memory that is only read needs none, but tables by which the kernel finds it.
 BESIDE = ("VmPTE", "VmSwap", "HugetlbPages")
+# Of all processes together; each takes some 250 bytes of the kernel's memory. A notebook has some thousands.
+MAPPINGS = 200_000
 SOCKET = 208 * 2**10  # the kernel's usual limit of what waits in a socket; a notebook has some dozens of sockets
 
 Inode = tuple[int, int]  # a file without a name, by its device and its number there
@@ -86,6 +89,8 @@ class Watch:
         if self.cpu > limits.cpu:
             return f"used more than {limits.cpu:.0f} s of processor time"
         living = [_living(process.pid) for process in tree]
+        if _mappings(living) > MAPPINGS:
+            return f"divided its memory into more than {MAPPINGS:,} pieces"
         scratch, scratch_files, devices = _scratch(living)
         unlinked, unknown = _unlinked(living, devices)  # torch's workers share what lies unlinked in /dev/shm
         self.on_their_way = self.on_their_way + 1 if any(map(_sends, living)) else 0
@@ -201,6 +206,15 @@ def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
                     yield (state.st_dev, state.st_ino), SOCKET
                 elif stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
                     yield (state.st_dev, state.st_ino), state.st_blocks * 512
+
+
+def _mappings(processes: list[int]) -> int:
+    """How many mappings the processes have, counted no further than just beyond what is allowed."""
+    count = 0
+    for process in processes:
+        with suppress(OSError), Path(f"/proc/{process}/maps").open("rb") as lines:
+            count += sum(1 for _ in islice(lines, MAPPINGS + 1 - count))
+    return count
 
 
 def _sends(pid: int) -> bool:

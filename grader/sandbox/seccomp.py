@@ -1,5 +1,8 @@
 """A filter of system calls: what no notebook needs, and what bubblewrap does not take away by itself.
 
+Where the Python binding of libseccomp is installed (as `seccomp` or `pyseccomp`), it makes the filter from the calls'
+names, on any processor that it knows; elsewhere the numbers of two processors are listed here.
+
 The session keyring of whoever runs the grader (it may hold Kerberos tickets) is passed on to every process, whatever
 its namespaces; and the rest of the list are parts of the kernel that were often the way out of a container.
 """
@@ -7,9 +10,13 @@ its namespaces; and the rest of the list are parts of the kernel that were often
 from __future__ import annotations
 
 import errno
+import importlib
 import platform
 import socket
 import struct
+import tempfile
+from contextlib import suppress
+from types import ModuleType
 
 # The numbers of the calls, on x86_64 and on aarch64.
 REFUSED = {
@@ -38,14 +45,18 @@ REFUSED = {
 }
 CLONE, CLONE3, CLOSE_RANGE = (56, 220), 435, 436
 SOCKET, SOCKET_PAIR, SET_OPTION = (41, 198), (53, 199), (54, 208)
-# The others are not divided by network namespaces, or are parts of the kernel that nobody here needs: by AF_VSOCK a
-# virtual machine reaches its host.
-FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_NETLINK", 16))
+# The kernel's messages take this way, and torch's workers. What waits in a socket of any other family is seen by no watch,
+# and some are not divided by network namespaces: by AF_VSOCK a virtual machine reaches its host.
+FAMILY = socket.AF_UNIX
 NEW_USER = 0x10000000  # the flag of clone that asks for a user namespace
 # Two flags of clone and one of close_range: a thread with a table of open files of its own would have files that the
 # watch does not find in its process.
 THREAD, SAME_FILES, OWN_FILES = 0x10000, 0x400, 2
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+# Where libseccomp's names are enough. On others one call stands for all of sockets, or clone has its flags elsewhere.
+PLAIN_CALLS = {*MACHINES, "riscv64", "loongarch64"}
+
+BINDINGS = ("seccomp", "pyseccomp")
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
@@ -54,7 +65,40 @@ NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16
 
 
 def program() -> bytes | None:
-    """The filter as the kernel takes it, or None for a machine whose calls are not listed here."""
+    """The filter as the kernel takes it, or None for a machine for which none can be made."""
+    for name in BINDINGS if platform.machine() in PLAIN_CALLS else ():
+        with suppress(Exception):  # none, one of the same name, or one that lacks a call: then the table decides
+            return by_name(importlib.import_module(name))
+    return by_number()
+
+
+def by_name(libseccomp: ModuleType) -> bytes:
+    """The filter as libseccomp makes it on this machine."""
+    refuse, low = libseccomp.ERRNO(errno.EPERM), 0xFFFFFFFF  # the kernel looks at the lower half of these arguments
+    made = libseccomp.SyscallFilter(libseccomp.ALLOW)
+    made.set_attr(libseccomp.Attr.ACT_BADARCH, refuse)
+    for name in REFUSED:
+        made.add_rule(refuse, name)
+    made.add_rule(libseccomp.ERRNO(errno.ENOSYS), "clone3")
+
+    def where(call: str, action: int, *conditions: tuple[int, int, int]) -> None:
+        """Take `action` where each of these arguments, masked, has this value."""
+        made.add_rule(action, call, *(libseccomp.Arg(i, libseccomp.MASKED_EQ, *rest) for i, *rest in conditions))
+
+    for name in ("socket", "socketpair"):
+        made.add_rule(libseccomp.ERRNO(errno.EAFNOSUPPORT), name, libseccomp.Arg(0, libseccomp.NE, FAMILY))
+    where("setsockopt", refuse, (1, low, socket.SOL_SOCKET), (2, low, socket.SO_SNDBUF))
+    where("close_range", refuse, (2, OWN_FILES, OWN_FILES))
+    where("clone", refuse, (0, NEW_USER, NEW_USER))
+    where("clone", refuse, (0, THREAD | SAME_FILES, THREAD))
+    with tempfile.TemporaryFile() as file:
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def by_number() -> bytes | None:
+    """The filter from the numbers above, or None for a machine whose calls are not listed."""
     if platform.machine() not in MACHINES:
         return None
     column, architecture = MACHINES[platform.machine()]
@@ -68,9 +112,8 @@ def program() -> bytes | None:
     ]
     for numbers in REFUSED.values():
         steps += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, refuse)]
-    families = [(EQUAL, len(FAMILIES) - i, 0, family) for i, family in enumerate(FAMILIES)]
     for numbers in (SOCKET, SOCKET_PAIR):
-        steps += [(EQUAL, 0, len(families) + 3, numbers[column]), (LOAD, 0, 0, FIRST_ARGUMENT), *families]
+        steps += [(EQUAL, 0, 4, numbers[column]), (LOAD, 0, 0, FIRST_ARGUMENT), (EQUAL, 1, 0, FAMILY)]
         steps += [(RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)]
     steps += [
         (EQUAL, 0, 6, SET_OPTION[column]),  # a socket's buffer stays as large as the watch takes it to be

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..exercises import EXERCISES
-from ..text import printable
+from ..text import as_it_looks, invisible, printable
 from .files import label
 
 MAX_UNKNOWN = 5  # unexpected entries of a student's folder that are named one by one
@@ -36,15 +36,34 @@ def left_out(submitted: Path) -> list[str]:
     return [found for found in _survey(submitted) if isinstance(found, str)]
 
 
+def doubtful_names(submitted: Path) -> list[str]:
+    """A line for each student whose name shows only in part, or looks like that of another one."""
+    students = list(dict.fromkeys(found.folder.parent.name for found in find(submitted)))
+    lines = [
+        f"{submitted.name}/{printable(name)}: the name holds {letters}, which shows nothing: ask who this is"
+        for name in students
+        if (letters := invisible(name))
+    ]
+    alike: dict[str, list[str]] = {}
+    for name in students:
+        alike.setdefault(as_it_looks(name), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            shown = " and ".join(f"{printable(name)} ({ascii(name)})" for name in names[:MAX_UNKNOWN])
+            lines.append(f"{submitted.name}: {shown} look alike: ask whether they are different people")
+    return lines
+
+
 def _survey(submitted: Path) -> Iterator[SubmissionFolder | str]:
     if not submitted.is_dir():
         return
     for folder in sorted(submitted.iterdir()):
-        if folder.name.startswith("."):
-            continue
         where = f"{submitted.name}/{printable(folder.name)}"
         try:
-            if folder.is_symlink():
+            if folder.name.startswith("."):
+                if _holds_an_exercise(folder):
+                    yield f"{where}: a name that begins with a dot is that of a hidden folder: rename it"
+            elif folder.is_symlink():
                 yield f"{where}: a symlink, which is not followed: put the folder itself there"
             elif not folder.is_dir():
                 yield f"{where}: not a student's folder: hand-ins lie in {submitted.name}/<student>/<exercise>/"
@@ -52,6 +71,12 @@ def _survey(submitted: Path) -> Iterator[SubmissionFolder | str]:
                 yield from _survey_student(folder, where)
         except OSError as error:
             yield f"{where}: cannot be looked into ({error.strerror})"
+
+
+def _holds_an_exercise(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return any(entry.name.lower() in EXERCISES for entry in folder.iterdir())
 
 
 def _survey_student(folder: Path, where: str) -> Iterator[SubmissionFolder | str]:

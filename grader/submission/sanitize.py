@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ from ..text import code_block, display
 MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters per cell, characters per output
 MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
-PNG = b"\x89PNG\r\n\x1a\n"
+MAX_SIDE, MAX_PIXELS = 20_000, 40_000_000  # a browser takes four bytes for each, however small the file is
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # how every one begins; width and height follow
 OURS = "loralab"  # in a notebook's metadata: what it was made from
 
 
@@ -56,8 +58,11 @@ def _outputs(outputs: object) -> Iterator[NotebookNode]:
     for output in found[:MAX_OUTPUTS]:
         data = output.get("data")
         data = data if isinstance(data, dict) else {}
-        if picture := _png(_text(data.get("image/png"))):
+        picture, why_not = _png(_text(data.get("image/png")))
+        if picture:
             yield new_output("display_data", {"image/png": picture})
+        elif why_not:
+            yield new_output("stream", name="stdout", text=f"({why_not})\n")
         elif text := _plain(_said(output, data)):
             error = output.get("name") == "stderr" or output.get("output_type") == "error"
             yield new_output("stream", name="stderr" if error else "stdout", text=text)
@@ -82,10 +87,17 @@ def _plain(text: str) -> str:
     return display("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
 
 
-def _png(encoded: str) -> str | None:
-    """The picture in base64 and nothing else, or None: it is written into a page as it is."""
+def _png(encoded: str) -> tuple[str, str]:
+    """The picture in base64 and nothing else, for it is written into a page as it is; or "" and why it is left out."""
     try:
         content = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
-        return None
-    return base64.b64encode(content).decode() if content.startswith(PNG) and len(content) <= MAX_IMAGE else None
+        return "", ""
+    if not content.startswith(PNG) or len(content) < len(PNG) + 8:
+        return "", ""
+    width, height = struct.unpack_from(">II", content, len(PNG))
+    if len(content) > MAX_IMAGE:
+        return "", f"a picture of {len(content):,} bytes is left out: {MAX_IMAGE:,} are shown"
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        return "", f"a picture of {width:,} by {height:,} pixels is left out: {MAX_PIXELS:,} pixels are shown"
+    return base64.b64encode(content).decode(), ""

@@ -16,7 +16,16 @@ from grader.records.autograded import origin_of, remove_autograded, write_autogr
 from grader.submission.sanitize import MAX_TEXT, harmless
 
 EXERCISE = EXERCISES["ex5_low_rank_limits"]
-PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
+
+
+
+def png(width, height):
+    """The beginning of a picture of this size, and nothing of what is in it."""
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size + b" and so on").decode()
+
+
+PNG = png(800, 600)
 EVIL = """<script>alert(1)</script><img src=x onerror=alert(1)>
 [link](javascript:alert(1)) ![picture](https://example.org/spy.png) <https://example.org>
 ```
@@ -117,6 +126,20 @@ def test_whatever_stands_for_anything_in_what_was_executed_the_rest_is_shown(not
     shown = nbformat.reads(harmless(EXERCISE, notebook, "a hand-in", executed).decode(), as_version=4)
     nbformat.validate(shown)
     assert cell(shown, "task1").outputs[-1].text == "done well"
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        (png(50_000, 50_000), "(a picture of 50,000 by 50,000 pixels is left out: 40,000,000 pixels are shown)\n"),
+        (png(30_000, 10), "(a picture of 30,000 by 10 pixels is left out: 40,000,000 pixels are shown)\n"),
+        (base64.b64encode(base64.b64decode(PNG) + bytes(2_000_000)).decode(), "(a picture of 2,000,0"),
+    ],
+)
+def test_a_picture_that_would_fill_a_browsers_memory_is_a_line(notebook, tmp_path, picture, why):
+    cell(notebook, "check1").outputs = [new_output("display_data", {"image/png": picture, "text/plain": "<Figure>"})]
+    (output,) = cell(written(notebook, tmp_path), "check1").outputs
+    assert output.text.startswith(why)
 
 
 def test_what_was_made_from_it_is_known_and_taken_away_with_its_empty_folders(notebook, tmp_path):

@@ -11,6 +11,7 @@ import socket
 import stat
 import tarfile
 import tracemalloc
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import replace
@@ -21,7 +22,7 @@ from grader.errors import BadSubmission, Refused
 from grader.evaluation.adapter import read_adapter
 from grader.exercises import EXERCISES
 from grader.submission import files, intake
-from grader.submission.find import SubmissionFolder, find, left_out
+from grader.submission.find import SubmissionFolder, doubtful_names, find, left_out
 from grader.submission.intake import collect_notebook, collect_runs, lay_out, take_in
 from grader.text import printable
 from loralab import choose_base, pack
@@ -730,6 +731,29 @@ def test_what_is_no_hand_in_is_reported_and_does_not_stop_the_class(tmp_path):
                  "submitted/list\\n.csv: not a student's folder"):  # fmt: skip
         assert sum(part in remark for remark in remarks) == 1
     assert not any("checkpoints" in remark or ".git" in remark for remark in remarks)
+
+
+@pytest.mark.parametrize("name", ["...", ".ann", ".EX1"])
+def test_a_student_whose_folder_is_hidden_is_told(tmp_path, name):
+    (tmp_path / name / (EX1.id.upper() if name == ".EX1" else EX1.id)).mkdir(parents=True)
+    (tmp_path / ".git" / "objects").mkdir(parents=True)
+    (tmp_path / ".note").touch()
+    assert find(tmp_path) == []
+    assert left_out(tmp_path) == [
+        f"{tmp_path.name}/{name}: a name that begins with a dot is that of a hidden folder: rename it"
+    ]
+
+
+def test_names_that_show_only_in_part_or_look_like_another_are_told(tmp_path):
+    for name in ("anna", "аnnа", "Anna ", "bob", "bo\u200bb", "kim\u3164", "서연", "jürgen", unicodedata.normalize("NFD", "jürgen")):
+        (tmp_path / name / EX1.id).mkdir(parents=True)
+    lines = doubtful_names(tmp_path)
+    assert all(line.isprintable() for line in lines)
+    shown = "\n".join(lines)
+    assert "/bo\\u200bb: the name holds \\u200b, which shows nothing" in shown and "holds \\u3164" in shown
+    assert "'\\u0430nn\\u0430') look alike" in shown or "'anna') look alike" in shown
+    assert "bob ('bob')" in shown and "jürgen ('j\\xfcrgen')" in shown
+    assert len(lines) == 5 and "서연" not in shown
 
 
 def test_where_nothing_is_submitted_nothing_is_found(tmp_path):

@@ -92,6 +92,20 @@ def test_the_secret_seed_is_drawn_once_and_kept(path, tmp_path):
         assert other.heldout_seed != seed
 
 
+def test_the_secret_seed_cannot_be_found_by_trying_all_of_them(path):
+    with Ledger(path, 2**128 - 1) as ledger:
+        key = replace(KEY, heldout_seed=ledger.heldout_seed)
+        ledger.record(key, verdict(key))
+        assert ledger.find(key) and ledger.find(KEY) is None
+    with Ledger(path) as ledger:
+        assert ledger.heldout_seed == 2**128 - 1 and ledger.find(key)
+    seeds = []
+    for number in range(20):
+        with Ledger(path.with_name(f"{number}.db")) as ledger:
+            seeds.append(ledger.heldout_seed)
+    assert 2**120 < max(seeds) < 2**128 and len(set(seeds)) == 20
+
+
 def test_a_given_seed_is_kept_in_place_of_the_drawn_one(path):
     for given, kept in ((None, None), (5, 5), (None, 5), (0, 0), (None, 0)):
         with Ledger(path, given) as ledger:

@@ -105,7 +105,7 @@ def test_results_json_can_be_read_back(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", '"=1', "'=1", "\u200b=1", "\x00=1", "\uff1d1", "\u201c=1"],
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", '"=1', "'=1", "\u200b=1", "\x00=1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20SUM(A1)", "\u201c=1"],
 )
 def test_grades_csv_cannot_run_a_formula(tmp_path, text):
     write_grades([failed(text, text)], tmp_path)
@@ -116,11 +116,12 @@ def test_grades_csv_cannot_run_a_formula(tmp_path, text):
 
 
 def test_grades_csv_cannot_run_a_formula_where_semicolons_separate(tmp_path):
-    write_grades([failed('Ann";=1+1', "a; =2+2")], tmp_path)
+    write_grades([failed('Ann";=1+1', "a; =2+2"), failed("a;\uff1d1", "a\uff1b\uff0b1")], tmp_path)
     with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         fields = [field.strip(' "') for row in csv.reader(file, delimiter=";") for field in row]
     assert sum("=1+1" in field or "=2+2" in field for field in fields) == 2
-    assert not any(field.startswith("=") for field in fields)
+    assert not any(field.startswith(("=", "\uff1d")) for field in fields)
+    assert "a\uff1b'\uff0b1" in fields
 
 
 def test_grades_csv_has_a_row_for_each_and_no_points_where_the_grader_failed(tmp_path):
