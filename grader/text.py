@@ -88,7 +88,9 @@ def coarse(text: str) -> str:
 
     What a student is told of the secret pairs must not say which pairs they are, however many adapters are tried.
     """
-    return DECIMAL.sub(lambda number: f"{float(number[0]):.2g}" if float(number[0]) < 100 else f"{float(number[0]):.0f}", text)
+    return DECIMAL.sub(
+        lambda number: f"{float(number[0]):.2g}" if float(number[0]) < 100 else f"{float(number[0]):.0f}", text
+    )
 
 
 def file_name(text: str) -> str:

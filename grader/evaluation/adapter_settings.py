@@ -106,6 +106,11 @@ def read_settings(folder: Path, base: Base) -> LoraSettings:
     return LoraSettings(rank, alpha * math.sqrt(rank) if config.use_rslora else alpha, targets)
 
 
+def names_of(base: Base) -> set[str]:
+    """What a run may call the base that it was trained on; by its folder, it has the folder's name."""
+    return {base.name, base.source, Path(base.source).name}
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
@@ -155,7 +160,7 @@ def _names_the_class(mapping: object) -> bool:
 
 def _refuse_another_base(named: str | None, base: Base) -> None:
     """Refuse another model of the hub. A path of the student's machine says nothing: the tensors and their effect do."""
-    if named and named not in (base.name, base.source, Path(base.source).name) and not _is_path(named, base):
+    if named and named not in names_of(base) and not _is_path(named, base):
         raise Refused(
             f"{CONFIG_FILE}: base_model_name_or_path is {_shown(named)}, but {base.name!r} is "
             f"being graded: train on that, and save with loralab.train"
@@ -205,7 +210,8 @@ def _one_value(
 ) -> Number:
     """The one rank or alpha that all adapted layers have, whatever a pattern gives to layers that are not there."""
     values = {
-        next((value for key, value in given.items() if _fits(rf"(.*\.)?({key})", layer, until)), default) for layer in layers
+        next((value for key, value in given.items() if _fits(rf"(.*\.)?({key})", layer, until)), default)
+        for layer in layers
     }
     if len(values) > 1:
         raise Refused(

@@ -24,6 +24,7 @@ from loralab.triage import draw
 from ..errors import Refused
 from ..exercises import FRESH_PAIRS, Method, RunSpec, Subject
 from .adapter import Adapter, attach, read_adapter
+from .adapter_settings import names_of
 from .probes import Probes, probe
 
 MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
@@ -205,7 +206,7 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
             f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, and no training of the course comes near: "
             "hand in the record as it was written"
         )
-    if claim.base != base.name:
+    if claim.base not in names_of(base):
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")
     return claim
 

@@ -16,6 +16,7 @@ import socket
 import struct
 import tempfile
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 
 # The numbers of the calls, on x86_64 and on aarch64.
@@ -45,9 +46,11 @@ REFUSED = {
 }
 CLONE, CLONE3, CLOSE_RANGE = (56, 220), 435, 436
 SOCKET, SOCKET_PAIR, SET_OPTION = (41, 198), (53, 199), (54, 208)
-# The kernel's messages take this way, and torch's workers. What waits in a socket of any other family is seen by no watch,
-# and some are not divided by network namespaces: by AF_VSOCK a virtual machine reaches its host.
-FAMILY = socket.AF_UNIX
+# By the first the notebook's kernel and torch's workers are spoken to; by the second, with protocol 0, a kernel asks for the
+# network interfaces when it starts. What waits in others is seen by no watch, and some lead out of the network namespace:
+# by AF_VSOCK a virtual machine reaches its host.
+LOCAL, INTERFACES = socket.AF_UNIX, getattr(socket, "AF_NETLINK", 16)
+BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 NEW_USER = 0x10000000  # the flag of clone that asks for a user namespace
 # Two flags of clone and one of close_range: a thread with a table of open files of its own would have files that the
 # watch does not find in its process.
@@ -86,8 +89,18 @@ def by_name(libseccomp: ModuleType) -> bytes:
         made.add_rule(action, call, *(libseccomp.Arg(i, libseccomp.MASKED_EQ, *rest) for i, *rest in conditions))
 
     for name in ("socket", "socketpair"):
-        made.add_rule(libseccomp.ERRNO(errno.EAFNOSUPPORT), name, libseccomp.Arg(0, libseccomp.NE, FAMILY))
-    where("setsockopt", refuse, (1, low, socket.SOL_SOCKET), (2, low, socket.SO_SNDBUF))
+        first, third, none = (
+            partial(libseccomp.Arg, 0),
+            partial(libseccomp.Arg, 2),
+            libseccomp.ERRNO(errno.EAFNOSUPPORT),
+        )
+        made.add_rule(none, name, first(libseccomp.LT, LOCAL))
+        made.add_rule(none, name, first(libseccomp.GT, INTERFACES))
+        made.add_rule(none, name, first(libseccomp.EQ, INTERFACES), third(libseccomp.NE, 0))
+        for family in range(LOCAL + 1, INTERFACES):
+            where(name, none, (0, low, family))
+    for option in BUFFERS:
+        where("setsockopt", refuse, (1, low, socket.SOL_SOCKET), (2, low, option))
     where("close_range", refuse, (2, OWN_FILES, OWN_FILES))
     where("clone", refuse, (0, NEW_USER, NEW_USER))
     where("clone", refuse, (0, THREAD | SAME_FILES, THREAD))
@@ -113,12 +126,13 @@ def by_number() -> bytes | None:
     for numbers in REFUSED.values():
         steps += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, refuse)]
     for numbers in (SOCKET, SOCKET_PAIR):
-        steps += [(EQUAL, 0, 4, numbers[column]), (LOAD, 0, 0, FIRST_ARGUMENT), (EQUAL, 1, 0, FAMILY)]
+        steps += [(EQUAL, 0, 7, numbers[column]), (LOAD, 0, 0, FIRST_ARGUMENT)]
+        steps += [(EQUAL, 4, 0, LOCAL), (EQUAL, 0, 2, INTERFACES), (LOAD, 0, 0, THIRD_ARGUMENT), (EQUAL, 1, 0, 0)]
         steps += [(RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)]
     steps += [
-        (EQUAL, 0, 6, SET_OPTION[column]),  # a socket's buffer stays as large as the watch takes it to be
-        *((LOAD, 0, 0, SECOND_ARGUMENT), (EQUAL, 0, 3, socket.SOL_SOCKET)),
-        *((LOAD, 0, 0, THIRD_ARGUMENT), (EQUAL, 0, 1, socket.SO_SNDBUF), (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
+        (EQUAL, 0, 7, SET_OPTION[column]),  # a socket's buffer stays as large as the watch takes it to be
+        *((LOAD, 0, 0, SECOND_ARGUMENT), (EQUAL, 0, 4, socket.SOL_SOCKET), (LOAD, 0, 0, THIRD_ARGUMENT)),
+        *((EQUAL, 1, 0, BUFFERS[0]), (EQUAL, 0, 1, BUFFERS[1]), (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
         (EQUAL, 0, 4, CLOSE_RANGE),
         *((LOAD, 0, 0, THIRD_ARGUMENT), (ANY_BIT, 0, 1, OWN_FILES), (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW)),
         (EQUAL, 0, 5, CLONE[column]),

@@ -49,7 +49,7 @@ def doubtful_names(submitted: Path) -> list[str]:
         alike.setdefault(as_it_looks(name), []).append(name)
     for names in alike.values():
         if len(names) > 1:
-            shown = " and ".join(f"{printable(name)} ({ascii(name)})" for name in names[:MAX_UNKNOWN])
+            shown = " and ".join(f"{printable(name)} ({name!a})" for name in names[:MAX_UNKNOWN])
             lines.append(f"{submitted.name}: {shown} look alike: ask whether they are different people")
     return lines
 

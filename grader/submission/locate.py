@@ -6,12 +6,12 @@ name, counts if it is the only one: then there is no doubt which is meant.
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from loralab.record import RUN_FILES
 
@@ -90,10 +90,10 @@ def the_archive(outer: Located) -> File | None:
 
 def _around_everything(files: Sequence[File], exercise: Exercise) -> Parts:
     """The folders that everything is in, from the outermost on, up to a run's own folder."""
-    folders = [file.path[:-1] for file in files]
+    folders = sorted(file.path[:-1] for file in files)
     ours = {"runs", *(run.name for run in exercise.runs)}
-    around: Parts = os.path.commonprefix(folders) if folders else ()
-    return next((around[:depth] for depth, name in enumerate(around) if name in ours), around)
+    outermost = zip(folders[0], folders[-1], strict=False) if folders else ()
+    return tuple(one for one, _ in takewhile(lambda names: names[0] == names[1] not in ours, outermost))
 
 
 def _place(path: Parts, exercise: Exercise, around: Parts) -> Parts:
@@ -116,7 +116,9 @@ def _find_homes(files: Sequence[File], exercise: Exercise, around: Parts) -> dic
             homes[run.name] = found
     names = {_plain(run.name): run.name for run in exercise.runs if run.name not in homes}
     for name, run in names.items():
-        similar = [folder for folder in contents if folder and _plain(folder[-1]) == name and contents[folder] & set(RUN_FILES)]
+        similar = [
+            folder for folder in contents if folder and _plain(folder[-1]) == name and contents[folder] & set(RUN_FILES)
+        ]
         if found := _only_folder(similar):
             homes[run] = found
     if len(exercise.runs) == 1 and not homes:  # any complete run must be the one

@@ -62,7 +62,10 @@ def first(weights):
         (lambda f: edit_config(f, target_modules=".*"), "is not the adapter that .* gate_proj.* is missing"),
         (lambda f: edit_config(f, target_modules="(q"), "not a regular expression that can be read"),
         (lambda f: edit_config(f, target_modules="(?:.|.)+[!?]"), "not a regular expression that can be read"),
-        (lambda f: edit_config(f, target_modules=EVERY[:-1]), "layers.[0-9]+.* is left out, others of its kind are not"),
+        (
+            lambda f: edit_config(f, target_modules=EVERY[:-1]),
+            "layers.[0-9]+.* is left out, others of its kind are not",
+        ),
         (lambda f: edit_config(f, layers_to_transform=[0]), "is left out, others of its kind are not"),
         (lambda f: edit_config(f, exclude_modules=["v_proj"]), "v_proj.* is not part of it"),
         (lambda f: edit_config(f, init_lora_weights="pissa"), "init_lora_weights is 'pissa'; .* plain LoRA without it"),

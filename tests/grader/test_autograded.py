@@ -18,7 +18,6 @@ from grader.submission.sanitize import MAX_TEXT, harmless
 EXERCISE = EXERCISES["ex5_low_rank_limits"]
 
 
-
 def png(width, height):
     """The beginning of a picture of this size, and nothing of what is in it."""
     size = width.to_bytes(4, "big") + height.to_bytes(4, "big")

@@ -69,7 +69,9 @@ def test_both_plots_are_on_it(page):
 
 
 def test_numbers_from_the_secret_pairs_are_coarse_and_those_that_a_student_can_compute_are_not(page):
-    told = graded(fails={"exact match": "0.8725 of 1234.56, and 12.345", "claims of run.json": "PPL 12.345, peft 0.21.2"})
+    told = graded(
+        fails={"exact match": "0.8725 of 1234.56, and 12.345", "claims of run.json": "PPL 12.345, peft 0.21.2"}
+    )
     text = words(page(told))
     assert "0.87 of 1235, and 12" in text and "0.8725" not in text
     assert "PPL 12.345, peft 0.21.2" in text

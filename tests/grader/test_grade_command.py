@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 
 import nbformat
 import pytest
@@ -50,7 +51,7 @@ def test_options_that_contradict_each_other_are_one_line(course):
     assert status == 2 and "there is nothing for --no-sandbox to do" in said
 
 
-@pytest.mark.parametrize(("option", "most"), [("--seed", 2**32 - 1), ("--heldout-seed", 2**31 - 1)])
+@pytest.mark.parametrize(("option", "most"), [("--seed", 2**32 - 1), ("--heldout-seed", 2**128 - 1)])
 def test_a_seed_that_nothing_can_be_drawn_with_is_one_line(course, option, most):
     for seed in (-1, most + 1):
         status, told = call("--course", course, option, seed)
@@ -112,6 +113,8 @@ def test_a_small_class_is_graded_handed_back_and_not_graded_again(course, honest
         "ledger.db",
     }
     assert (course / "gradebook.db").exists()
+    written = [path for path in course.rglob("*") if (course / "submitted") not in (path, *path.parents)]
+    assert not [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077]  # nobody else can read it
     told = [path for path in course.rglob("*") if path.is_file() and path.name != "ledger.db"]
     assert not [path for path in told if SECRET.encode() in path.read_bytes()]
     first = (out / "results.json").read_text()
@@ -190,6 +193,19 @@ def test_what_was_left_out_has_no_verdict_and_the_status_says_so(course):
     assert status == 1
     assert "left out: submitted/ben: a symlink" in said
     assert (course / "gradebook.db").exists()
+
+
+def test_names_that_mislead_are_told_as_they_are_spelled(course):
+    for student in ("ann", "an\u200bn"):
+        submit(course, "# mine", student)
+    (course / "submitted" / ":smile:").touch()
+    (course / "submitted" / ".carl" / EX1.id).mkdir(parents=True)
+    status, said = call("--course", course, "--out", course / "out", "--artifacts-only")
+    assert status == 1
+    assert "left out: submitted/:smile: not a student's folder" in said.replace(":smile:: ", ":smile: ")
+    assert "left out: submitted/.carl: a name that begins with a dot" in said
+    assert "check the name: submitted/an\\u200bn: the name holds \\u200b" in said
+    assert "look alike" in said
 
 
 def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(course, monkeypatch):

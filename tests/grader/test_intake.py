@@ -119,7 +119,9 @@ def test_runs_of_other_names_and_all_other_files_are_strays_that_are_never_opene
         path.chmod(0)
     opened = []
     monkeypatch.setattr(
-        files, "read_in", lambda root, path, *more, read=files.read_in, **seen: opened.append(path) or read(root, path, *more)
+        files,
+        "read_in",
+        lambda root, path, *more, read=files.read_in, **seen: opened.append(path) or read(root, path, *more),
     )
     submission = taken(folder)
     assert submission.runs == {RUN: CONTENTS}
@@ -235,7 +237,9 @@ def a_tar(folder, suffix, mode):
 def in_bytes(folder, encoding, around):
     """A zip as programs of East Asia make them: names in the system's encoding, and no word of that."""
     files = [*((f"{RUN}/{name}", content) for name, content in CONTENTS.items()), (f"{EX1.id}.ipynb", NOTEBOOK)]
-    write_zip(folder / "a.zip", [stored(f"{around}/{name}".encode(encoding), content, flags=0) for name, content in files])
+    write_zip(
+        folder / "a.zip", [stored(f"{around}/{name}".encode(encoding), content, flags=0) for name, content in files]
+    )
 
 
 FORMS = {
@@ -745,7 +749,17 @@ def test_a_student_whose_folder_is_hidden_is_told(tmp_path, name):
 
 
 def test_names_that_show_only_in_part_or_look_like_another_are_told(tmp_path):
-    for name in ("anna", "аnnа", "Anna ", "bob", "bo\u200bb", "kim\u3164", "서연", "jürgen", unicodedata.normalize("NFD", "jürgen")):
+    for name in (
+        "anna",
+        "аnnа",
+        "Anna ",
+        "bob",
+        "bo\u200bb",
+        "kim\u3164",
+        "서연",
+        "jürgen",
+        unicodedata.normalize("NFD", "jürgen"),
+    ):
         (tmp_path / name / EX1.id).mkdir(parents=True)
     lines = doubtful_names(tmp_path)
     assert all(line.isprintable() for line in lines)

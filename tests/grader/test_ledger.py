@@ -200,7 +200,7 @@ def test_a_ledger_of_a_newer_grader_is_refused_and_left_as_it_is(path, monkeypat
         Ledger(path).close()
     before = path.read_bytes()
     with pytest.raises(
-        LedgerError, match="a ledger of version 3, and this grader knows versions up to 2: use the grader"
+        LedgerError, match="a ledger of version 4, and this grader knows versions up to 3: use the grader"
     ):
         Ledger(path)
     assert path.read_bytes() == before

@@ -138,8 +138,10 @@ def test_a_split_cell_is_put_together(notebook):
     split(notebook, "import math\n\ndef helper():\n    x = 1", "def encode_pair(a):\n    x = 2\n    return helper()")
     sources = solution_sources(json.dumps(notebook).encode())
     again = next(one for one in rebuilt(notebook).cells if one.id == "task1")
-    assert again.source == sources["task1"] == (
-        "import math\n\ndef helper():\n    x = 1\n\ndef encode_pair(a):\n    x = 2\n    return helper()"
+    assert (
+        again.source
+        == sources["task1"]
+        == ("import math\n\ndef helper():\n    x = 1\n\ndef encode_pair(a):\n    x = 2\n    return helper()")
     )
 
 

@@ -105,7 +105,24 @@ def test_results_json_can_be_read_back(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", '"=1', "'=1", "\u200b=1", "\x00=1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20SUM(A1)", "\u201c=1"],
+    [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "  =1",
+        '"=1',
+        "'=1",
+        "\u200b=1",
+        "\x00=1",
+        "\uff1d1",
+        "\uff0b1",
+        "\uff0d1",
+        "\uff20SUM(A1)",
+        "\u201c=1",
+    ],
 )
 def test_grades_csv_cannot_run_a_formula(tmp_path, text):
     write_grades([failed(text, text)], tmp_path)

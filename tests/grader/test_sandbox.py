@@ -105,17 +105,19 @@ def test_no_source_of_the_grader_can_be_read(folder):
     assert ended.output == b"[]\n"
 
 
-@needs_bwrap
-def test_no_secret_of_the_environment_can_be_read(folder, monkeypatch):
-    """The variables of the grader, of bubblewrap itself (the first process inside), and their command lines."""
-    monkeypatch.setenv("GRADEBOOK_PASSWORD", "hunter2")
-    code = """
+ENVIRONMENTS = """
 import glob
 for path in ["/proc/self/environ", *glob.glob("/proc/[0-9]*/environ")]:
     try: print(path, open(path, "rb").read())
     except OSError as error: print(error)
 """
-    ended = python(folder, code)
+
+
+@needs_bwrap
+def test_no_secret_of_the_environment_can_be_read(folder, monkeypatch):
+    """The variables of the grader, of bubblewrap itself (the first process inside), and their command lines."""
+    monkeypatch.setenv("GRADEBOOK_PASSWORD", "hunter2")
+    ended = python(folder, ENVIRONMENTS)
     assert b"/proc/1/environ" in ended.output and b"HF_HUB_OFFLINE" in ended.output
     assert b"hunter2" not in ended.output and b"GRADEBOOK" not in ended.output
 
@@ -182,15 +184,15 @@ for family, place in {places}:
 
 
 @needs_bwrap
-def test_only_sockets_of_the_family_that_the_kernel_of_a_notebook_needs(folder):
+def test_only_sockets_of_families_that_the_kernel_of_a_notebook_needs(folder):
     code = """
 import errno, socket
-for name in ("UNIX", "INET", "INET6", "NETLINK", "VSOCK", "PACKET", "ALG"):
+for name in ("UNIX", "NETLINK", "INET", "INET6", "VSOCK", "PACKET", "ALG"):
     try: socket.socket(getattr(socket, "AF_" + name), socket.SOCK_STREAM if name != "NETLINK" else socket.SOCK_RAW); print(name)
     except OSError as error: print(name, errno.errorcode[error.errno])
 """
-    others = ("INET", "INET6", "NETLINK", "VSOCK", "PACKET", "ALG")
-    wanted = ["UNIX", *(f"{name} EAFNOSUPPORT" for name in others)]
+    others = ("INET", "INET6", "VSOCK", "PACKET", "ALG")
+    wanted = ["UNIX", "NETLINK", *(f"{name} EAFNOSUPPORT" for name in others)]
     assert python(folder, code).output.decode().splitlines() == wanted
 
 
@@ -450,10 +452,11 @@ import socket
 with socket.socket(socket.AF_UNIX) as one:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     print("set", flush=True)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10**7)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        try: one.setsockopt(socket.SOL_SOCKET, option, 10**7)
+        except PermissionError: print("no")
 """
-    output = python(folder, code).output
-    assert output.startswith(b"set\n") and b"PermissionError" in output
+    assert python(folder, code).output == b"set\nno\nno\n"
 
 
 # As torch's workers hand over their batches: through files in /dev/shm that are mapped, and that have no name any more.
@@ -577,7 +580,7 @@ SYSTEMD_RUN = """#!/bin/sh
 while [ "$1" != -- ]; do case "$1" in --property=MemoryMax=*) limit=${1#*Max=};; esac; shift; done
 shift
 for last; do :; done
-case "$*" in *memory.max*) echo "$limit" >&"$last"; exit;; esac
+case "$*" in *memory.max*) echo "$limit" > "/proc/self/fd/$last"; exit;; esac
 echo "$limit $USER" >> MARK
 exec "$@"
 """
@@ -604,8 +607,8 @@ def systemd(tmp_path, monkeypatch):
 def test_where_systemd_can_limit_a_command_the_sandbox_is_started_by_it(folder, systemd, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/of-the-grader")
     mark = systemd(SYSTEMD_RUN)
-    ended = python(folder, "print(open('/proc/1/environ').read())", memory=400 * MIB)
-    assert (ended.status, ended.breach) == (0, "") and b"PATH=" in ended.output
+    ended = python(folder, ENVIRONMENTS, memory=400 * MIB)
+    assert (ended.status, ended.breach) == (0, ""), ended.output
     assert b"of-the-grader" not in ended.output
     assert mark.read_text().split()[0] == str(500 * MIB)
 

@@ -65,7 +65,7 @@ def architecture() -> int:
 @needs_binding
 def test_both_filters_decide_alike_on_every_system_call():
     by_name, by_number = seccomp.by_name(binding()), seccomp.by_number()
-    families = [(family, 1, 0) for family in range(50)]
+    families = [(family, 3, protocol) for family in range(50) for protocol in (0, 1, 16)]
     options = [(3, *rest) for rest in product((0, 1, 6, socket.SOL_SOCKET), (0, 1, socket.SO_SNDBUF, 8, 32))]
     flags = [(0, 0, flags) for flags in range(8)]
     bits = (0, seccomp.NEW_USER, seccomp.THREAD, seccomp.SAME_FILES, 0x100, 0x11)
@@ -77,7 +77,11 @@ def test_both_filters_decide_alike_on_every_system_call():
             assert len(decisions) == 1, (number, given, decisions)
     for number in (0, 41, X32, X32 + 41, X32 + 520):
         assert decide(by_name, number, (), architecture() ^ 1) == decide(by_number, number, (), architecture() ^ 1)
-        assert decide(by_name, number | X32, (), architecture()) == REFUSED == decide(by_number, number | X32, (), architecture())
+        assert (
+            decide(by_name, number | X32, (), architecture())
+            == REFUSED
+            == decide(by_number, number | X32, (), architecture())
+        )
 
 
 @needs_table
@@ -87,6 +91,7 @@ def test_what_the_kernel_does_not_look_at_opens_no_way_around_either_filter():
     column, high = seccomp.MACHINES[platform.machine()][0], 1 << 40
     refused = [
         (seccomp.SOCKET, (high | socket.AF_INET, 1, 0)),
+        (seccomp.SOCKET, (high | seccomp.INTERFACES, 3, high | 15)),
         (seccomp.SET_OPTION, (3, high | socket.SOL_SOCKET, high | socket.SO_SNDBUF)),
         (seccomp.CLONE, (high | seccomp.NEW_USER,)),
     ]
@@ -102,6 +107,19 @@ def test_the_table_refuses_what_it_lists_and_lets_the_rest_through():
         assert decide(program, numbers[column], (), architecture()) == REFUSED
     assert decide(program, seccomp.CLONE3, (), architecture()) == seccomp.ERROR | errno.ENOSYS
     assert decide(program, seccomp.SOCKET[column], (socket.AF_UNIX, 1, 0), architecture()) == ALLOWED
+    for family, protocol, lets in (
+        (2, 0, False),
+        (10, 0, False),
+        (16, 0, True),
+        (16, 15, False),
+        (0, 0, False),
+        (40, 0, False),
+    ):
+        decision = decide(program, seccomp.SOCKET[column], (family, 3, protocol), architecture())
+        assert decision == (ALLOWED if lets else seccomp.ERROR | errno.EAFNOSUPPORT), family
+    for option, lets in ((socket.SO_SNDBUF, False), (socket.SO_RCVBUF, False), (socket.SO_REUSEADDR, True)):
+        decision = decide(program, seccomp.SET_OPTION[column], (3, socket.SOL_SOCKET, option), architecture())
+        assert decision == (ALLOWED if lets else REFUSED), option
     assert decide(program, seccomp.CLONE[column], (0x11,), architecture()) == ALLOWED
     assert decide(program, 0, (), architecture() ^ 1) == REFUSED
 

@@ -262,17 +262,23 @@ def config_in_other_words(folder: Path, parts: Parts) -> None:
     _edit_config(folder, target_modules=layers, use_rslora=True, lora_alpha=8, init_lora_weights="gaussian")
 
 
-@form("the same layers by their parents, patterns that match nothing, and the path of the base on the student's machine")
+@form(
+    "the same layers by their parents, patterns that match nothing, and the path of the base on the student's machine"
+)
 def config_with_paths(folder: Path, parts: Parts) -> None:
     targets = [f"self_attn.{name}_proj" for name in "qkvo"]
     base = r"C:\Users\kim\lora-course\data\base"
     _edit_config(folder, target_modules=targets, rank_pattern={"gate_proj": 4}, base_model_name_or_path=base)
+    record = folder / RUN / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"base": "base"}))
 
 
 @form("all layers by their full names")
 def config_with_every_layer(folder: Path, parts: Parts) -> None:
-    names = [name.removeprefix("base_model.model.").partition(".lora_A")[0] for name in load_file(folder / RUN / WEIGHTS)]
-    _edit_config(folder, target_modules=sorted(set(name for name in names if "lora_B" not in name)))
+    names = [
+        name.removeprefix("base_model.model.").partition(".lora_A")[0] for name in load_file(folder / RUN / WEIGHTS)
+    ]
+    _edit_config(folder, target_modules=sorted({name for name in names if "lora_B" not in name}))
 
 
 @form("trained on a GPU, whose perplexities differ in the second place")

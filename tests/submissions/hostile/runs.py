@@ -51,6 +51,16 @@ def raw(header: bytes, content: bytes = b"", length: int | None = None) -> bytes
 
 @case(
     "runs",
+    "a record without evaluation, so that it claims nothing",
+    graded(r"no perplexities to compare with: train", 98),
+)
+def record_without_evaluation(folder: Path, parts: Parts) -> None:
+    run = parts.run(folder / RUN, "record-without-evaluation")
+    edit(run / RECORD, ppl_before=None, ppl_after=None, eval_pairs=0, eval_digest=None, leaks=None)
+
+
+@case(
+    "runs",
     "a pickle that runs code when it is loaded, under peft's old name",
     failed("is a pickle, which can run code"),
 )
