@@ -67,7 +67,7 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
         raise Refused(
             f"{ADAPTER_FILE}: it has room for rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
-            "zeros or copies of others; train at the rank that you hand in"
+            "zeros or copies of others; train at the rank that you submit"
         )
     return adapter
 

@@ -116,9 +116,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         there = sorted(beside.name for beside in folder.parent.glob("*") if beside.is_dir())
         found = f" (found: {', '.join(there[:5])}{' ...' if len(there) > 5 else ''})" if there else ""
-        raise Refused(f"no run folder {folder.name!r}{found}: it was not handed in, or its training did not finish")
+        raise Refused(f"no run folder {folder.name!r}{found}: it was not submitted, or its training did not finish")
     if not path.is_file() and (folder / "model.safetensors").is_file():
-        raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): hand in the adapter, before merging")
+        raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): submit the adapter, before merging")
     if not path.is_file():
         raise Refused(f"no {CONFIG_FILE} in {folder.name!r}: save the adapter with model.save_pretrained(folder)")
     if path.stat().st_size > MAX_CONFIG_BYTES:

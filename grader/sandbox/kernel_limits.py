@@ -12,7 +12,7 @@ import shutil
 import subprocess
 
 SESSION = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")  # where systemd-run finds the user's own systemd
-# Says, through a file that is handed on as the sandbox's are, what limit of memory the kernel has for this process.
+# Reports the kernel's limit on this process's memory, through an open file that it inherits as the sandbox inherits its own.
 PROBE = 'cat "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/memory.max" > "/proc/self/fd/$1"'
 PROBE_MEMORY, PROBE_SECONDS = 2**28, 20
 

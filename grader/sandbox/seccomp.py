@@ -88,17 +88,14 @@ def by_name(libseccomp: ModuleType) -> bytes:
         """Take `action` where each of these arguments, masked, has this value."""
         made.add_rule(action, call, *(libseccomp.Arg(i, libseccomp.MASKED_EQ, *rest) for i, *rest in conditions))
 
+    family, protocol = partial(libseccomp.Arg, 0), partial(libseccomp.Arg, 2)
+    unknown = libseccomp.ERRNO(errno.EAFNOSUPPORT)
     for name in ("socket", "socketpair"):
-        first, third, none = (
-            partial(libseccomp.Arg, 0),
-            partial(libseccomp.Arg, 2),
-            libseccomp.ERRNO(errno.EAFNOSUPPORT),
-        )
-        made.add_rule(none, name, first(libseccomp.LT, LOCAL))
-        made.add_rule(none, name, first(libseccomp.GT, INTERFACES))
-        made.add_rule(none, name, first(libseccomp.EQ, INTERFACES), third(libseccomp.NE, 0))
-        for family in range(LOCAL + 1, INTERFACES):
-            where(name, none, (0, low, family))
+        made.add_rule(unknown, name, family(libseccomp.LT, LOCAL))
+        made.add_rule(unknown, name, family(libseccomp.GT, INTERFACES))
+        made.add_rule(unknown, name, family(libseccomp.EQ, INTERFACES), protocol(libseccomp.NE, 0))
+        for between in range(LOCAL + 1, INTERFACES):
+            where(name, unknown, (0, low, between))
     for option in BUFFERS:
         where("setsockopt", refuse, (1, low, socket.SOL_SOCKET), (2, low, option))
     where("close_range", refuse, (2, OWN_FILES, OWN_FILES))

@@ -262,7 +262,7 @@ def _path(name: str) -> Parts:
             f"{label(name)} leads outside by '..': pack the folder's contents, with paths that begin in it"
         )
     if len(path) > MAX_DEPTH:
-        raise BadSubmission(f"{show_path(path)} lies more than {MAX_DEPTH} folders deep: {ONLY}")
+        raise BadSubmission(f"{show_path(path)} is more than {MAX_DEPTH} folders deep: {ONLY}")
     if not path or any(len(os.fsencode(part)) > 255 for part in path):
         raise BadSubmission(f"{label(name)!r} is not a name that a file can have: pack again")
     return path

@@ -102,7 +102,7 @@ def walk(root: int) -> Iterator[File]:
                 elif len(path) < MAX_DEPTH:
                     waiting.append(path)
                 else:
-                    raise BadSubmission(f"{show_path(path)}: folders lie more than {MAX_DEPTH} deep: {ONLY}")
+                    raise BadSubmission(f"{show_path(path)}: folders are nested more than {MAX_DEPTH} deep: {ONLY}")
 
 
 def is_hidden(path: Parts) -> bool:
@@ -127,7 +127,7 @@ KINDS = {
 
 @contextmanager
 def _open_in(root: int, path: Parts, kind: int = 0) -> Iterator[int]:
-    """Open what lies at `path` below the folder `root`, without following a link or waiting for a pipe."""
+    """Open what is at `path` below the folder `root`, without following a link or waiting for a pipe."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     opened = os.dup(root)
     try:

@@ -27,17 +27,17 @@ class SubmissionFolder:
 
 
 def find(submitted: Path) -> list[SubmissionFolder]:
-    """The hand-ins `<submitted>/<student>/<exercise>/`, by student and exercise; none if there is no such folder."""
+    """Return the submissions `<submitted>/<student>/<exercise>/`, by student and exercise; none if there is no such folder."""
     return [found for found in _survey(submitted) if isinstance(found, SubmissionFolder)]
 
 
 def left_out(submitted: Path) -> list[str]:
-    """What lies where hand-ins belong and is none, a line each for the instructor: what, why, what to do."""
+    """Return a line for each entry that is not a submission, for the instructor: what, why, what to do."""
     return [found for found in _survey(submitted) if isinstance(found, str)]
 
 
 def doubtful_names(submitted: Path) -> list[str]:
-    """A line for each student whose name shows only in part, or looks like that of another one."""
+    """Return a line for each student whose name shows only in part, or looks like that of another one."""
     students = list(dict.fromkeys(found.folder.parent.name for found in find(submitted)))
     lines = [
         f"{submitted.name}/{printable(name)}: the name holds {letters}, which shows nothing: ask who this is"
@@ -66,7 +66,7 @@ def _survey(submitted: Path) -> Iterator[SubmissionFolder | str]:
             elif folder.is_symlink():
                 yield f"{where}: a symlink, which is not followed: put the folder itself there"
             elif not folder.is_dir():
-                yield f"{where}: not a student's folder: hand-ins lie in {submitted.name}/<student>/<exercise>/"
+                yield f"{where}: not a student's folder: submissions belong in {submitted.name}/<student>/<exercise>/"
             else:
                 yield from _survey_student(folder, where)
         except OSError as error:
@@ -88,11 +88,11 @@ def _survey_student(folder: Path, where: str) -> Iterator[SubmissionFolder | str
     for name in unknown[:MAX_UNKNOWN]:
         yield f"{where}/{label(name)}: no exercise has this name: {_where_it_belongs(name)}"
     if len(unknown) > MAX_UNKNOWN:
-        yield f"{where}: {len(unknown) - MAX_UNKNOWN:,} further things that are no hand-ins"
+        yield f"{where}: {len(unknown) - MAX_UNKNOWN:,} further entries that are not submissions"
 
 
 def _where_it_belongs(name: str) -> str:
     if name.lower() in EXERCISES:
         return f"rename it to {name.lower()}"
     first, *_, last = EXERCISES
-    return f"a hand-in, a zip too, lies in a folder named {first} ... {last}"
+    return f"a submission, also a zip, belongs in a folder named {first} ... {last}"

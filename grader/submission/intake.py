@@ -39,7 +39,7 @@ class Submission:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the content (SHA-256), whoever handed it in."""
+        """Identifies the content (SHA-256), whoever submitted it."""
         runs = {run: {name: _sha256(content) for name, content in files.items()} for run, files in self.runs.items()}
         notebook = None if self.notebook is None else _sha256(self.notebook)
         return _sha256(json.dumps([notebook, runs, sorted(self.strays)], sort_keys=True).encode())
@@ -98,7 +98,7 @@ def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...
 
 
 def collect_notebook(folder: Path, exercise: Exercise) -> bytes:
-    """The executed notebook that lies in `folder`, as distrusted as the runs. Raises `BadSubmission`."""
+    """Return the executed notebook in `folder`, as distrusted as the runs. Raises `BadSubmission`."""
     with open_folder(folder) as opened:
         content = read_in(opened, (f"{exercise.id}.ipynb",), MAX_NOTEBOOK + 1)
     if len(content) > MAX_NOTEBOOK:

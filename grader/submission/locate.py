@@ -80,11 +80,13 @@ def locate(files: Sequence[File], exercise: Exercise) -> Located:
 
 
 def the_archive(outer: Located) -> File | None:
-    """Return the zip that holds the submission, or None; one that is not where a zip belongs only if all else is missing.
+    """Return the zip that holds the submission, or None.
 
-    Raises `BadSubmission` if there are several.
+    A tar, or a zip that is not where a zip belongs, is it only if there is no notebook. Raises `BadSubmission` if there are
+    several.
     """
-    belong = [file for file in outer.archives if file.path[len(outer.around) : -1] in {(), ("runs",)}]
+    zips = [file for file in outer.archives if file.path[-1].lower().endswith(".zip")]
+    belong = [file for file in zips if file.path[len(outer.around) : -1] in {(), ("runs",)}]
     return _only(belong or ([] if outer.notebook or outer.renamed else outer.archives))
 
 

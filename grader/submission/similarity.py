@@ -30,7 +30,7 @@ LAYOUT = NEW_LINE | {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What of a hand-in can be compared: the SHA-256 of each run's tensors, the source of each solution cell by its id."""
+    """What of a submission can be compared: the SHA-256 of each run's tensors, the source of each solution cell by its id."""
 
     adapters: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)

@@ -1,13 +1,19 @@
 """Reading an untrusted adapter, and the exact shapes it is compared with."""
 
 import json
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from grader.errors import Refused
 from grader.evaluation.adapter import read_adapter
+from grader.evaluation.adapter_settings import read_settings
 from grader.evaluation.delta_w import likeness
 from loralab import choose_base
 from loralab.shapes import LINEAR, adapter_shape
@@ -130,11 +136,36 @@ def test_a_config_that_says_the_same_in_another_way_gives_the_same_adapter(hones
     assert all(torch.equal(adapter.change[name][1], b) for name, (_, b) in usual.change.items())
 
 
+CONFIG_ENTRIES = st.dictionaries(
+    st.sampled_from(["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
+                     "alpha_pattern", "use_rslora", "init_lora_weights", "base_model_name_or_path", "auto_mapping", "bias"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-1, 2**70) | st.floats() | st.sampled_from(["q_proj", ".*", "(", EVERY[0]]) | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["q_proj", "[a-z_]+", "*", "x"]), inner, max_size=2),
+        max_leaves=4,
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=CONFIG_ENTRIES)
+def test_any_config_is_read_or_refused_in_one_line(changes):
+    sound = {"r": 16, "lora_alpha": 32, "target_modules": ATTENTION}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "adapter_config.json").write_text(json.dumps(sound | changes))
+        try:
+            found = read_settings(Path(folder), choose_base("embedded"))
+        except Refused as problem:
+            assert str(problem).isprintable() and len(str(problem)) < 1_000
+        else:
+            assert 1 <= found.r <= 1024 and math.isfinite(found.lora_alpha) and set(found.targets) <= set(LINEAR)
+
+
 def test_no_folder_at_all_is_refused_and_those_that_are_there_are_named(tmp_path, base):
-    with pytest.raises(Refused, match="no run folder 'nothing': it was not handed in"):
+    with pytest.raises(Refused, match="no run folder 'nothing': it was not submitted"):
         read_adapter(tmp_path / "nothing", base)
     (tmp_path / "try-2").mkdir()
-    with pytest.raises(Refused, match=r"no run folder 'nothing' \(found: try-2\): it was not handed in"):
+    with pytest.raises(Refused, match=r"no run folder 'nothing' \(found: try-2\): it was not submitted"):
         read_adapter(tmp_path / "nothing", base)
 
 

@@ -10,13 +10,17 @@ import pickle
 import socket
 import stat
 import tarfile
+import tempfile
 import tracemalloc
 import unicodedata
 import zipfile
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grader.errors import BadSubmission, Refused
 from grader.evaluation.adapter import read_adapter
@@ -498,7 +502,7 @@ def test_many_files_and_great_depth_are_refused(folder, monkeypatch):
     (run / "/".join("abcdefgh")).mkdir(parents=True)
     assert taken(folder).runs
     (run / "/".join("abcdefghi")).mkdir()
-    refused(folder, "folders lie more than 10 deep")
+    refused(folder, "folders are nested more than 10 deep")
     monkeypatch.setattr(files, "MAX_ENTRIES", 3)
     refused(folder, "more than 3 files and folders")
 
@@ -645,6 +649,32 @@ def test_a_zip_in_a_zip_is_opened_and_one_in_that_is_not(folder):
     refused(folder, "neither", "(only a.zip, inner.zip)")
 
 
+NAMES = st.lists(
+    st.sampled_from([RUN, "first_adapter", "runs", EX1.id, RECORD, WEIGHTS, f"{EX1.id}.ipynb", "a.zip", "..", ".", "", "C:", "\\"])
+    | st.text(max_size=4),
+    max_size=4,
+).map("/".join)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    names=st.lists(NAMES.map(lambda name: name.encode("utf-8", "surrogatepass")) | st.binary(max_size=6), max_size=6),
+    flags=st.sampled_from([0, 0x800]),
+)
+def test_any_names_in_a_zip_are_taken_in_or_refused_in_one_line(names, flags):
+    with tempfile.TemporaryDirectory() as course:
+        folder = Path(course) / "ann" / EX1.id
+        folder.mkdir(parents=True)
+        write_zip(folder / "a.zip", [stored(name, b"{}", flags=flags) for name in names])
+        try:
+            found = taken(folder)
+        except BadSubmission as problem:
+            assert str(problem).isprintable()
+        else:
+            assert found.notebook or found.runs or any(stray.startswith(RUN) for stray in found.strays)
+            assert all(stray.isprintable() for stray in found.strays) and found.digest
+
+
 def test_nothing_is_written(folder, tmp_path):
     write_zip(folder / "a.zip", [*SOUND, stored("../../x", b"")])
     before = sorted(tmp_path.rglob("*"))
@@ -730,7 +760,7 @@ def test_what_is_no_hand_in_is_reported_and_does_not_stop_the_class(tmp_path):
     remarks = left_out(submitted)
     assert all(remark.isprintable() for remark in remarks)
     assert sum("submitted/ann/note-" in remark for remark in remarks) == 5
-    assert "submitted/ann: 4 further things that are no hand-ins" in remarks
+    assert "submitted/ann: 4 further entries that are not submissions" in remarks
     for part in ("submitted/bob/ex9_other: no exercise", "bob/ex1_first_adapter.zip: no exercise", "submitted/eve: a symlink",
                  "submitted/list\\n.csv: not a student's folder"):  # fmt: skip
         assert sum(part in remark for remark in remarks) == 1
