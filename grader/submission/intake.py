@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from loralab.record import ADAPTER_FILE, RUN_FILES
@@ -21,7 +22,7 @@ from ..exercises import Exercise
 from .archive import open_archive
 from .files import MAX_JSON, MAX_NOTEBOOK, MAX_TOTAL, ONLY, File, open_folder, read_in, show_path, walk
 from .find import SubmissionFolder
-from .locate import Located, Slot, locate, the_archive
+from .locate import Located, Slot, locate
 
 Runs = dict[str, dict[str, bytes]]
 MAX_NESTED = 2  # a zip, and a zip in it
@@ -59,7 +60,7 @@ def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
         folder = opened.enter_context(open_folder(found.folder, found.inside))
         parts = [locate(list(walk(folder)), exercise)]
         for _ in range(MAX_NESTED):
-            if parts[-1].homes or not (archive := the_archive(parts[-1])):
+            if parts[-1].homes or not (archive := parts[-1].archive):
                 break
             parts.append(locate(opened.enter_context(open_archive(archive)), exercise))
         notebook = _the_notebook(parts)
@@ -77,9 +78,11 @@ def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
 
 def _the_notebook(parts: Sequence[Located]) -> File | None:
     """The notebook, from the outermost place that has one: of the right name, of a similar one, or the only one of all."""
-    candidates = [part.notebook for part in parts] + [part.renamed for part in parts]
-    if not parts[-1].homes:  # another notebook beside sound runs is no reason to fail
-        candidates += [part.lone for part in parts]
+    candidates = chain(
+        (part.notebook for part in parts),
+        (part.renamed for part in parts),
+        (part.lone for part in parts if not parts[-1].homes),  # another notebook beside sound runs is no reason to fail
+    )
     return next((file for file in candidates if file), None)
 
 

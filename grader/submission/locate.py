@@ -26,19 +26,43 @@ Slot = tuple[str, ...]  # a path as `loralab.pack` would have named it
 
 @dataclass(frozen=True)
 class Located:
-    """What was found among `files`.
+    """What was found among `files`; the runs are in the folders `homes`, everything is in `around`.
 
-    `notebook` has the exercise's name; `renamed` is the only one whose name holds it, `lone` the only one of any name.
-    `homes` are the folders of the runs by their names, `archives` the zips that may hold a submission.
+    What two files could be is found out, and may raise `BadSubmission`, only when it is asked for.
     """
 
+    exercise: Exercise
     files: Sequence[File]
     around: Parts
     homes: dict[str, Parts]
-    notebook: File | None
-    renamed: File | None
-    lone: File | None
-    archives: Sequence[File]
+
+    @property
+    def notebook(self) -> File | None:
+        """The notebook that has the exercise's name."""
+        named = [file for file in self._notebooks() if file.path[-1] == self._name]
+        at_their_place = [file for file in named if _place(file.path, self.exercise, self.around) == (self._name,)]
+        return _only(at_their_place or named)
+
+    @property
+    def renamed(self) -> File | None:
+        """The notebook whose name holds the exercise's, as in `kim_ex1_first_adapter (1).ipynb`."""
+        if any(file.path[-1] == self._name for file in self.files):
+            return None
+        return _only([file for file in self._notebooks() if _plain(self.exercise.id) in _plain(file.path[-1])])
+
+    @property
+    def lone(self) -> File | None:
+        """The notebook, of any name, that is the only one."""
+        notebooks = self._notebooks()
+        return notebooks[0] if len(notebooks) == 1 else None
+
+    @property
+    def archive(self) -> File | None:
+        """The zip that holds the submission. A tar, or a zip in an unusual place, is it only if there is no notebook."""
+        archives = [file for file in self.files if is_archive(file.path[-1])]
+        zips = [file for file in archives if file.path[-1].lower().endswith(".zip")]
+        belong = [file for file in zips if file.path[len(self.around) : -1] in {(), ("runs",)}]
+        return _only(belong or ([] if self.notebook or self.renamed else archives))
 
     @property
     def runs(self) -> dict[Slot, File]:
@@ -52,6 +76,14 @@ class Located:
         known = {file.path for file in taken}
         return {"/".join(map(label, self._slot(file.path))) for file in self.files if file.path not in known}
 
+    @property
+    def _name(self) -> str:
+        return f"{self.exercise.id}{NOTEBOOK}"
+
+    def _notebooks(self) -> list[File]:
+        names = ((file, file.path[-1].lower()) for file in self.files)
+        return [file for file, name in names if name.endswith(NOTEBOOK) and not name.endswith("-checkpoint.ipynb")]
+
     def _slot(self, path: Parts) -> Slot:
         for run, home in self.homes.items():
             if path[: len(home)] == home and len(path) > len(home):
@@ -61,33 +93,9 @@ class Located:
 
 
 def locate(files: Sequence[File], exercise: Exercise) -> Located:
-    """Find the notebook and the runs. Raises `BadSubmission` where two could be meant; the message names both."""
+    """Find the runs. Raises `BadSubmission` where two folders could be meant; the message names both."""
     around = _around_everything(files, exercise)
-    homes = _find_homes(files, exercise, around)
-    notebooks = [file for file in files if file.path[-1].lower().endswith(NOTEBOOK)]
-    named = [file for file in notebooks if file.path[-1] == f"{exercise.id}{NOTEBOOK}"]
-    at_their_place = [file for file in named if _place(file.path, exercise, around) == file.path[-1:]]
-    similar = [file for file in notebooks if file not in named and _names(file.path[-1], exercise)]
-    return Located(
-        files=files,
-        around=around,
-        homes=homes,
-        notebook=_only(at_their_place or named),
-        renamed=None if named else _only(similar),
-        lone=notebooks[0] if len(notebooks) == 1 else None,
-        archives=[file for file in files if is_archive(file.path[-1])],
-    )
-
-
-def the_archive(outer: Located) -> File | None:
-    """Return the zip that holds the submission, or None.
-
-    A tar, or a zip that is not where a zip belongs, is it only if there is no notebook. Raises `BadSubmission` if there are
-    several.
-    """
-    zips = [file for file in outer.archives if file.path[-1].lower().endswith(".zip")]
-    belong = [file for file in zips if file.path[len(outer.around) : -1] in {(), ("runs",)}]
-    return _only(belong or ([] if outer.notebook or outer.renamed else outer.archives))
+    return Located(exercise, files, around, _find_homes(files, exercise, around))
 
 
 def _around_everything(files: Sequence[File], exercise: Exercise) -> Parts:
@@ -133,12 +141,6 @@ def _find_homes(files: Sequence[File], exercise: Exercise, around: Parts) -> dic
 def _plain(name: str) -> str:
     """A name without what people and file managers change about it: case, hyphens, spaces and underscores."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
-
-
-def _names(name: str, exercise: Exercise) -> bool:
-    """Tell whether a notebook's name holds that of the exercise, as in `kim_ex1_first_adapter (1).ipynb`."""
-    stem = name[: -len(NOTEBOOK)]
-    return _plain(exercise.id) in _plain(stem) and not stem.endswith("-checkpoint")
 
 
 def _only(found: Sequence[File]) -> File | None:
