@@ -36,7 +36,7 @@ STARTS = {"gaussian", "orthogonal", "eva"}
 # What peft notes of the base's class where a configuration names no task.
 OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
 Number = TypeVar("Number", int, float)
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[float, Field(gt=0, le=65536)]
@@ -159,17 +159,19 @@ def _names_the_class(mapping: object) -> bool:
 
 
 def _refuse_another_base(named: str | None, base: Base) -> None:
-    """Refuse another model of the hub. A path of the student's machine says nothing: the tensors and their effect do."""
-    if named and named not in names_of(base) and not _is_path(named, base):
+    if named and named not in names_of(base) and not _is_its_folder(named, base):
         raise Refused(
             f"{CONFIG_FILE}: base_model_name_or_path is {_shown(named)}, but {base.name!r} is "
             f"being graded: train on that, and save with loralab.train"
         )
 
 
-def _is_path(named: str, base: Base) -> bool:
+def _is_its_folder(named: str, base: Base) -> bool:
+    """Tell whether that is where the base is on the student's machine: in the course, under its name, or in the Hub's cache."""
     parts, own = PureWindowsPath(named).parts, PureWindowsPath(base.source).parts  # they split at / and at \
-    return not HUB_ID.fullmatch(named) or named.startswith(".") or parts[-2:] == own[-2:]
+    if HUB_ID.fullmatch(named):  # "someone/base" may be a model of the Hub
+        return parts[-2:] == own[-2:]
+    return parts[-1:] == own[-1:] or parts[-1:] == (base.name,) or f"models--{base.source.replace('/', '--')}" in parts
 
 
 def _adapted(config: _Config, base: Base, until: float) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -76,6 +76,8 @@ def first(weights):
         (lambda f: edit_config(f, exclude_modules=["v_proj"]), "v_proj.* is not part of it"),
         (lambda f: edit_config(f, init_lora_weights="pissa"), "init_lora_weights is 'pissa'; .* plain LoRA without it"),
         (lambda f: edit_config(f, base_model_name_or_path="Qwen/Qwen2.5-0.5B"), "'Qwen/Qwen2.5-0.5B', but 'embedded'"),
+        (lambda f: edit_config(f, base_model_name_or_path="someone/base"), "'someone/base', but 'embedded'"),
+        (lambda f: edit_config(f, base_model_name_or_path="../../../outside"), "outside', but 'embedded'"),
         (lambda f: edit_config(f, alpha_pattern={"v_proj": 64}), "gives the layers 32 to 64"),
         (lambda f: edit_config(f, target_modules=["lm_head"]), "only q_proj, k_proj"),
         (lambda f: edit_config(f, modules_to_save=["lm_head"]), "modules_to_save is .* plain LoRA without it"),
@@ -126,6 +128,8 @@ def test_a_spoilt_adapter_is_refused_with_its_cause(honest, base, spoil, cause):
         {"base_model_name_or_path": "/content/drive/MyDrive/lora-course/data/base"},
         {"base_model_name_or_path": "C:\\Users\\kim\\data\\base"},
         {"base_model_name_or_path": "data/base"},
+        {"base_model_name_or_path": "../base"},
+        {"base_model_name_or_path": "/models/embedded"},
     ],
 )
 def test_a_config_that_says_the_same_in_another_way_gives_the_same_adapter(honest, base, said):

@@ -319,6 +319,25 @@ attack(
     before=INSIDE,
 )
 attack(
+    "many-mappings",
+    "divides memory into so many pieces that the kernel's lists of them take a gigabyte, and uses none of it",
+    failed("divided its memory into more than"),
+    """
+    import ctypes, os, time
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for _ in range(4):
+        os.fork()
+    place = libc.mmap(None, 60_000 * 4096, 0, 0x22, -1, 0)
+    for number in range(0, 60_000, 2):
+        libc.mprotect(place + number * 4096, 4096, 1)
+    time.sleep(60)
+    """,
+    before=INSIDE,
+)
+attack(
     "speaks-for-the-runner",
     "writes a good result into every open file of every process that it sees",
     failed("."),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 from ..case import CONFIG, EX1, RECORD, RUN, WEIGHTS, Case, Cases, Parts, failed, graded
@@ -65,6 +68,41 @@ def zip_in_a_zip(folder: Path, parts: Parts) -> None:
     for _ in range(3):
         inner = path.read_bytes()
         write_zip(path, [stored(f"{RUN}.zip", inner)])
+
+
+@case("files", "256 MB of zeros in a tar of one megabyte", failed(r"unpack|large|bytes|times"))
+def tar_bomb(folder: Path, parts: Parts) -> None:
+    with tarfile.open(folder / f"{EX1}.tar.gz", "w:gz", compresslevel=1) as archive:
+        zeros = tarfile.TarInfo(f"{RUN}/{WEIGHTS}")
+        zeros.size = 2**28
+        with Path("/dev/zero").open("rb") as source:
+            archive.addfile(zeros, source)
+
+
+@case("files", "64 MB of zeros in an entry by LZMA that says it has 500 bytes", failed(r"has not the 500 bytes"))
+def zip_bomb_by_lzma(folder: Path, parts: Parts) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x", bytes(2**26))
+        info = archive.getinfo("x")
+    content = packed.getvalue()[31 : 31 + info.compress_size]  # after the entry's head and its name
+    lie = Entry(f"{RUN}/{RECORD}".encode(), content, 0, 500, method=zipfile.ZIP_LZMA)
+    write_zip(folder / ZIP, [*entries(parts, "zip-bomb-by-lzma", RECORD), lie])
+
+
+@case("files", "a tar with a link out of it, through which a later entry is written", failed("is a symlink"))
+def symlink_in_a_tar(folder: Path, parts: Parts) -> None:
+    with tarfile.open(folder / f"{EX1}.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = tarfile.SYMTYPE, str(parts.outside)
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("out/written-by-a-tar"))
+
+
+@case("files", "two runs of the right name, one to be checked and one to be scored", failed("are both there"))
+def run_in_two_places(folder: Path, parts: Parts) -> None:
+    for place in ("one", "other"):
+        parts.run(folder / place / RUN, f"run-in-two-places-{place}")
 
 
 @case("files", "sixty thousand empty files in a zip", failed(r"60,?\d\d\d|files|entries|many"))

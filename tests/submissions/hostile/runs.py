@@ -173,6 +173,25 @@ def modules_to_save_in_the_config(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "modules-to-save-in-the-config") / CONFIG, modules_to_save=["lm_head"])
 
 
+@case(
+    "runs",
+    "target modules by a regular expression that never ends",
+    failed("not a regular expression that can be read"),
+)
+def regular_expression_without_an_end(folder: Path, parts: Parts) -> None:
+    edit(parts.run(folder / RUN, "regular-expression-without-an-end") / CONFIG, target_modules="(?:.|.)+[!?]")
+
+
+@case("runs", "ranks by a pattern, which only some layers have", failed("rank_pattern is"))
+def rank_by_a_pattern(folder: Path, parts: Parts) -> None:
+    edit(parts.run(folder / RUN, "rank-by-a-pattern") / CONFIG, rank_pattern={r"layers\.0\..*": 64})
+
+
+@case("runs", "a start that changes the base, which is not handed in", failed("init_lora_weights is 'pissa'"))
+def start_that_changes_the_base(folder: Path, parts: Parts) -> None:
+    edit(parts.run(folder / RUN, "start-that-changes-the-base") / CONFIG, init_lora_weights="pissa")
+
+
 @case("runs", "remote code by auto_map", failed("auto_map is"))
 def remote_code(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "remote-code")
