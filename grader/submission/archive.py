@@ -99,7 +99,7 @@ def _open_zip(content: bytes) -> Iterator[list[File]]:
 
 def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:
     """The files of a zip, hidden ones excepted."""
-    seen = set()
+    seen: set[Parts] = set()
     for info, name in zip(entries, _names(entries), strict=True):
         path = _path(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -201,7 +201,8 @@ def _decompressed(content: bytes, most: int) -> bytes:
 
 def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:
     """The files of a tar, hidden ones excepted."""
-    seen, unpacked = set(), 0
+    seen: set[Parts] = set()
+    unpacked = 0
     for count, member in enumerate(archive, 1):
         if member.size < 0:
             raise BadSubmission("it is damaged (an entry of less than nothing): pack again")

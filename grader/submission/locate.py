@@ -124,15 +124,12 @@ def _find_homes(files: Sequence[File], exercise: Exercise, around: Parts) -> dic
         at_their_place = [folder for folder in named if _place(folder, exercise, around) == (run.name,)]
         if found := _only_folder(at_their_place or named):
             homes[run.name] = found
-    names = {_plain(run.name): run.name for run in exercise.runs if run.name not in homes}
-    for name, run in names.items():
-        similar = [
-            folder for folder in contents if folder and _plain(folder[-1]) == name and contents[folder] & set(RUN_FILES)
-        ]
-        if found := _only_folder(similar):
-            homes[run] = found
+    of_runs = [folder for folder, names in contents.items() if folder and names & set(RUN_FILES)]
+    for name in [run.name for run in exercise.runs if run.name not in homes]:
+        if found := _only_folder([folder for folder in of_runs if _plain(folder[-1]) == _plain(name)]):
+            homes[name] = found
     if len(exercise.runs) == 1 and not homes:  # any complete run must be the one
-        complete = [folder for folder, names_in_it in contents.items() if names_in_it >= set(RUN_FILES)]
+        complete = [folder for folder, names in contents.items() if names >= set(RUN_FILES)]
         if len(complete) == 1:
             homes[exercise.runs[0].name] = complete[0]
     return homes
