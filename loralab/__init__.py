@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import warnings
 
 import lazy_loader
@@ -22,6 +23,10 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "ker
 logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
 )
+
+# Threads of torch that wait for work spin by default. Two processes with as many threads each as there are processors then
+# stall each other (`benchmarks/wait_policy.py` measures it). Without an effect if torch was imported before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
