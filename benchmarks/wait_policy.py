@@ -7,7 +7,6 @@ take twice as long as one alone. Writes `benchmarks/results/wait_policy.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
