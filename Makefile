@@ -73,6 +73,9 @@ $(TRL)/ready: $(READY)
 
 bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md (long; on a machine with nothing else to do)
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training --base smollm2-135m
+	$(BIN)/python -m benchmarks.dropout
+	$(BIN)/python -m benchmarks.wait_policy
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.ranks_and_targets
 	$(BIN)/python -m benchmarks.start_up
