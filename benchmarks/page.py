@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,45 @@ def of_training(result: dict[str, Any]) -> list[str]:
         "",
         *faster(result),
         *origin(result, "training" if base == "embedded" else f"training --base {base}"),
+    ]  # fmt: skip
+
+
+def of_dropout(result: dict[str, Any]) -> list[str]:
+    """Return what LoRA's dropout costs, and what it brings."""
+    mean, low, high = result["exact_without_minus_with"]
+    rows = [
+        (
+            dropout,
+            f"{statistics.fmean(run['exact'] for run in runs):.3f}",
+            f"{statistics.geometric_mean(run['ppl'] for run in runs):.4f}",
+        )
+        for dropout, runs in result["runs"].items()
+    ]
+    seeds = len(next(iter(result["runs"].values())))
+    return [
+        "## Dropout",
+        "",
+        f"Exercise 1's training on the embedded base, {seeds} pairs of runs with the same seed, {result['messages']} fresh "
+        f"messages each. Exact match without dropout minus with it: {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}). "
+        f"Without dropout a training is {result['faster_without_by']:.2f} times as fast.",
+        "",
+        *table(("lora_dropout", "exact match", "PPL"), rows),
+        *origin(result, "dropout"),
+    ]  # fmt: skip
+
+
+def of_waiting(result: dict[str, Any]) -> list[str]:
+    """Return what spinning threads cost where two processes train side by side."""
+    rows = [(policy, f"×{ratio:.1f}") for policy, ratio in result["two_against_alone"].items()]
+    return [
+        "## Two processes on the same cores",
+        "",
+        "Threads of OpenMP that wait for work *spin* by default; with `OMP_WAIT_POLICY=PASSIVE`, which `import loralab` sets, "
+        f"they *sleep*. A training alone then takes {result['sleep_against_spin_alone']:.2f} times as long; two that shared "
+        "the processors fairly would take twice as long as one.",
+        "",
+        *table(("waiting threads", "two side by side, against one alone"), rows),
+        *origin(result, "wait_policy"),
     ]  # fmt: skip
 
 
@@ -255,6 +295,8 @@ def of_gpu(result: dict[str, Any]) -> list[str]:
 SECTIONS = {
     "training": of_training,
     "training-smollm2-135m": of_training,
+    "dropout": of_dropout,
+    "wait_policy": of_waiting,
     "cost": of_cost,
     "start_up": of_start,
     "grading": of_grading,

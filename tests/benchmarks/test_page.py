@@ -73,3 +73,20 @@ def test_a_gpus_measurements_have_a_section(place):
     shown = page.PAGE.read_text()
     assert "held to 16.00 GiB" in shown and "| 2.00 | 1.90 | yes | +5.3 % | 123 |" in shown
     assert "| 2.00 |  | failed |  |  |" in shown and "Not yet measured" not in shown
+
+
+def test_dropout_and_waiting_threads_have_sections(place):
+    run = {"exact": 0.75, "ppl": 1.05, "seconds": 3.0}
+    dropout = {
+        "runs": {"0.0": [run], "0.05": [run]},
+        "messages": 200,
+        "exact_without_minus_with": [0.01, -0.02, 0.04],
+        "faster_without_by": 1.2,
+    }
+    waiting = {"two_against_alone": {"spin": 50.0, "sleep": 2.1}, "sleep_against_spin_alone": 1.01}
+    for name, result in {"dropout": dropout, "wait_policy": waiting}.items():
+        (page.RESULTS / f"{name}.json").write_text(json.dumps(result | ABOUT))
+    page.main()
+    shown = page.PAGE.read_text()
+    assert "minus with it: +0.010 (95 % interval -0.020 to +0.040)" in shown and "| 0.05 | 0.750 | 1.0500 |" in shown
+    assert "| spin | ×50.0 |" in shown and "takes 1.01 times as long" in shown
