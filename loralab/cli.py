@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from .bases import Base
+    from .split import Split
     from .sweep import Job
+
+Number = TypeVar("Number", int, float)
 
 app = typer.Typer(help="Tools of the LoRA and QLoRA course.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -108,6 +112,9 @@ def train(
         bool, typer.Option("--dry-run", help="Only estimate memory and time; a few steps are tried.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="Keep the epoch with the lowest held-out loss, not the last.")
+    ] = False,
 ) -> None:
     """Train an adapter on your own pairs, measure it on held-out ones, and write a run folder.
 
@@ -135,6 +142,7 @@ def train(
             batch_size=batch_size,
             seed=seed,
             max_length=max_length,
+            keep_best=keep_best,
         )
         if not dry_run:
             command.check_out(plan, resume)
@@ -230,54 +238,102 @@ def gate(
 
 @app.command()
 def sweep(
+    data: Annotated[
+        str | None,
+        typer.Option(help="Your own pairs: a file, a folder, or a dataset's id on the Hub. Default: the course's."),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--eval", help="The evaluation pairs, or the share of --data to hold out; default: 0.1."),
+    ] = None,
     ranks: Annotated[str, typer.Option(help="Ranks, with commas.")] = "1,4,16,64",
-    targets: Annotated[str, typer.Option(help="Of q, k, v, o, qv, qkvo, mlp, all.")] = "qv,qkvo,all",
+    learning_rates: Annotated[
+        str | None,
+        typer.Option("--learning-rates", "--learning-rate", help="With commas; default: the base's own, or a rule."),
+    ] = None,
+    targets: Annotated[
+        str,
+        typer.Option(help="With commas: each one of q, k, v, o, qv, qkvo, mlp, all, or layers such as q_proj+o_proj."),
+    ] = "qv,qkvo,all",
     methods: Annotated[str, typer.Option(help="Of lora, rslora, dora, pissa, qlora.")] = "lora",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = 3,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
     epochs: Annotated[
         float | None, typer.Option(help="Default: the base's own. Fewer are faster, but exact match stays near zero.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: the base's own.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens per pair (default: the base's).")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs trained at the same time; they share the processors.")] = 1,
     cluster: Annotated[
-        str | None, typer.Option(help="Train on the workers of this dask scheduler, such as tcp://10.0.0.1:8786.")
+        str | None, typer.Option(help="Address of a dask scheduler whose workers train instead; see docs/cluster.md.")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="On a cluster: every run takes one GPU of its worker.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs and figures go; finished runs are not repeated.")] = Path(
         "runs/sweep"
     ),
 ) -> None:
-    """Train every combination of ranks, targets, methods and seeds, and plot the results.
+    """Train every combination of ranks, learning rates, targets, methods and seeds, and plot the results.
 
     On the embedded base a run of 8 epochs takes 40 to 65 seconds on one CPU core: the 36 runs of the default take about
     half an hour there, and about half of that with --workers 2 on two cores. Finished runs are kept: rerun to resume.
     """
-    from .bases import find_base
-    from .sweep import plan, table
-    from .sweep_report import write_report
+    from dataclasses import replace
+
+    from .bases import base_to_train
+    from .pairs import PairsError
+    from .sweep import plan
 
     try:
-        numbers = [_whole(rank) for rank in _words(ranks)]
-        chosen = find_base(base)
-        jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, learning_rate)
+        numbers = [_number(word, int, "rank", "1,4,16") for word in _words(ranks)]
+        rates = [_number(word, float, "learning rate", "1e-4,3e-4") for word in _words(learning_rates or "")]
+        if learning_rates is not None and not rates:
+            raise ValueError("a sweep needs at least one learning rate")
+        chosen = base_to_train(base)
+        chosen = replace(chosen, max_length=max_length or chosen.max_length)
+        split = _sweep_data(data, evaluation, chosen)
+        jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, rates or None, data=split)
         left = _left(jobs, workers, cluster, gpu)
         _make_folder(out)
+    except PairsError as error:
+        typer.echo(str(error), err=True)  # one line per problem
+        raise typer.Exit(1) from None
     except (ValueError, OSError) as error:
         _stop(error)
+    if split:
+        typer.echo(str(split))
     finished = len(jobs) - left
     typer.echo(f"{len(jobs)} runs on {chosen.name}" + (f", {finished} of them finished before" if finished else ""))
     try:
         _train(jobs, left, workers, cluster, gpu)
     finally:
-        runs = table(jobs)
-        written = write_report(runs, out)
+        failed = _report(jobs, out)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _sweep_data(data: str | None, evaluation: str | None, base: Base) -> Split | None:
+    """Read data of one's own as `train` does; None stands for the course's pairs."""
+    from .bases import load_tokenizer
+    from .split import SHARE, read_split
+
+    if data is None:
+        if evaluation is not None:
+            raise ValueError("--eval is for data of your own: give --data, too")
+        return None
+    return read_split(data, evaluation or SHARE, load_tokenizer(base), base.max_length)
+
+
+def _report(jobs: Sequence[Job], out: Path) -> bool:
+    """Write the report of a sweep and say where it is; return whether a run has failed."""
+    from .sweep import table
+    from .sweep_report import write_report
+
+    runs = table(jobs)
+    written = write_report(runs, out)
     typer.echo(f"{', '.join(path.name for path in written)} are in {out}")
     others = len({path.parent for path in out.glob("*/run.json")} - {job.folder for job in jobs})
     if others:
         typer.echo(f"{others} other runs in {out} are not shown: they belong to other options")
-    if (runs["state"] == "failed").any():
-        raise typer.Exit(1)
+    return bool((runs["state"] == "failed").any())
 
 
 def _left(jobs: Sequence[Job], workers: int, cluster: str | None, gpu: bool) -> int:
@@ -305,7 +361,7 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
     """Train the `left` unfinished jobs under a progress bar; exit if no job can be trained."""
     from tqdm.auto import tqdm
 
-    from .sweep import sweep
+    from .sweep import record_match, sweep
 
     with tqdm(total=len(jobs), initial=len(jobs) - left, unit="run") as bar:
         try:
@@ -314,8 +370,8 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
                 if isinstance(outcome, Exception):
                     bar.write(f"{job.name} failed: {outcome}")
                 else:
-                    scores = outcome.scores_after
-                    exact = f"exact match {scores.exact_match.value:.2f}, " if scores else ""
+                    share = record_match(outcome)
+                    exact = f"exact match {share.value:.2f}, " if share else ""
                     bar.set_postfix_str(f"{job.name}: {exact}PPL {outcome.ppl_after:.2f}")
         except KeyboardInterrupt:
             typer.echo("\nstopped: rerun the command to resume", err=True)
@@ -419,8 +475,8 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _whole(text: str) -> int:
+def _number(word: str, kind: type[Number], what: str, example: str) -> Number:
     try:
-        return int(text)
+        return kind(word)
     except ValueError:
-        raise ValueError(f"{text!r} is not a rank: give whole numbers with commas, such as 1,4,16") from None
+        raise ValueError(f"{word!r} is not a {what}: give numbers with commas, such as {example}") from None

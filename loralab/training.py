@@ -31,7 +31,7 @@ from .collate import AnswersAtTheEnd
 from .fourbit import quantization_settings
 from .hardware import Precision, precision_for
 from .leaks import find_leaks
-from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
+from .measure import HeldOut, adapter_bytes, held_out, loss_of, parameter_counts, peak_memory, reset_peak_memory
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, digest, encode_all
 from .reading import as_pairs
@@ -39,6 +39,14 @@ from .record import AdapterSettings, RunRecord
 from .scores import question_control, score_answers
 
 SHORT = 256  # tokens
+# Two checkpoints: the best one, and the last one to resume from. With one, Trainer would delete the last.
+KEEP_BEST: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+}
 
 
 def train(
@@ -57,6 +65,7 @@ def train(
     encoded: Sequence[dict[str, list[int]]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
+    keep_best: bool = False,
     **arguments: Any,
 ) -> RunRecord:
     """Train `model` in place on the answers of `pairs` and write the run folder.
@@ -70,9 +79,12 @@ def train(
     `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells
     what really ran; its batch is that of an optimiser step. On several GPUs one is used.
 
+    With `keep_best` the loss on `eval_pairs` is measured after each epoch, and the model is left, and saved, as it was
+    after the epoch with the lowest one; the record has the losses and that epoch. Checkpoints are written for it.
+
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
-    Raises `ValueError` if there is nothing to train on, no checkpoint to resume from, an adapter of another kind, or one
+    Raises `ValueError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an adapter of another kind, or one
     that would be trained in part only or saved in part only.
     """
     if isinstance(model, PeftModel):
@@ -84,9 +96,11 @@ def train(
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
     if not examples:
         raise ValueError("no pairs to train on: give at least one")
+    if keep_best and not eval_pairs:
+        raise ValueError("keep_best chooses an epoch by its loss on eval_pairs: give at least one")
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
-    arguments = checkpointing_for(model, base, at_once, longest) | arguments
+    arguments = checkpointing_for(model, base, at_once, longest) | (KEEP_BEST if keep_best else {}) | arguments
     checkpoint = _checkpoint(arguments.pop("resume_from_checkpoint", None), arguments.get("output_dir", folder))
     measured = {
         "train_digest": digest(pairs if encoded is None else examples),
@@ -96,13 +110,14 @@ def train(
     }
     evaluation = tokenizer, eval_pairs, eval_answers, base.max_length
     measured |= _measure(model, *evaluation, "before")
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=training_arguments(folder, epochs, batch_size, learning_rate, seed, precision_for(model), **arguments),
         train_dataset=examples,
+        eval_dataset=encode_all(eval_pairs, tokenizer, base.max_length) if keep_best else None,
         data_collator=AnswersAtTheEnd(tokenizer),
         processing_class=tokenizer,
-        callbacks=[*callbacks, _Clock(), *([] if quiet else [_Bar()])],
+        callbacks=[*callbacks, _Clock(), _BestHere(), *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     measured |= _run(trainer, longest, checkpoint)
@@ -257,6 +272,8 @@ def _record(trainer: Trainer, **known: Any) -> RunRecord:
         batch_size=trainer.state.train_batch_size * args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         seed=args.seed,
+        held_out=trainer.held_out,
+        kept_epoch=trainer.kept_epoch,
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization_settings(model),
@@ -375,6 +392,38 @@ def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[
         base.set_attn_implementation("sdpa")
 
 
+class _Trainer(Trainer):
+    """`Trainer` whose evaluation is the mean loss per answer token, which does not depend on the batch size."""
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_loss": loss_of(self.model, self.processing_class, self.eval_dataset).loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def held_out(self) -> list[tuple[float, float]] | None:
+        """The epochs after which the held-out loss was measured, and the losses."""
+        found = [(entry["epoch"], entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
+        return found or None
+
+    @property
+    def kept_epoch(self) -> float | None:
+        """The epoch of the checkpoint that was loaded at the end."""
+        step = self.state.best_global_step if self.state.best_model_checkpoint else None
+        entries = (entry for entry in self.state.log_history if "eval_loss" in entry and entry["step"] == step)
+        return next((entry["epoch"] for entry in entries), None)
+
+
+class _BestHere(TrainerCallback):
+    """Finds the best checkpoint in the run folder if that was moved, where `Trainer` expects it at its old path."""
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+
 class _Clock(TrainerCallback):
     """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
 
@@ -413,6 +462,10 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        if self.interrupted and state.global_step < state.max_steps and not float(state.epoch).is_integer():
+            control.should_evaluate = False  # it ends inside an epoch, where an uninterrupted run measures nothing
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.restore()

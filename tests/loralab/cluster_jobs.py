@@ -42,7 +42,7 @@ def save_or_fail(job):
         name=job.name, base=job.base.name, trainable=job.rank, parameters=100, train_pairs=1, tokens=10,
         epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed, losses=[1.0], seconds=1.0,
         peak_memory=1, dtype="float32", alpha=2 * job.rank, dropout=0, targets=sorted(job.modules),
-        eval_pairs=job.eval_pairs,
+        eval_pairs=len(job.data.eval_pairs),
     )  # fmt: skip
     record.save(job.folder)
     (job.folder / "deeper").mkdir()

@@ -24,6 +24,7 @@ from loralab.cli import app
 from loralab.compare import conclusions
 from loralab.fourbit import recorded_quantization, same_quantization
 from loralab.pairs import Turn, digest
+from loralab.split import hold_out
 from loralab.sweep import plan as sweep_plan
 from tests.conftest import with_adapter
 
@@ -79,7 +80,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(data, tmp_path, step):
     with pytest.raises(ValueError, match="was started with rank 2, not 4: --resume needs the same settings"):
         command.check_out(replace(plan, rank=4), resume=True)
     with pytest.raises(ValueError, match="other training pairs: --resume needs the same data"):
-        command.check_out(replace(plan, pairs=plan.pairs[1:]), resume=True)
+        command.check_out(replace(plan, data=replace(plan.data, pairs=plan.data.pairs[1:])), resume=True)
     resumed = command.run_training(plan, resume=True, quiet=True)
     assert resumed.losses == whole.losses
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "part")]
@@ -172,10 +173,10 @@ def test_a_folder_with_other_files_is_left_alone(few, tmp_path):
 @pytest.mark.parametrize(("count", "share", "held"), [(100, 0.1, 10), (30, 0.1, 8), (10, 0.1, 5), (2, 0.5, 1)])
 def test_the_share_that_is_held_out(count, share, held):
     pairs = [Pair(instruction=f"{i}?", output="Yes.") for i in range(count)]
-    rest, asked = command.hold_out(pairs, share, seed=1)
+    rest, asked = hold_out(pairs, share, seed=1)
     assert (len(asked), sorted(rest + asked, key=pairs.index)) == (held, pairs)
-    assert command.hold_out(pairs, share, seed=1) == (rest, asked)
-    assert count == 2 or command.hold_out(pairs, share, seed=2) != (rest, asked)
+    assert hold_out(pairs, share, seed=1) == (rest, asked)
+    assert count == 2 or hold_out(pairs, share, seed=2) != (rest, asked)
 
 
 def test_the_answers_of_one_conversation_stay_together():
@@ -185,14 +186,14 @@ def test_the_answers_of_one_conversation_stay_together():
         return [first, Pair(instruction="That.", output=f"Ah, {i}.", history=history)]
 
     pairs = [pair for i in range(20) for pair in conversation(i)]
-    rest, asked = command.hold_out(pairs, 0.1)
+    rest, asked = hold_out(pairs, 0.1)
     assert len(asked) == 8
     assert not {pair.question[0]["content"] for pair in rest} & {pair.question[0]["content"] for pair in asked}
 
 
 def test_one_pair_cannot_be_split():
     with pytest.raises(ValueError, match="too few different pairs to hold some out"):
-        command.hold_out([Pair(instruction="a", output="b")], 0.1)
+        hold_out([Pair(instruction="a", output="b")], 0.1)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_a_sweep_does_not_take_another_job_s_run(changes, message, base, tmp_pat
         "name": job.name, "base": base.name, "rank": 4, "alpha": 8, "dropout": 0, "targets": ["q_proj", "v_proj"],
         "trainable": 1, "parameters": 2, "train_pairs": 1, "tokens": 1, "epochs": job.epochs, "batch_size": 4,
         "learning_rate": job.learning_rate, "seed": 0, "losses": [], "seconds": 1, "peak_memory": 1,
-        "eval_pairs": job.eval_pairs, "dtype": "float32", "adapter": {}, "quantization": {},
+        "eval_pairs": len(job.data.eval_pairs), "dtype": "float32", "adapter": {}, "quantization": {},
     }  # fmt: skip
     RunRecord(**fields).save(job.folder)
     assert job.record() is not None
