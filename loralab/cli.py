@@ -464,6 +464,26 @@ def export(
     typer.echo(f"{path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
 
 
+@app.command()
+def push(
+    run: Path,
+    to: Annotated[str, typer.Option(help="The repository on the Hub: owner/name; it is created if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you and your organisation can see it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded, and where.")] = False,
+) -> None:
+    """Upload a finished run to the Hub: the adapter, its configuration, its record and its model card."""
+    from .push import prepare_push, upload
+
+    try:
+        prepared = prepare_push(run, to, private)
+        if not dry_run:
+            upload(prepared)
+    except (ValueError, OSError) as error:
+        _stop(error)
+    typer.echo(str(prepared))
+    typer.echo("nothing was uploaded (--dry-run)" if dry_run else "uploaded")
+
+
 def _stop(error: Exception | str) -> NoReturn:
     """End with the first line of what was wrong and exit status 2."""
     told = str(error).strip() or type(error).__name__
