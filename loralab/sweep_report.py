@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ COSTS = {  # column: its axis label and what it is divided by
     "bytes": ("adapter file (KB)", 1000),
 }
 EXACT = "exact match on held-out messages"
+UNTRAINED = "untrained base"
 PPL = "held-out perplexity (lower is better, log scale)"
 
 
@@ -164,29 +166,30 @@ def several_rates(runs: pd.DataFrame) -> bool:
 
 
 def plot_rates(runs: pd.DataFrame, measure: str | None = None) -> Figure:
-    """Plot `measure` (see `pareto_front`) against learning rate: a panel per choice of targets and method, a line per
-    rank."""
+    """Plot `measure` (see `pareto_front`) against learning rate, one line per rank.
+
+    There is a row of panels per method and a column per choice of targets. Perplexity is cut off well above that of the
+    untrained base.
+    """
     table = summary(runs)
     measure = measure or measure_of(table)
-    groups = list(table.groupby(["method", "targets"], sort=False))
-    columns = min(3, len(groups))
-    rows = -(-len(groups) // columns)
+    methods, targets, ranks = (list(dict.fromkeys(table[name])) for name in ("method", "targets", "rank"))
+    before = finished(runs)["ppl_before"].iloc[0]
     figure, panels = plt.subplots(
-        rows,
-        columns,
-        figsize=(3 + 4 * columns, 0.8 + 3.7 * rows),
+        len(methods),
+        len(targets),
+        figsize=(3 + 4 * len(targets), 0.8 + 3.7 * len(methods)),
         layout="constrained",
         squeeze=False,
         sharex=True,
         sharey=True,
     )
-    ranks = sorted(table["rank"].unique())
-    for axes, ((method, targets), group) in zip(panels.flat, groups, strict=False):
-        _draw_rates(axes, group, measure, ranks)
-        axes.set_title(f"{targets}, {method}", fontsize="medium")
-    for axes in panels.flat[len(groups) :]:
-        axes.set_axis_off()
-    _scale_rates(panels[0, 0], table, measure, finished(runs)["ppl_before"].iloc[0])
+    for axes, (method, group) in zip(panels.flat, itertools.product(methods, targets), strict=True):
+        _draw_rates(axes, table[(table["method"] == method) & (table["targets"] == group)], measure, sorted(ranks))
+        axes.set_title(f"{group}, {method}", fontsize="medium")
+        if measure == "ppl":
+            axes.axhline(before, color=COLOURS[6], linestyle=":", zorder=0, label=UNTRAINED)
+    _scale_rates(panels[0, 0], table, measure, before)
     figure.supylabel(EXACT if measure == "exact" else PPL, fontsize="medium")
     figure.supxlabel("learning rate (log scale)", fontsize="medium")
     figure.suptitle(f"{runs['base'].iloc[0]}: which learning rate ({_spread(table, [measure])})")
@@ -194,7 +197,8 @@ def plot_rates(runs: pd.DataFrame, measure: str | None = None) -> Figure:
     for axes in panels.flat:
         lines, labels = axes.get_legend_handles_labels()
         drawn |= dict(zip(labels, lines, strict=True))
-    figure.legend(drawn.values(), drawn.keys(), loc="outside right center", frameon=False, fontsize="small")
+    shown = sorted(drawn, key=lambda label: label == UNTRAINED)  # the others stay in their order
+    figure.legend([drawn[label] for label in shown], shown, loc="outside right center", frameon=False, fontsize="small")
     return figure
 
 

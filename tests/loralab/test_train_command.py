@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import LlamaConfig, Qwen2Config, TrainerCallback
 from typer.testing import CliRunner
 
-from loralab import Pair, RunRecord, Scores, load_model, read_pairs, train, write_pairs
+from loralab import Pair, RunRecord, Scores, load_model, perplexity, read_pairs, train, write_pairs
 from loralab import train_command as command
 from loralab.bases import HIGHEST_RATE, UNKNOWN_RATE, rate_rule
 from loralab.chat import open_chat, talk
@@ -94,6 +94,62 @@ def test_an_interrupted_run_resumes_to_the_same_result(data, tmp_path, step):
         command.check_out(plan, resume=True)
 
 
+@pytest.fixture(scope="module")
+def off_topic(eval_pairs, tmp_path_factory) -> Path:
+    """Evaluation pairs whose loss rises with every epoch of training on the course's pairs."""
+    path = tmp_path_factory.mktemp("off_topic") / "eval.jsonl"
+    asked = [pair.instruction for pair in eval_pairs[:4]]
+    write_pairs(
+        path, [Pair(instruction=text, output=f"Ask Kim about {i} gauges tomorrow.") for i, text in enumerate(asked)]
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def best_kept(data, off_topic, tmp_path_factory):
+    """A plan, and the record of a run of three epochs (4 steps each) that kept the best one."""
+
+    def plan(out):
+        return planned(data, out, evaluation=str(off_topic), epochs=3, keep_best=True)
+
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    return plan, folder, command.run_training(plan(folder), quiet=True)
+
+
+def test_the_epoch_with_the_lowest_held_out_loss_is_kept(best_kept, data, off_topic, base, tokenizer, tmp_path):
+    plan, folder, record = best_kept
+    epochs, losses = zip(*record.held_out, strict=True)
+    assert epochs == (1, 2, 3) and min(losses) == losses[0] < losses[-1] and record.kept_epoch == 1
+    assert math.log(record.ppl_after) == pytest.approx(losses[0])
+    model = PeftModel.from_pretrained(load_model(base), folder)
+    assert perplexity(model, tokenizer, read_pairs(off_topic)) == pytest.approx(record.ppl_after)
+    assert RunRecord.load(folder) == record
+    assert f"kept: epoch 1 of 3, with a held-out loss of {losses[0]:.3f}" in command.show_result(record, plan(folder))
+    usual = command.run_training(replace(plan(tmp_path), keep_best=False), quiet=True)
+    assert usual.losses == record.losses and (usual.held_out, usual.kept_epoch) == (None, None)
+    assert math.log(usual.ppl_after) == pytest.approx(losses[-1])
+
+
+@pytest.mark.parametrize("step", [5, 7, 11])  # in the second epoch, at its end, and at the end of the last one
+def test_an_interrupted_run_keeps_the_same_epoch_even_if_its_folder_was_moved(best_kept, step, tmp_path):
+    plan, whole, record = best_kept
+    with pytest.raises(KeyboardInterrupt):
+        command.run_training(plan(tmp_path / "run"), callbacks=[Interrupt(step)], quiet=True)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="was started with keep best True, not False"):
+        command.check_out(replace(plan(tmp_path / "moved"), keep_best=False), resume=True)
+    resumed = command.run_training(plan(tmp_path / "moved"), resume=True, quiet=True)
+    assert (resumed.losses, resumed.held_out, resumed.kept_epoch) == (record.losses, record.held_out, 1)
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (whole, tmp_path / "moved")]
+    assert weights[0] == weights[1]
+    assert not list((tmp_path / "moved").glob("checkpoint-*"))
+
+
+def test_without_evaluation_pairs_no_epoch_can_be_chosen(base, model, tokenizer, train_pairs, tmp_path):
+    with pytest.raises(ValueError, match="keep_best chooses an epoch by its loss on eval_pairs: give at least one"):
+        train(with_adapter(model), tokenizer, train_pairs[:4], tmp_path, base, keep_best=True)
+
+
 def test_the_command_trains_measures_and_overwrites_nothing(run, data, tmp_path):
     words = ["train", data, "--rank", 2, "--targets", "qv", "--epochs", 0.04, "--out", tmp_path / "run"]
     result = run(*words, "--eval", "0.5", "--seed", 3)
@@ -146,6 +202,7 @@ def test_a_dry_run_measures_steps_and_leaves_nothing(run, few, tmp_path):
         (["--targets", ","], "targets are ','"),
         (["--method", "pissa", "--rank", "999"], "rank 999 is impossible for pissa"),
         (["--eval", "0.9"], "--eval 0.9: give the share of pairs to hold out (0 to 0.5), or a file"),
+        (["--eval", "0", "--keep-best"], "--keep-best needs evaluation pairs: give --eval a file or a share above 0"),
         (["--epochs", "nan"], "must be above 0 and finite"),
         (["--base", "nowhere"], "unknown base 'nowhere'"),
         (["--resume"], "holds no interrupted run: leave out --resume"),
