@@ -28,6 +28,7 @@ from loralab.split import hold_out
 from loralab.sweep import plan as sweep_plan
 from tests.conftest import with_adapter
 
+SHORTER = {"train": ["--epochs", "1"], "sweep": ["--epochs", "0.1", "--seeds", "1"]}  # what takes minutes otherwise
 DOC = Path(__file__).parents[2] / "docs" / "own-data.md"
 
 
@@ -443,15 +444,29 @@ def documented() -> list[list[str]]:
 
 def test_the_guide_for_your_own_data_runs_as_documented(run, train_pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_pairs("my-pairs.jsonl", train_pairs[:40])
+    write_pairs("my-pairs.jsonl", train_pairs[:30])
     commands = documented()
     assert [words[0] for words in commands] == [
-        "check", "train", "train", "train", "compare", "gate", "chat", "export"
+        "check", "train", "train", "train", "sweep", "compare", "gate", "chat", "export", "push"
     ]  # fmt: skip
+    printed = {}
     for words in commands:
-        short = ["--epochs", "1"] if words[0] == "train" else []  # what takes a minute otherwise
         torch.manual_seed(0)
-        result = run(*words, *short)
+        result = run(*words, *([] if "--dry-run" in words else SHORTER.get(words[0], [])))
         wanted = {0, 1} if words[0] == "gate" else {0}  # the gate fails so short a run
         assert result.exit_code in wanted, f"{shlex.join(words)}\n{result.output}"
         assert "Traceback" not in result.output
+        printed[shlex.join(words)] = result.output
+    (dry_run,) = (output for words, output in printed.items() if words.startswith("train") and "--dry-run" in words)
+    assert re.fullmatch(shown_output("format: "), dry_run), dry_run
+    for name in ("mine/README.md", "small/run.json", "sweep/rates.png", "sweep/sweep.html", "mine-merged/config.json"):
+        assert (tmp_path / "runs" / name).is_file()
+    assert len(list(tmp_path.glob("runs/sweep/*/run.json"))) == 4
+    assert RunRecord.load("runs/small").kept_epoch is not None
+
+
+def shown_output(start: str) -> str:
+    """The pattern of an output that the guide shows; "..." stands for what differs from machine to machine."""
+    blocks = re.findall(r"```text\n(.*?)```", DOC.read_text("utf-8"), re.S)
+    (block,) = (block for block in blocks if block.startswith(start))
+    return re.escape(block).replace(re.escape("..."), ".*")
