@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, cast
 
 import typer
 
@@ -454,10 +454,11 @@ def export(
     base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
 ) -> None:
     """Export a finished run: merged for transformers, or as GGUF for llama.cpp."""
-    from .export import export
+    from .export import Target, export
+    from .llamacpp import Quantization
 
-    try:
-        path = export(run, to, quantize=quantize, out=out, base=base)
+    try:  # `export` refuses other words
+        path = export(run, cast(Target, to), quantize=cast(Quantization | None, quantize), out=out, base=base)
     except (ValueError, OSError) as error:
         _stop(error)
     files = [path] if path.is_file() else path.iterdir()

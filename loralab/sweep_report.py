@@ -162,7 +162,7 @@ def _at_best(runs: pd.DataFrame) -> str:
 
 def several_rates(runs: pd.DataFrame) -> bool:
     """Tell whether the runs of a sweep were planned with more than one learning rate."""
-    return runs["learning_rate"].nunique() > 1
+    return bool(runs["learning_rate"].nunique() > 1)
 
 
 def plot_rates(runs: pd.DataFrame, measure: str | None = None) -> Figure:
