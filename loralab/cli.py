@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .bases import Base
+    from .pairs import Pair
     from .split import Split
     from .sweep import Job
 
@@ -48,8 +52,7 @@ def check(
 ) -> None:
     """Check instruction pairs: format, duplicates, length, and evaluation pairs that are in the training data."""
     from .bases import find_base, load_tokenizer
-    from .leaks import find_leaks, near_duplicates
-    from .pairs import PairsError, encode_all
+    from .leaks import find_leaks
     from .reading import load_pairs
 
     try:
@@ -58,24 +61,29 @@ def check(
     except (ValueError, OSError) as error:
         _stop(f"--base: {error}")
     limit = max_length or chosen.max_length
-    try:
+    with _errors_in_lines():
         found = load_pairs(pairs, tokenizer, limit)
         asked = load_pairs(eval_file, tokenizer, limit).pairs if eval_file else []
-    except PairsError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
     typer.echo(f"{len(found.pairs)} good pairs; format: {', '.join(found.formats)}")
-    if near := near_duplicates(found.pairs):
-        first = ", ".join(str(1 + i) for i in near[:5])
-        typer.echo(
-            f"{len(near)} instructions nearly equal an earlier one (pairs {first}{', ...' if len(near) > 5 else ''})"
-        )
-    typer.echo(_histogram([len(one["input_ids"]) for one in encode_all(found.pairs, tokenizer, limit)], limit))
+    _describe(found.pairs, tokenizer, limit)
     if asked:
         leaks = find_leaks(found.pairs, asked)
         typer.echo(str(leaks))
         if leaks.exact:
             raise typer.Exit(1)
+
+
+def _describe(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+    """Print which instructions nearly repeat an earlier one, and how long the pairs are."""
+    from .leaks import near_duplicates
+    from .pairs import encode_all
+
+    if near := near_duplicates(pairs):
+        first = ", ".join(str(1 + i) for i in near[:5])
+        typer.echo(
+            f"{len(near)} instructions nearly equal an earlier one (pairs {first}{', ...' if len(near) > 5 else ''})"
+        )
+    typer.echo(_histogram([len(one["input_ids"]) for one in encode_all(pairs, tokenizer, limit)], limit))
 
 
 def _histogram(lengths: Sequence[int], limit: int, bins: int = 8, width: int = 40) -> str:
@@ -123,39 +131,34 @@ def train(
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from . import train_command as command
-    from .pairs import PairsError
 
     disable_progress_bar()
     set_verbosity_error()
     plan = None
     try:
-        plan = command.plan_training(
-            data,
-            base=base,
-            rank=rank,
-            targets=targets,
-            method=method,
-            evaluation=evaluation,
-            out=out,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            seed=seed,
-            max_length=max_length,
-            keep_best=keep_best,
-        )
-        if not dry_run:
-            command.check_out(plan, resume)
-        typer.echo(str(plan))
-        if dry_run:
-            typer.echo(command.dry_run(plan))
-            return
-        typer.echo(command.show_result(command.run_training(plan, resume), plan))
-    except PairsError as error:
-        typer.echo(str(error), err=True)  # one line per problem
-        raise typer.Exit(1) from None
-    except (ValueError, OSError) as error:
-        _stop(error)
+        with _errors_in_lines():
+            plan = command.plan_training(
+                data,
+                base=base,
+                rank=rank,
+                targets=targets,
+                method=method,
+                evaluation=evaluation,
+                out=out,
+                epochs=epochs,
+                learning_rate=learning_rate,
+                batch_size=batch_size,
+                seed=seed,
+                max_length=max_length,
+                keep_best=keep_best,
+            )
+            if not dry_run:
+                command.check_out(plan, resume)
+            typer.echo(str(plan))
+            if dry_run:
+                typer.echo(command.dry_run(plan))
+            else:
+                typer.echo(command.show_result(command.run_training(plan, resume), plan))
     except KeyboardInterrupt:
         step = command.saved_step(plan.out) if plan else None
         ended = f"stopped after step {step}: add --resume to continue" if step else "stopped before any checkpoint"
@@ -171,14 +174,12 @@ def compare(
     """Compare finished runs, and tell whether their exact match differs by more than chance."""
     from . import compare as command
 
-    try:
+    with _errors_in_lines():
         found = command.read_runs(runs)
         command.show(found)
         if plot:
             command.plot(found, plot)
             typer.echo(f"plot: {plot}")
-    except (ValueError, OSError) as error:
-        _stop(error)
 
 
 @app.command()
@@ -198,13 +199,12 @@ def chat(
     disable_progress_bar()
     console = Console(markup=False, highlight=False)
     try:
-        opened = command.open_chat(run, base, system, max_tokens)
-        if once is None:
-            command.talk(opened, console)
-        else:
-            command.show(opened.answer(once), console)
-    except (ValueError, OSError) as error:
-        _stop(error)
+        with _errors_in_lines():
+            opened = command.open_chat(run, base, system, max_tokens)
+            if once is None:
+                command.talk(opened, console)
+            else:
+                command.show(opened.answer(once), console)
     except KeyboardInterrupt:
         typer.echo()
 
@@ -264,7 +264,7 @@ def sweep(
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens per pair (default: the base's).")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs trained at the same time; they share the processors.")] = 1,
     cluster: Annotated[
-        str | None, typer.Option(help="Address of a dask scheduler whose workers train instead; see docs/cluster.md.")
+        str | None, typer.Option(help="Train on the workers of this dask scheduler, such as tcp://10.0.0.1:8786.")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="On a cluster: every run takes one GPU of its worker.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs and figures go; finished runs are not repeated.")] = Path(
@@ -279,25 +279,25 @@ def sweep(
     from dataclasses import replace
 
     from .bases import base_to_train
-    from .pairs import PairsError
     from .sweep import plan
 
-    try:
-        numbers = [_number(word, int, "rank", "1,4,16") for word in _words(ranks)]
-        rates = [_number(word, float, "learning rate", "1e-4,3e-4") for word in _words(learning_rates or "")]
-        if learning_rates is not None and not rates:
-            raise ValueError("a sweep needs at least one learning rate")
+    with _errors_in_lines():
         chosen = base_to_train(base)
         chosen = replace(chosen, max_length=max_length or chosen.max_length)
         split = _sweep_data(data, evaluation, chosen)
-        jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, rates or None, data=split)
+        jobs = plan(
+            chosen,
+            _numbers(ranks, int, "rank", "1,4,16"),
+            _words(targets),
+            _words(methods),
+            seeds,
+            out,
+            epochs,
+            None if learning_rates is None else _numbers(learning_rates, float, "learning rate", "1e-4,3e-4"),
+            data=split,
+        )
         left = _left(jobs, workers, cluster, gpu)
         _make_folder(out)
-    except PairsError as error:
-        typer.echo(str(error), err=True)  # one line per problem
-        raise typer.Exit(1) from None
-    except (ValueError, OSError) as error:
-        _stop(error)
     if split:
         typer.echo(str(split))
     finished = len(jobs) - left
@@ -457,10 +457,8 @@ def export(
     from .export import Target, export
     from .llamacpp import Quantization
 
-    try:  # `export` refuses other words
+    with _errors_in_lines():  # also for words that are no target or quantisation
         path = export(run, cast(Target, to), quantize=cast(Quantization | None, quantize), out=out, base=base)
-    except (ValueError, OSError) as error:
-        _stop(error)
     files = [path] if path.is_file() else path.iterdir()
     typer.echo(f"{path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
 
@@ -475,14 +473,26 @@ def push(
     """Upload a finished run to the Hub: the adapter, its configuration, its record and its model card."""
     from .push import prepare_push, upload
 
-    try:
+    with _errors_in_lines():
         prepared = prepare_push(run, to, private)
         if not dry_run:
             upload(prepared)
-    except (ValueError, OSError) as error:
-        _stop(error)
     typer.echo(str(prepared))
     typer.echo("nothing was uploaded (--dry-run)" if dry_run else "uploaded")
+
+
+@contextmanager
+def _errors_in_lines() -> Iterator[None]:
+    """End with one line per problem of the data and exit status 1, or for other errors with one line and status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        from .pairs import PairsError
+
+        if not isinstance(error, PairsError):
+            _stop(error)
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 def _stop(error: Exception | str) -> NoReturn:
@@ -496,8 +506,13 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _number(word: str, kind: type[Number], what: str, example: str) -> Number:
+def _numbers(text: str, kind: type[Number], what: str, example: str) -> list[Number]:
+    """Read numbers with commas between them. Raises `ValueError` for the first word that is none."""
+    return [_number(word, kind, f"a {what}: give numbers with commas, such as {example}") for word in _words(text)]
+
+
+def _number(word: str, kind: type[Number], wanted: str) -> Number:
     try:
         return kind(word)
     except ValueError:
-        raise ValueError(f"{word!r} is not a {what}: give numbers with commas, such as {example}") from None
+        raise ValueError(f"{word!r} is not {wanted}") from None

@@ -180,7 +180,7 @@ def plan(
     """
     epochs = base.epochs if epochs is None else epochs
     rates = _rates(base.learning_rate if learning_rate is None else learning_rate)
-    _check_numbers(epochs, rates)
+    check_numbers(epochs, rates)
     _check_grid(ranks, targets, methods, seeds)
     layers = {group: _layers(base, group) for group in targets}
     if "pissa" in methods:
@@ -214,7 +214,13 @@ def _rates(given: float | Sequence[float]) -> list[float]:
     return sorted({f"{rate:g}": float(rate) for rate in several}.values())
 
 
-def _check_numbers(epochs: float, rates: Sequence[float]) -> None:
+def check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+
+
+def check_numbers(epochs: float, rates: Sequence[float]) -> None:
+    """Raise `ValueError` unless the epochs and each learning rate can be trained with."""
     for rate in rates:
         if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
             raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
@@ -224,8 +230,7 @@ def _check_numbers(epochs: float, rates: Sequence[float]) -> None:
 
 def _check_grid(ranks: Sequence[int], targets: Sequence[str], methods: Sequence[str], seeds: int) -> None:
     for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+        check_method(method)
     if not (ranks and targets and methods) or seeds < 1:
         raise ValueError("a sweep needs at least one rank, one target, one method and one seed")
     for rank in ranks:

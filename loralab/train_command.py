@@ -37,7 +37,7 @@ from .pairs import encode_all, write_pairs
 from .record import RECORD_FILE, RunRecord
 from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
 from .split import SHARE, Split, read_split
-from .sweep import METHODS, check_pissa
+from .sweep import METHODS, check_method, check_numbers, check_pissa
 from .training import StopOnInterrupt, last_checkpoint, train
 
 JOB_FILE, EVAL_FILE = "job.json", "eval.jsonl"
@@ -128,16 +128,14 @@ def plan_training(
     `runs/<name of the data>`. With `keep_best` the run keeps the epoch with the lowest held-out loss, not the last.
     Raises `ValueError` (for data with one line per problem) for what cannot be trained.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+    check_method(method)
     for name, value in {"rank": rank, "batch size": batch_size}.items():
         if value < 1:
             raise ValueError(f"the {name} is {value}; it must be at least 1")
     chosen, rate, rate_from = _base_and_rate(base, learning_rate)
     chosen = replace(chosen, max_length=max_length or chosen.max_length)
     epochs = float(chosen.epochs if epochs is None else epochs)
-    if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
-        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+    check_numbers(epochs, [rate])
     layers = modules(targets)
     adapter_shape(chosen.source, rank, layers)  # raises if the base lacks one of them
     if method == "pissa":
