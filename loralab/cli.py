@@ -361,6 +361,7 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
     """Train the `left` unfinished jobs under a progress bar; exit if no job can be trained."""
     from tqdm.auto import tqdm
 
+    from .errors import one_line
     from .sweep import record_match, sweep
 
     with tqdm(total=len(jobs), initial=len(jobs) - left, unit="run") as bar:
@@ -368,7 +369,7 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
             for job, outcome in sweep(jobs, workers, cluster=cluster, gpu=gpu):
                 bar.update()
                 if isinstance(outcome, Exception):
-                    bar.write(f"{job.name} failed: {outcome}")
+                    bar.write(f"{job.name} failed: {one_line(outcome)}")
                 else:
                     share = record_match(outcome)
                     exact = f"exact match {share.value:.2f}, " if share else ""

@@ -136,6 +136,7 @@ def test_an_interrupted_run_keeps_the_same_epoch_even_if_its_folder_was_moved(be
     plan, whole, record = best_kept
     with pytest.raises(KeyboardInterrupt):
         command.run_training(plan(tmp_path / "run"), callbacks=[Interrupt(step)], quiet=True)
+    assert command.saved_step(tmp_path / "run") == step + 1
     (tmp_path / "run").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="was started with keep best True, not False"):
         command.check_out(replace(plan(tmp_path / "moved"), keep_best=False), resume=True)
