@@ -44,7 +44,7 @@ class Push:
         lines += [f"  {name:<{max(map(len, FILES))}} {size:>12,} bytes" for name, size in self.sizes.items()]
         if self.base in PROFILES:
             lines.append(
-                f"note: the base {self.base} comes with loralab, so the adapter can be loaded with loralab only"
+                f"note: the base {self.base} is not on the Hub, so the adapter can be loaded with loralab only"
             )
         return "\n".join(lines)
 

@@ -171,7 +171,7 @@ def test_a_dry_run_lists_the_files_and_needs_neither_token_nor_network(finished,
     assert lines[0] == f"{constants.ENDPOINT}/{REPO}" and lines[-1] == "nothing was uploaded (--dry-run)"
     listed = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines[1:5]}
     assert listed == {name: (finished / name).stat().st_size for name in FILES}
-    assert lines[5] == "note: the base embedded comes with loralab, so the adapter can be loaded with loralab only"
+    assert lines[5] == "note: the base embedded is not on the Hub, so the adapter can be loaded with loralab only"
 
 
 @pytest.mark.parametrize(

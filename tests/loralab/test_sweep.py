@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from peft import PeftModel
-from transformers import Qwen2Config
+from transformers import GPT2Config, Qwen2Config
 from typer.testing import CliRunner
 
 from loralab import Pair, RunRecord, choose_base, load_model, perplexity
@@ -354,6 +354,15 @@ def test_several_rates_are_in_the_names_of_the_folders_and_one_is_not(base, tmp_
         "lora-qv-r1-lr0.0003-s0",
     ]
     assert [job.name for job in plan(*grid, learning_rate=[3e-4])] == ["lora-qv-r1-s0"]
+
+
+def test_targets_mean_the_same_as_for_train_on_any_base(base, tmp_path):
+    GPT2Config(n_embd=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    grid = [1], ["all", "c_fc+c_attn"], ["lora"], 1, tmp_path / "sweep"
+    jobs = plan(replace(base, source=str(tmp_path)), *grid)
+    assert [job.modules for job in jobs] == [("c_attn", "c_proj", "c_fc"), ("c_attn", "c_fc")]
+    with pytest.raises(ValueError, match="^this model has no layer c_fc; it has down_proj"):
+        plan(base, [1], ["q+c_fc"], ["lora"], 1, tmp_path / "sweep")
 
 
 def test_settings_are_compared_at_their_best_rates(over_rates):
