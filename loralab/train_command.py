@@ -36,11 +36,11 @@ from .memory import OVERHEAD, Untraceable, estimate
 from .pairs import encode_all, write_pairs
 from .record import RECORD_FILE, RunRecord
 from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
-from .split import SHARE, Split, read_split
+from .split import EVAL_FILE, SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
 from .training import StopOnInterrupt, last_checkpoint, train
 
-JOB_FILE, EVAL_FILE = "job.json", "eval.jsonl"
+JOB_FILE = "job.json"
 DROPOUT = 0.05
 CHECKPOINTS: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 1}
 TIMED_STEPS = 3  # of a dry run; the first one is slower and does not count

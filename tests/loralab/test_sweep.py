@@ -15,11 +15,12 @@ from peft import PeftModel
 from transformers import GPT2Config, Qwen2Config
 from typer.testing import CliRunner
 
-from loralab import Pair, RunRecord, choose_base, load_model, perplexity
+from loralab import Pair, RunRecord, choose_base, load_model, perplexity, read_pairs
 from loralab import sweep as sweep_module
 from loralab.cli import app
 from loralab.fit import GIB
 from loralab.memory import T4_BYTES
+from loralab.pairs import digest
 from loralab.scores import Scores
 from loralab.shapes import TARGETS
 from loralab.split import Split
@@ -423,7 +424,9 @@ def test_the_command_sweeps_my_own_data_over_rates_and_takes_no_run_of_other_dat
     runs = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
     assert list(runs["run"]) == ["lora-q+o_proj-r1-lr0.001-s0", "lora-q+o_proj-r1-lr0.005-s0"]
     assert runs["exact"].isna().all() and runs["ppl"].between(1, 1000).all() and set(runs["train_pairs"]) == {22}
-    assert RunRecord.load(tmp_path / "sweep" / runs["run"][0]).targets == ["o_proj", "q_proj"]
+    record = RunRecord.load(tmp_path / "sweep" / runs["run"][0])
+    assert record.targets == ["o_proj", "q_proj"]
+    assert record.eval_digest == digest(read_pairs(tmp_path / "sweep" / "eval.jsonl"))  # the gate can be given them
     assert "2 of them finished before" in run(*words).output
     other = run(*words, "--eval", 0.5)
     assert other.exit_code == 2 and other.output.count("\n") == 1
