@@ -131,6 +131,20 @@ def find_base(name: str) -> Base:
     return base
 
 
+def base_to_train(name: str) -> Base:
+    """`find_base(name)`, with its config downloaded, so that its learning rate can follow the rule."""
+    base = find_base(name)
+    if is_profile(base):
+        return base
+    AutoConfig.from_pretrained(base.source)
+    return replace(base, learning_rate=rate_rule(base.source))
+
+
+def is_profile(base: Base) -> bool:
+    """Tell whether the base is one of the course's, whose learning rate is measured."""
+    return base.name in PROFILES and base.source == profile_source(base.name)
+
+
 def profile_source(name: str) -> str:
     """Return the source of the profile `name` on this machine; nothing is fetched, so the folder may not exist yet."""
     if name in MODELS:

@@ -94,6 +94,12 @@ class RunRecord(BaseModel):
     losses: list[float] = Field(description="training loss of every optimiser step")
     seconds: float = Field(gt=0, allow_inf_nan=False)
     peak_memory: Count
+    held_out: list[tuple[float, float]] | None = Field(
+        None, description="(epoch, loss on the evaluation pairs) after each epoch; None if not measured"
+    )
+    kept_epoch: Finite | None = Field(
+        None, description="the epoch whose adapter was kept; None if it is simply the last one"
+    )
     ppl_before: float | None = None
     ppl_after: float | None = None
     eval_pairs: Count = 0
