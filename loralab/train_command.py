@@ -31,12 +31,12 @@ from .leaks import find_leaks
 from .memory import OVERHEAD, Untraceable, estimate
 from .pairs import Pair, digest, encode_all, write_pairs
 from .reading import load_pairs
-from .record import RECORD_FILE, RunRecord
+from .record import EVAL_FILE, RECORD_FILE, RunRecord
 from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
 from .sweep import METHODS, check_pissa
 from .training import StopOnInterrupt, last_checkpoint, train
 
-JOB_FILE, EVAL_FILE = "job.json", "eval.jsonl"
+JOB_FILE = "job.json"
 DROPOUT = 0.05
 FEWEST = 8  # held-out pairs, if there are twice as many
 TIMED_STEPS = 3  # of a dry run; the first one is slower and does not count
