@@ -20,6 +20,7 @@ from .trial import Results, Trial
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 MARK = "<!-- Written by `loralab gate`, and rewritten at every call. To edit the card by hand, delete this line. -->"
+PEFT_FORM = "# Model Card for Model ID"
 METHODS = {"lora": "LoRA", "qlora": "QLoRA"}
 UNKNOWN = "not measured"
 
@@ -77,7 +78,9 @@ def judged_on(path: Path) -> str | None:
 
 
 def _is_ours(path: Path) -> bool:
-    return MARK in path.read_text("utf-8", errors="replace")
+    """Tell whether the card is the gate's own, or the empty form that peft saves."""
+    text = path.read_text("utf-8", errors="replace")
+    return MARK in text or PEFT_FORM in text
 
 
 def _portable_name(run: Run, trial: Trial) -> str:

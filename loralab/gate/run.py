@@ -33,6 +33,7 @@ DECISIONS = {
 }
 UNSLOTH = re.compile(r"(.+?)(-unsloth)?-bnb-4bit", re.IGNORECASE)  # a copy in NF4; the group is the one in 16 bits
 SHOWN_DIGITS = 12  # of a digest
+FEWEST_RATES = 4  # entries of a log, from which the highest learning rate can be told: it decays between the entries
 
 
 class Choices(BaseModel):
@@ -153,7 +154,8 @@ def _training(folder: Path, record: RunRecord | None) -> Training:
         return Training(record.losses, record.learning_rate, record.epochs, curve)
     rates = [entry.learning_rate for entry in log if entry.learning_rate is not None]
     losses = [entry.loss for entry in log if entry.loss is not None]
-    return Training(losses, max(rates, default=None), state.epoch, curve)
+    rate = max(rates) if len(rates) >= FEWEST_RATES else None
+    return Training(losses, rate, state.epoch, curve)
 
 
 def _eval_pairs(folder: Path, record: RunRecord | None, eval_file: str | Path | None) -> list[Pair]:

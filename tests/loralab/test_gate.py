@@ -409,7 +409,7 @@ def test_an_adapter_that_peft_cannot_load_is_reported_in_one_line(run):
     assert not failed(points)
     assert "PPL after and samples" in not_judged(points)
     advice = by_name(points)["PPL after and samples"].advice
-    assert "the adapter cannot be put on its base (ValueError: " in advice
+    assert "the adapter cannot be put on its base (" in advice
     assert "\n" not in advice
 
 
