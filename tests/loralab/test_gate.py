@@ -7,9 +7,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig
 from typer.testing import CliRunner
 
 from loralab import (
@@ -32,6 +34,7 @@ from loralab import (
 )
 from loralab.answers import Answer
 from loralab.cli import app
+from loralab.export import load_base
 from loralab.gate import gate, trial
 from loralab.gate.model_card import MARK, write_card
 from loralab.gate.run import read_run
@@ -203,6 +206,25 @@ def test_hyperparameters_of_the_training_are_judged(fields, advice, run):
 
 
 @pytest.mark.parametrize(
+    ("rank", "share", "right"),
+    [
+        (16, 1 / 2, True),
+        (16, 2, True),
+        (16, 0.4, False),
+        (16, 3, False),
+        (4, 4, True),
+        (64, 1 / 4, True),
+        (64, 2, False),
+    ],
+)
+def test_the_range_of_learning_rates_follows_the_rank_as_it_was_measured(rank, share, right, run, base):
+    change(run / "run.json", learning_rate=share * base.learning_rate)
+    change(run / "adapter_config.json", r=rank)
+    advice = by_name(gate(run, eval_file=run / "eval.jsonl"))["hyperparameters"].advice
+    assert ("the learning rate is outside" in advice) == (not right)
+
+
+@pytest.mark.parametrize(
     ("setting", "value", "more", "advice"),
     [
         ("lora_alpha", 128, {}, "alpha/rank is 8"),
@@ -348,6 +370,88 @@ def test_held_out_pairs_that_were_trained_on_fail(trained, eval_pairs):
     assert "held-out pairs were trained on" in point.advice
 
 
+def test_a_record_that_denies_a_training_on_its_own_evaluation_pairs_does_not_help(run):
+    change(run / "run.json", leaks=0, train_digest=RunRecord.load(run).eval_digest)
+    point = by_name(judge(run))["PPL before"]
+    assert point.passed is False
+    assert "32 of them trained on" in point.found
+
+
+def test_other_pairs_than_those_of_the_run_are_refused_in_one_line(run, eval_pairs, tmp_path):
+    write_pairs(tmp_path / "other.jsonl", eval_pairs[32:64])  # as many, of the same kind
+    wanted, found = RunRecord.load(run).eval_digest, digest(eval_pairs[32:64])
+    with pytest.raises(ValueError, match="not the pairs that the run was measured on") as error:
+        gate(run, eval_file=tmp_path / "other.jsonl")
+    line = str(error.value)
+    assert wanted[:12] in line and found[:12] in line and "\n" not in line
+    assert f"--eval {run / 'eval.jsonl'}" in line  # they are there
+    assert not (run / "README.md").exists()
+
+
+def test_the_courses_pairs_are_not_put_onto_the_card_of_a_run_on_others(run):
+    with pytest.raises(ValueError, match=r"not the course's; give them with --eval .*eval.jsonl"):
+        gate(run)
+    (run / "eval.jsonl").unlink()
+    with pytest.raises(ValueError, match="give them with --eval FILE"):
+        gate(run)
+    assert not (run / "README.md").exists()
+
+
+def test_a_record_without_a_digest_takes_any_pairs_of_the_right_number(run, eval_pairs, tmp_path):
+    change(run / "run.json", eval_digest=None)
+    with pytest.raises(ValueError, match="--eval FILE"):
+        gate(run)
+    write_pairs(tmp_path / "few.jsonl", eval_pairs[:20])
+    with pytest.raises(ValueError, match="20 pairs, but the run was measured on 32"):
+        gate(run, eval_file=tmp_path / "few.jsonl")
+    assert not failed(judge(run))
+
+
+def test_a_card_of_a_judgement_on_other_pairs_is_kept(run, eval_pairs, tmp_path):
+    change(run / "run.json", eval_digest=None)
+    judge(run)
+    card = (run / "README.md").read_text()
+    write_pairs(tmp_path / "other.jsonl", eval_pairs[32:64])
+    point = by_name(gate(run, eval_file=tmp_path / "other.jsonl"))["model card"]
+    assert point.passed and "kept as it is" in point.found and digest(eval_pairs[:32])[:12] in point.found
+    assert (run / "README.md").read_text() == card
+    judge(run, data="Messages to a desk.")
+    assert "Messages to a desk." in (run / "README.md").read_text()
+
+
+def test_a_run_that_measured_nothing_is_measured_by_the_gate(run, eval_pairs):
+    fields = ["ppl_before", "ppl_after", "scores_before", "scores_after", "question_gain", "eval_digest", "leaks"]
+    known = RunRecord.load(run)
+    change(run / "run.json", eval_pairs=0, **dict.fromkeys(fields))
+    points = judge(run)
+    assert not failed(points)
+    assert not_judged(points) == ["PPL before"]  # nobody compared these pairs with those in training
+    assert f"PPL {known.ppl_before:.2f} on 32" in by_name(points)["PPL before"].found
+    assert not_judged(gate(run)) == ["PPL before", "PPL after and samples"]
+
+
+QUANTISED = {
+    "fp4": (BitsAndBytesConfig(load_in_4bit=True), "load_in_4bit=True, bnb_4bit_quant_type='fp4')"),
+    "int8": (BitsAndBytesConfig(load_in_8bit=True), "load_in_8bit=True)"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_the_base_is_loaded_in_the_quantisation_of_the_record(kind, trained, base, train_pairs, eval_pairs, tmp_path):
+    quantization, code = QUANTISED[kind]
+    settings = {"pairs": train_pairs[:8], "eval_pairs": eval_pairs[:8], "epochs": 1}
+    folder = trained(kind, model=load_model(base, quantization=quantization), **settings)
+    write_pairs(folder / "eval.jsonl", eval_pairs[:8])
+    before = by_name(judge(folder, recompute=True, decision="merge"))["PPL before"]
+    recorded, again = re.findall(r"\d+\.\d+", before.found)
+    assert float(again) == pytest.approx(float(recorded), rel=1e-3), before
+    assert code in code_of(folder / "README.md")
+    assert "dequantize" in by_name(judge(folder))["merge decision"].found
+    merged = load_base(RunRecord.load(folder), base).state_dict()
+    expected = load_model(base, quantization=quantization).dequantize().float().state_dict()
+    assert all(torch.equal(merged[name], expected[name]) for name in merged)
+
+
 def test_whether_pairs_leaked_is_not_judged_in_an_older_record(run):
     change(run / "run.json", leaks=None)
     points = judge(run)
@@ -362,6 +466,8 @@ def test_free_text_is_judged_by_recall(trained):
     write_pairs(folder / "eval.jsonl", held_out)
     point = by_name(judge(folder))["PPL after and samples"]
     assert "own answer first among 8 in" in point.found
+    leaked = by_name(judge(folder))["PPL before"]  # every answer, but no instruction, is in the training pairs
+    assert leaked.passed is False and "the instruction or the answer of 32 is in the training pairs" in leaked.advice
     assert "exact match" not in point.found
     assert point.passed is False
     assert "it cannot tell the right answer from others" in point.advice
