@@ -208,7 +208,9 @@ def gate(
     licence: Annotated[str | None, typer.Option(help="The base's licence, e.g. apache-2.0.")] = None,
     data: Annotated[str | None, typer.Option(help="The training data in one sentence, for the card.")] = None,
     base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
-    eval_file: Annotated[Path | None, typer.Option("--eval", help="JSONL file with the held-out pairs.")] = None,
+    eval_file: Annotated[
+        Path | None, typer.Option("--eval", help="The pairs that the run was measured on; default: the course's.")
+    ] = None,
     recompute: Annotated[bool, typer.Option(help="Measure perplexities and scores again.")] = False,
 ) -> None:
     """Judge a finished run by the nine points of the operating gate, and write its model card."""

@@ -209,7 +209,7 @@ def _template(run: Run, trial: Trial) -> Point:
     if trial.base is None or trial.expected is None:
         return _not_judged(name, trial)
     if trial.tokenizer is None:
-        advice = "without a template, training and use put a question into different prompts"
+        advice = "without template and tokens that fit, training and use put a question into different prompts"
         return Point(name, False, trial.trouble, advice)
     try:
         encode_all(run.pairs, trial.tokenizer, trial.base.max_length)
