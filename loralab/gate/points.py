@@ -21,13 +21,13 @@ from .run import DECISIONS, SHOWN_DIGITS, UNSLOTH, Run, Training
 from .trial import Expected, Results, Trial
 
 EXACT_TOLERANCE = 0.05  # of the answers: rounding on another machine may change a letter here and there
-# A good learning rate falls with the root of the rank, if alpha is twice the rank. Exact match on the embedded base, q,k,v,o,
+# A good learning rate falls with the root of the rank, if alpha is twice the rank (with rsLoRA it is the same for all). Exact match on the embedded base, q,k,v,o,
 # at shares of the base's own rate: rank 16 has 0.31 at 1/4, 0.44 at 1/2, 0.76 at 1, 0.72 at 2 and 0 at 3; rank 4 has 0.04 at
 # 1/4 and 0.63 at 4; rank 64 has 0.71 at 1/4 and 0 at 2.
 RATE_FACTOR, USUAL_RANK, HIGHEST_SHARE = 2, 16, 4
 RULE_SLACK = 2.5  # where the base's own rate comes from a rule, not from measurements
 EPOCHS_FACTOR = 2  # more than this many times the base's own number of epochs only memorises
-RISE = 0.05  # nats per token: a held-out loss goes up and down by less from epoch to epoch
+RISE = 0.05  # nats per token by which the held-out loss may rise before it counts: 5 % of the perplexity
 ALPHA_PER_RANK = (0.25, 4)  # from QLoRA (16 for rank 64) to LoRA Without Regret (32 for rank 8)
 ALPHA_PER_ROOT = (0.25, 8)  # rsLoRA's: the course's 8, which suits every rank, for ranks 1024 to 1
 MAX_DROPOUT = 0.2
@@ -103,7 +103,7 @@ def _hyperparameters(run: Run, trial: Trial) -> Point:
         return _not_judged(name, trial)
     settings, training, base = run.settings, run.training, trial.base
     wrong = _unusual_factors(settings, trial.expected) + _unusual_dropout(settings.lora_dropout)
-    wrong += _unusual_rate(training.learning_rate, settings.r, base) + _unusual_epochs(training, base)
+    wrong += _unusual_rate(training.learning_rate, settings, base) + _unusual_epochs(training, base)
     wrong += _false_claims(run, trial.expected)
     found = f"rank {settings.r}, alpha {settings.lora_alpha:g}, dropout {settings.lora_dropout:g}"
     known = {"learning rate": training.learning_rate, "epochs": training.epochs}
@@ -148,20 +148,20 @@ def _unusual_dropout(dropout: float) -> list[str]:
     ]
 
 
-def _unusual_rate(rate: float | None, rank: int, base: Base) -> list[str]:
+def _unusual_rate(rate: float | None, settings: LoraConfig, base: Base) -> list[str]:
     same = (
         known for known in PROFILES.values() if base.name == known.name or base.source == profile_source(known.name)
     )
     profile = next(same, None)
     own, slack = (profile.learning_rate, 1.0) if profile else (base.learning_rate, RULE_SLACK)
-    good = math.sqrt(USUAL_RANK / rank)
+    good = 1.0 if settings.use_rslora else math.sqrt(USUAL_RANK / settings.r)
     low = own * min(1, good) / RATE_FACTOR / slack
     high = own * min(max(1, good * RATE_FACTOR), HIGHEST_SHARE) * slack  # the base's own rate is always accepted
     if rate is None or low <= rate <= high:
         return []
     return [
-        f"the learning rate is outside {low:.3g} to {high:.3g}, the range of this base at rank {rank}: lower barely trains, "
-        f"higher diverges; take {own:g}"
+        f"the learning rate is outside {low:.3g} to {high:.3g}, the range of this base at rank {settings.r}: lower barely "
+        f"trains, higher diverges; take {own:g}"
     ]
 
 
