@@ -397,6 +397,10 @@ def test_the_courses_pairs_are_not_put_onto_the_card_of_a_run_on_others(run):
     assert not (run / "README.md").exists()
 
 
+def test_a_run_on_the_courses_pairs_needs_no_file(honest, eval_pairs):
+    assert read_run(honest).pairs == eval_pairs
+
+
 def test_a_record_without_a_digest_takes_any_pairs_of_the_right_number(run, eval_pairs, tmp_path):
     change(run / "run.json", eval_digest=None)
     with pytest.raises(ValueError, match="--eval FILE"):

@@ -122,6 +122,9 @@ def test_pairs_measure_a_checkpoint_and_fill_its_card(checkpoint, base, tokenize
     assert card.data.base_model == "embedded"
     assert [result.metric_type for result in card.data.eval_results] == ["perplexity", "perplexity", "exact_match"]
     assert "q_proj" in card.text and "## Made with" not in card.text
+    text = (checkpoint / "README.md").read_text()
+    assert "kept as it is" in by_name(gate(checkpoint))["model card"].found  # without pairs there is nothing to show
+    assert (checkpoint / "README.md").read_text() == text
 
 
 def test_without_a_log_the_losses_cannot_be_judged(checkpoint):
