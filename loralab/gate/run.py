@@ -166,13 +166,13 @@ def _eval_pairs(folder: Path, record: RunRecord | None, eval_file: str | Path | 
         return pairs
     if record is None or record.eval_pairs == 0:
         return []
-    course = read_pairs(data_path("pairs/eval.jsonl"))
+    course = _course_pairs()
     if digest(course) == record.eval_digest:
         return course
     known = f" (digest {record.eval_digest[:SHOWN_DIGITS]})" if record.eval_digest else ""
     raise ValueError(
         f"{folder}: measured on {record.eval_pairs} pairs{known} that are not the course's; "
-        f"give them with {_own_pairs(folder, record)}"
+        f"give them: {_which_pairs(folder, record)}"
     )
 
 
@@ -190,12 +190,18 @@ def _check_pairs(pairs: list[Pair], eval_file: str | Path, folder: Path, record:
     if found != record.eval_digest:
         raise ValueError(
             f"{eval_file}: not the pairs that the run was measured on (digest {found[:SHOWN_DIGITS]}, the run's "
-            f"{record.eval_digest[:SHOWN_DIGITS]}); give those with {_own_pairs(folder, record)}"
+            f"{record.eval_digest[:SHOWN_DIGITS]}); give those: {_which_pairs(folder, record)}"
         )
 
 
-def _own_pairs(folder: Path, record: RunRecord) -> str:
-    """Return the option that names the run's own pairs, with their file if it is beside the adapter."""
+def _course_pairs() -> list[Pair]:
+    return read_pairs(data_path("pairs/eval.jsonl"))
+
+
+def _which_pairs(folder: Path, record: RunRecord) -> str:
+    """Return how to give the run's own pairs: they may be the course's, or in a file beside the adapter."""
+    if digest(_course_pairs()) == record.eval_digest:
+        return "leave out --eval"
     path = folder / EVAL_FILE
     with suppress(ValueError, OSError):
         if digest(read_pairs(path)) == record.eval_digest:

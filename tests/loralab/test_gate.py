@@ -217,10 +217,11 @@ def test_hyperparameters_of_the_training_are_judged(fields, advice, run):
         (64, 2, False),
     ],
 )
-def test_the_range_of_learning_rates_follows_the_rank_as_it_was_measured(rank, share, right, run, base):
+def test_the_range_of_learning_rates_follows_the_rank_as_it_was_measured(rank, share, right, run, base, monkeypatch):
+    monkeypatch.setattr(trial, "_measure", lambda *_: None)  # time only: this point needs no answers
     change(run / "run.json", learning_rate=share * base.learning_rate)
     change(run / "adapter_config.json", r=rank)
-    advice = by_name(gate(run, eval_file=run / "eval.jsonl"))["hyperparameters"].advice
+    advice = by_name(judge(run))["hyperparameters"].advice
     assert ("the learning rate is outside" in advice) == (not right)
 
 
@@ -389,16 +390,18 @@ def test_other_pairs_than_those_of_the_run_are_refused_in_one_line(run, eval_pai
 
 
 def test_the_courses_pairs_are_not_put_onto_the_card_of_a_run_on_others(run):
-    with pytest.raises(ValueError, match=r"not the course's; give them with --eval .*eval.jsonl"):
+    with pytest.raises(ValueError, match=r"not the course's; give them: --eval .*eval.jsonl"):
         gate(run)
     (run / "eval.jsonl").unlink()
-    with pytest.raises(ValueError, match="give them with --eval FILE"):
+    with pytest.raises(ValueError, match="give them: --eval FILE"):
         gate(run)
     assert not (run / "README.md").exists()
 
 
 def test_a_run_on_the_courses_pairs_needs_no_file(honest, eval_pairs):
     assert read_run(honest).pairs == eval_pairs
+    with pytest.raises(ValueError, match="give those: leave out --eval"):
+        read_run(honest, data_path("pairs/eval_forms.jsonl"))
 
 
 def test_a_record_without_a_digest_takes_any_pairs_of_the_right_number(run, eval_pairs, tmp_path):
