@@ -19,6 +19,11 @@ warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is 
 # bitsandbytes misses an optional package for fast 4-bit inference on CPUs, which the course does not need.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
 
+# On a CPU it reports every product of an 8-bit layer.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+    lambda record: "inputs will be cast" not in str(record.msg)
+)
+
 # Trainer sets the model's padding and end tokens, as it should, and reports it in every run.
 logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)

@@ -232,7 +232,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The base's weights in the number format of this machine, on its device, loaded without a second copy.
 
-    With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon.
+    With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon. A base
+    that was saved quantised stays as it was saved.
     """
     hardware = hardware or precision()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -241,6 +242,6 @@ def load_model(
         dtype=hardware.dtype,
         device_map={"": 0 if hardware.device == "cuda" else "cpu"},
         attn_implementation="sdpa",  # eager attention overflows in fp16 on Qwen2 (transformers#33317)
-        quantization_config=quantization,
+        **({} if quantization is None else {"quantization_config": quantization}),  # None would hide the base's own
     )
-    return model if quantization is None else keep_unpacked(model)
+    return keep_unpacked(model)

@@ -216,7 +216,9 @@ def gate(
     licence: Annotated[str | None, typer.Option(help="The base's licence, e.g. apache-2.0.")] = None,
     data: Annotated[str | None, typer.Option(help="The training data in one sentence, for the card.")] = None,
     base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
-    eval_file: Annotated[Path | None, typer.Option("--eval", help="JSONL file with the held-out pairs.")] = None,
+    eval_file: Annotated[
+        Path | None, typer.Option("--eval", help="The pairs that the run was measured on; default: the course's.")
+    ] = None,
     recompute: Annotated[bool, typer.Option(help="Measure perplexities and scores again.")] = False,
 ) -> None:
     """Judge a finished run by the nine points of the operating gate, and write its model card."""
@@ -326,7 +328,7 @@ def _sweep_data(data: str | None, evaluation: str | None, base: Base) -> Split |
 def _keep_held_out(split: Split, out: Path) -> None:
     """Write the pairs that were held out, so that the gate can judge a run of the sweep on them."""
     from .pairs import write_pairs
-    from .split import EVAL_FILE
+    from .record import EVAL_FILE
 
     if split.held_out:
         write_pairs(out / EVAL_FILE, split.eval_pairs)

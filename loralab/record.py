@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .files import write_whole
 from .scores import Scores
 
-RECORD_FILE = "run.json"
+RECORD_FILE, EVAL_FILE = "run.json", "eval.jsonl"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 Count = Annotated[int, Field(ge=0)]
@@ -42,6 +43,13 @@ def hardware() -> str:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the means of the first and of the last quarter of `losses`; NaN if there are none."""
+    quarter = max(1, len(losses) // 4)
+    first, last = (sum(part) / len(part) if part else math.nan for part in (losses[:quarter], losses[-quarter:]))
+    return first, last
 
 
 class AdapterSettings(BaseModel):
@@ -127,9 +135,7 @@ class RunRecord(BaseModel):
     @property
     def loss_ends(self) -> tuple[float, float]:
         """The mean losses of the first and of the last quarter of the steps, in nats; NaN if there are none."""
-        quarter = max(1, len(self.losses) // 4)
-        ends = self.losses[:quarter], self.losses[-quarter:]
-        return tuple(sum(part) / len(part) if part else math.nan for part in ends)
+        return loss_ends(self.losses)
 
     def save(self, folder: str | Path) -> Path:
         """Write `run.json` into `folder`; it appears whole or not at all."""

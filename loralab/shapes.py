@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from .errors import one_line
 
 LinearLayer = torch.nn.Linear | Conv1D
 # The linear layers of a block, in the order in which it uses them.
@@ -41,6 +45,12 @@ def modules(words: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer for word in named for layer in TARGETS.get(word, (word,))))
 
 
+def tensor_shapes(model: PeftModel, embeddings: bool | Literal["auto"] = "auto") -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what peft saves of an adapter, by name: with the base's embeddings, without them, or as needed."""
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=embeddings)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Shape:
     """What an adapter with given settings has on a given base: computed, not measured."""
@@ -52,8 +62,7 @@ class Shape:
     @classmethod
     def of(cls, model: PeftModel) -> Shape:
         """The shape of the adapter that this model wears."""
-        tensors = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-        return cls(tensors, *model.get_nb_trainable_parameters())
+        return cls(tensor_shapes(model), *model.get_nb_trainable_parameters())
 
     @property
     def trainable_percent(self) -> float:
@@ -64,6 +73,22 @@ class Shape:
         """The exact size of the safetensors file that peft writes for it."""
         tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.tensors.items()}
         return len(save(tensors, metadata={"format": "pt"}))
+
+
+def without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel:
+    """Return a base with an adapter on the meta device: layers, shapes and factors, but no weights.
+
+    Raises `ValueError`, in one line, if peft cannot put such an adapter on such a base.
+    """
+    settings = copy(settings)
+    settings.inference_mode = False  # else nothing would count as trainable
+    settings.init_lora_weights = True  # other starts need the base's weights; the shape is the same
+    settings.base_model_name_or_path = None  # else peft warns that the base has another name
+    try:
+        with torch.device("meta"):
+            return get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
+    except Exception as error:  # a damaged configuration can fail anywhere inside peft
+        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:

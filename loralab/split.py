@@ -15,7 +15,6 @@ from .leaks import find_leaks
 from .pairs import Pair, digest
 from .reading import load_pairs
 
-EVAL_FILE = "eval.jsonl"  # where held-out pairs are kept
 SHARE = "0.1"  # what `--eval` is by default
 FEWEST = 8  # held-out pairs, if there are twice as many
 

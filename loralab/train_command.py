@@ -34,9 +34,9 @@ from .files import write_whole
 from .fourbit import nf4
 from .memory import OVERHEAD, Untraceable, estimate
 from .pairs import encode_all, write_pairs
-from .record import RECORD_FILE, RunRecord
+from .record import EVAL_FILE, RECORD_FILE, RunRecord
 from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
-from .split import EVAL_FILE, SHARE, Split, read_split
+from .split import SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
 from .training import StopOnInterrupt, last_checkpoint, train
 
