@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging
 
 from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
-from .errors import first_line, one_line
+from .errors import LoralabError, first_line, one_line
 from .files import whole_file, whole_folder
 from .fourbit import nf4
 from .hardware import Precision
@@ -69,7 +69,7 @@ def export(
     `to` is "merged" (a folder for transformers), "gguf" (the merged model as one file), "gguf-adapter" (the adapter
     alone) or "gguf-base" (the model that such an adapter belongs on). `quantize` stores the matrices of a GGUF model
     in 8 or about 4.8 bits per weight instead of 16. `out` defaults to a name beside `run`, `base` to the run's own
-    base. Raises `ValueError` with one line if this is impossible; an earlier export at `out` is replaced only by a
+    base. Raises `LoralabError` with one line if this is impossible; an earlier export at `out` is replaced only by a
     complete new one.
     """
     folder = Path(run)
@@ -92,24 +92,24 @@ def export(
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run folder. Raises `ValueError` with one line if it is not that of a finished run with a LoRA adapter."""
+    """Read a run folder. Raises `LoralabError` with one line if it is not that of a finished run with a LoRA adapter."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder")
+        raise LoralabError(f"{folder}: no such run folder")
     record = RunRecord.load(folder)
     for name in (CONFIG_FILE, ADAPTER_FILE):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name} in it; only runs that trained an adapter can be exported")
+            raise LoralabError(f"{folder}: no {name} in it; only runs that trained an adapter can be exported")
     try:
         settings = LoraConfig.from_pretrained(str(folder))
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise ValueError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
+        raise LoralabError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
     if settings.peft_type != "LORA":
-        raise ValueError(f"{folder / CONFIG_FILE}: {settings.peft_type} adapters cannot be exported, only LoRA")
+        raise LoralabError(f"{folder / CONFIG_FILE}: {settings.peft_type} adapters cannot be exported, only LoRA")
     try:
         weights = load_file(folder / ADAPTER_FILE)
     except SafetensorError as error:
-        raise ValueError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
+        raise LoralabError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
     return Run(folder, record, settings, weights)
 
 
@@ -140,13 +140,13 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 def _check_request(to: str, quantize: str | None) -> None:
     if to not in get_args(Target):
-        raise ValueError(f"unknown target {to!r}: choose {', '.join(get_args(Target))}")
+        raise LoralabError(f"unknown target {to!r}: choose {', '.join(get_args(Target))}")
     if quantize is None:
         return
     if quantize not in get_args(Quantization):
-        raise ValueError(f"unknown quantisation {quantize!r}: choose {', '.join(get_args(Quantization))}")
+        raise LoralabError(f"unknown quantisation {quantize!r}: choose {', '.join(get_args(Quantization))}")
     if to not in ("gguf", "gguf-base"):
-        raise ValueError(f"--quantize applies to gguf and gguf-base, not to {to}")
+        raise LoralabError(f"--quantize applies to gguf and gguf-base, not to {to}")
     if quantize == "q4_k_m":
         ggml_quantize_chunk()
 
@@ -171,7 +171,7 @@ def _check_out(out: Path, to: Target) -> None:
     else:
         ours = out.is_file() and _starts_with(out, MAGIC)
     if not ours:
-        raise ValueError(f"{out} exists and is not an earlier export: give another --out")
+        raise LoralabError(f"{out} exists and is not an earlier export: give another --out")
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
@@ -180,7 +180,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _check_base(base: Base, run: Run, to: Target) -> None:
-    """Raise `ValueError` if the export is impossible, before any weights of the base are loaded."""
+    """Raise `LoralabError` if the export is impossible, before any weights of the base are loaded."""
     config = AutoConfig.from_pretrained(base.source)
     if to != "merged":
         check_architecture(config)
@@ -188,14 +188,14 @@ def _check_base(base: Base, run: Run, to: Target) -> None:
         _check_adapter(run.settings)
     tables = [name for name in run.weights if "lm_head" in name or "embed_tokens" in name]
     if tables and (config.tie_word_embeddings or to == "gguf-adapter"):
-        raise ValueError(
+        raise LoralabError(
             f"the adapter changes {tables[0]}: this works only merged, on a base whose output has its own weights"
         )
     expected = get_peft_model_state_dict(_without_weights(config, run.settings), save_embedding_layers=False)
     found = run.weights
     wrong = [name for name in expected.keys() | found.keys() if _shape(expected, name) != _shape(found, name)]
     if wrong:
-        raise ValueError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
+        raise LoralabError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
 
 
 def _without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel:
@@ -207,7 +207,7 @@ def _without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftMode
         with torch.device("meta"):
             return get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
+        raise LoralabError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
 def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
@@ -215,16 +215,16 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
 
 
 def _check_adapter(settings: LoraConfig) -> None:
-    """Raise `ValueError` if the adapter is more than pairs of matrices beside the unchanged base."""
+    """Raise `LoralabError` if the adapter is more than pairs of matrices beside the unchanged base."""
     start = str(settings.init_lora_weights)
     if settings.use_dora:
-        raise ValueError("llama.cpp has no DoRA adapters: export --to merged or gguf")
+        raise LoralabError("llama.cpp has no DoRA adapters: export --to merged or gguf")
     if start.startswith("pissa") or start in ("olora", "corda", "loftq", "lora_ga"):
-        raise ValueError(
+        raise LoralabError(
             f"{start} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
         )
     if settings.bias != "none" or settings.lora_bias or settings.modules_to_save or settings.trainable_token_indices:
-        raise ValueError(
+        raise LoralabError(
             "the run also trained biases or whole layers, which a GGUF adapter cannot hold: export --to gguf"
         )
 
@@ -290,7 +290,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise LoralabError(
             f"{out} cannot be written ({error.strerror or first_line(error)}): give another --out"
         ) from None
 

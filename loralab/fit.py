@@ -20,7 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from .bases import find_base
 from .data import data_path
-from .errors import one_line
+from .errors import LoralabError, one_line
 from .memory import GIB, METHODS, OVERHEAD, T4_BYTES, Memory, at_rest, estimate, verdict
 from .plots import plot_memory
 from .shapes import ALL_LINEAR, TARGETS, adapter_shape, modules
@@ -152,11 +152,11 @@ def fit(
 
     `model` is a hub id, a folder, or the name of a config that the course carries (its own models' hub ids need no
     network); `gpu` a name in `CARDS` or a number of GiB; `targets` as in `loralab.shapes.modules`; the rest as in
-    `loralab.memory.estimate`. Raises `ValueError`, in one line, for what is unknown or impossible.
+    `loralab.memory.estimate`. Raises `LoralabError`, in one line, for what is unknown or impossible.
     """
     card, source = _card(gpu), _source(model)
     if upcast and method != "qlora":
-        raise ValueError(f"the up-cast is of what qlora does not quantise; with {method} there is none")
+        raise LoralabError(f"the up-cast is of what qlora does not quantise; with {method} there is none")
     asked = Settings(method, rank, targets, batch, length, checkpointing, upcast)
     return Fit(model, source, asked, _memory(source, asked), *_counts(source, asked), card)
 
@@ -172,10 +172,10 @@ def _card(gpu: str | float) -> Card:
         return named[str(gpu).lower()]
     try:
         gib = float(gpu)
-    except ValueError:
-        raise ValueError(f"unknown card {gpu!r}: give one of {', '.join(named)}, or its memory in GiB") from None
+    except LoralabError:
+        raise LoralabError(f"unknown card {gpu!r}: give one of {', '.join(named)}, or its memory in GiB") from None
     if not 0 < gib < 1_000:  # 4090 is a name in part
-        raise ValueError(f"a card of {gpu} GiB is impossible: give its memory in GiB, or one of {', '.join(named)}")
+        raise LoralabError(f"a card of {gpu} GiB is impossible: give its memory in GiB, or one of {', '.join(named)}")
     return Card("your card", gib)
 
 
@@ -199,19 +199,19 @@ def _source(model: str) -> str:
 def _located(model: str) -> str:
     try:
         return find_base(model).source
-    except ValueError as error:
-        raise ValueError(f"{error}; by name there are {', '.join(known_models())}") from None
+    except LoralabError as error:
+        raise LoralabError(f"{error}; by name there are {', '.join(known_models())}") from None
 
 
 def _check_config(model: str, source: str) -> None:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # not JSON, a kind that transformers does not know, code of its own
-        raise ValueError(f"{model}: its config.json cannot be used: {one_line(error)}") from None
+        raise LoralabError(f"{model}: its config.json cannot be used: {one_line(error)}") from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{model}: {config.model_type!r} is no causal language model")
+        raise LoralabError(f"{model}: {config.model_type!r} is no causal language model")
     if any(getattr(config.get_text_config(), name, 0) for name in ("num_experts", "num_local_experts")):
-        raise ValueError(
+        raise LoralabError(
             f"{model}: a mixture of experts; they are no linear layers, and this estimate cannot count them"
         )
 
@@ -262,7 +262,7 @@ def _has_more_than_qv(source: str, targets: str) -> bool:
     chosen = modules(targets)
     try:
         adapter_shape(source, 1, TARGETS["qv"])
-    except ValueError:
+    except LoralabError:
         return False  # it calls them otherwise
     return chosen == ALL_LINEAR or set(chosen) > set(TARGETS["qv"])
 
@@ -391,7 +391,7 @@ def widget(**start: object) -> None:
     def drawn() -> Figure:
         try:
             return picture(fit(**{name: control.value for name, control in controls.items()}))
-        except ValueError as error:  # more tokens than the model reads
+        except LoralabError as error:  # more tokens than the model reads
             figure = Figure(figsize=(8, 2.6))
             figure.text(0.02, 0.5, str(error), wrap=True)
             return figure

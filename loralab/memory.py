@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from .errors import one_line
+from .errors import LoralabError, one_line
 from .measure import LanguageModel
 from .shapes import LINEAR, LinearLayer, adapted, adapter_shape, linear_layers
 
@@ -39,7 +39,7 @@ Lora = tuple[int, tuple[str, ...], bool]  # rank, targets, whether there is drop
 SHALLOW, DEEP = 1, 2  # blocks in the two models that are traced; 2 and 4 give the same, to within 0.3 %
 
 
-class Untraceable(ValueError):
+class Untraceable(LoralabError):
     """A base whose shape goes through no training step on fake tensors, so that its memory cannot be told."""
 
 
@@ -80,7 +80,7 @@ def estimate(
     `batch` texts of `length` tokens go through at once; `dropout` is the adapter's (any but 0 keeps a copy of what
     goes into each adapted layer); `checkpointing` keeps only each block's input; `upcast` is what
     peft's prepare_model_for_kbit_training does: everything that is not quantised in 32 bits.
-    Raises `ValueError` for settings that are impossible, and `Untraceable` for such a base.
+    Raises `LoralabError` for settings that are impossible, and `Untraceable` for such a base.
     """
     config = AutoConfig.from_pretrained(source)
     _check(config, method, rank, batch, length)
@@ -109,7 +109,7 @@ def verdict(total: float, room: float) -> str:
 def _tracing() -> Iterator[None]:
     try:
         yield
-    except ValueError:
+    except LoralabError:
         raise
     except Exception as error:  # sizes that do not go together, or an operation that needs real numbers
         raise Untraceable(f"a model of this shape cannot be traced without its weights: {one_line(error)}") from None
@@ -134,13 +134,13 @@ def _extended(shallow: Peak, deep: Peak, depth: int) -> tuple[float, float]:
 
 def _check(config: PreTrainedConfig, method: str, rank: int, batch: int, length: int) -> None:
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: give one of {', '.join(METHODS)}")
+        raise LoralabError(f"unknown method {method!r}: give one of {', '.join(METHODS)}")
     for name, value in {"rank": rank, "batch": batch, "length": length}.items():
         if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+            raise LoralabError(f"{name} is {value}; it must be at least 1")
     longest = getattr(config.get_text_config(), "max_position_embeddings", length)
     if length > longest:
-        raise ValueError(f"length is {length}, but this model reads {longest} tokens at most")
+        raise LoralabError(f"length is {length}, but this model reads {longest} tokens at most")
 
 
 def _blocks_linear(model: PreTrainedModel) -> list[LinearLayer]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .errors import LoralabError
 from .files import write_whole
 from .scores import Scores
 
@@ -131,15 +132,15 @@ class RunRecord(BaseModel):
 
     @classmethod
     def load(cls, folder: str | Path) -> RunRecord:
-        """Read `run.json` from a run folder. Raises `ValueError` with one line that says what is wrong."""
+        """Read `run.json` from a run folder. Raises `LoralabError` with one line that says what is wrong."""
         path = Path(folder) / RECORD_FILE
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
+            raise LoralabError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{path}: not UTF-8 text") from None
+            raise LoralabError(f"{path}: not UTF-8 text") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"{path}: {where}: {first['msg']}") from None
+            raise LoralabError(f"{path}: {where}: {first['msg']}") from None

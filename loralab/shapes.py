@@ -11,6 +11,8 @@ from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .errors import LoralabError
+
 LinearLayer = torch.nn.Linear | Conv1D
 # The linear layers of a block, in the order in which it uses them.
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -31,11 +33,11 @@ TARGETS = {
 def modules(words: str) -> tuple[str, ...]:
     """The layers that `words` name: keys of `TARGETS` and names of layers, with commas; `all` is every linear layer.
 
-    Raises `ValueError` if there is no word.
+    Raises `LoralabError` if there is no word.
     """
     named = [word.strip() for word in words.split(",") if word.strip()]
     if not named:
-        raise ValueError(f"targets are {words!r}: give {', '.join(TARGETS)}, or names of layers with commas")
+        raise LoralabError(f"targets are {words!r}: give {', '.join(TARGETS)}, or names of layers with commas")
     if {"all", *ALL_LINEAR} & set(named):
         return ALL_LINEAR
     return tuple(dict.fromkeys(layer for word in named for layer in TARGETS.get(word, (word,))))
@@ -74,7 +76,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:
 def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: float = 0.0) -> PeftModel:
     """The model with a LoRA adapter; on the meta device the adapter has no weights either.
 
-    Raises `ValueError`, in one line, for a target that this model does not have.
+    Raises `LoralabError`, in one line, for a target that this model does not have.
     """
     if targets != ALL_LINEAR:
         check_targets(model, targets)
@@ -92,7 +94,7 @@ def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     known = {name.rpartition(".")[2] for name in linear_layers(model)}
     unknown = sorted(set(targets) - known)
     if unknown:
-        raise ValueError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise LoralabError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
 @cache
