@@ -335,12 +335,12 @@ def fit(
     ] = "all",
     batch: Annotated[int, typer.Option(help="Texts that go through at once.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a text.")] = 512,
-    gpu: Annotated[str, typer.Option(help="A card, such as t4, l4, a100-40, or its memory in GiB.")] = "t4",
+    gpu: Annotated[str, typer.Option(help="Such as t4, 'rtx 4090', a100-80, 24GB, or several: 2x t4.")] = "t4",
     checkpointing: Annotated[bool, typer.Option(help="Keep only each block's input for the backward pass.")] = True,
     upcast: Annotated[bool, typer.Option(help="What prepare_model_for_kbit_training does to the rest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Tell whether a training fits on a card, of what its memory is made, and what would make it fit."""
+    """Tell whether a training fits on a GPU, of what its memory is made, and what would make it fit."""
     import json
 
     from transformers.utils.logging import set_verbosity_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -54,7 +55,10 @@ class Shape:
     @classmethod
     def of(cls, model: PeftModel) -> Shape:
         """The shape of the adapter that this model wears."""
-        tensors = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+        tensors = {
+            name: tuple(tensor.shape)
+            for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        }
         return cls(tensors, *model.get_nb_trainable_parameters())
 
     @property
@@ -87,11 +91,19 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # nothing is merged here
+        return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
 
 
 def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """Raise `LoralabError`, in one line, for a target that is no linear layer of this model."""
     known = {name.rpartition(".")[2] for name in linear_layers(model)}
+    tables = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
+    if wrong := sorted(set(targets) & tables):
+        raise LoralabError(
+            f"{', '.join(wrong)} is an embedding: only linear layers get an adapter here, which are {', '.join(sorted(known))}"
+        )
     unknown = sorted(set(targets) - known)
     if unknown:
         raise LoralabError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
