@@ -40,7 +40,7 @@ from .ability import (
 from .bases import PROFILES, Base, choose_base, load_model, load_tokenizer
 from .card import CARD_FILE, card_problem, write_card
 from .data import data_path
-from .errors import first_line, one_line
+from .errors import LoralabError, first_line, one_line
 from .files import write_whole
 from .fourbit import nf4
 from .measure import ADAPTER_FILE, CONFIG_FILE, LanguageModel, same_ppl
@@ -158,12 +158,12 @@ def gate(
     are good enough is for people to decide. `base` names the base where the run's own name for it cannot be found; `decision` (keep, merge or swap), `licence`
     (the base's) and `data` (what the pairs are) are kept in `gate.json` for later calls. `eval_file` has the held-out
     pairs, by default the course's; with `recompute` perplexities and scores are measured again on them. Raises
-    `ValueError` with one line if the folder does not hold a finished LoRA run.
+    `LoralabError` with one line if the folder does not hold a finished LoRA run.
     """
     folder = Path(folder)
     run = _read_run(folder, eval_file)
     if recompute and run.record.eval_pairs not in (0, len(run.pairs)):
-        raise ValueError(
+        raise LoralabError(
             f"the run was measured on {run.record.eval_pairs} pairs, but there are {len(run.pairs)} to measure it on "
             "again; give its own file with --eval"
         )
@@ -196,18 +196,18 @@ def show(points: list[Point], title: str = "", console: Console | None = None) -
 
 def _read_run(folder: Path, eval_file: str | Path | None) -> Run:
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder")
+        raise LoralabError(f"{folder}: no such run folder")
     record = RunRecord.load(folder)
     if not (folder / ADAPTER_FILE).is_file():
-        raise ValueError(f"{folder}: no {ADAPTER_FILE} in it; the gate judges adapters saved by save_pretrained")
+        raise LoralabError(f"{folder}: no {ADAPTER_FILE} in it; the gate judges adapters saved by save_pretrained")
     try:
         weights = load_file(folder / ADAPTER_FILE)
     except SafetensorError as error:
-        raise ValueError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({error}); save it again") from None
+        raise LoralabError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({error}); save it again") from None
     settings = _read_json(folder / CONFIG_FILE, Settings)
     unknown = sorted(set(settings.target_modules) - set(LINEAR))
     if unknown:
-        raise ValueError(f"{folder / CONFIG_FILE}: targets {', '.join(unknown)}; the gate knows {', '.join(LINEAR)}")
+        raise LoralabError(f"{folder / CONFIG_FILE}: targets {', '.join(unknown)}; the gate knows {', '.join(LINEAR)}")
     pairs = read_pairs(eval_file or data_path("pairs/eval.jsonl"))
     return Run(folder, record, settings, weights, Choices(), pairs)
 
@@ -216,21 +216,21 @@ def _read_json(path: Path, kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
-        raise ValueError(f"{path.parent}: no {path.name} in it; save the adapter with save_pretrained") from None
+        raise LoralabError(f"{path.parent}: no {path.name} in it; save the adapter with save_pretrained") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(
+        raise LoralabError(
             f"{path}: {where}: {first['msg']}; the gate accepts nothing else: correct it, or save the adapter again"
         ) from None
     except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not valid JSON") from None
+        raise LoralabError(f"{path}: not valid JSON") from None
 
 
 def _choose(folder: Path, given: dict[str, str]) -> Choices:
     """Return what was given about the run, in this call and in earlier ones, and save it."""
     if given.get("decision", "keep") not in DECISIONS:
-        raise ValueError(f"the decision is {', '.join(DECISIONS)}, not {given['decision']!r}")
+        raise LoralabError(f"the decision is {', '.join(DECISIONS)}, not {given['decision']!r}")
     path = folder / CHOICES_FILE
     choices = (_read_json(path, Choices) if path.is_file() else Choices()).model_copy(update=given)
     if given:
@@ -253,7 +253,7 @@ def _find_base(run: Run, name: str | None) -> Base:
     claimed = run.record.base
     base = choose_base(name or (claimed if claimed in PROFILES else run.settings.base_model_name_or_path or claimed))
     if base.name != claimed:
-        raise ValueError(f"run.json says that it was trained on {claimed!r}, which is not {base.name!r}")
+        raise LoralabError(f"run.json says that it was trained on {claimed!r}, which is not {base.name!r}")
     return base
 
 
@@ -274,13 +274,13 @@ def _adapter_trouble() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
+        raise LoralabError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
 def _try_adapter(run: Run, base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
     """Measure the base and the adapter on it."""
     if not run.fits:
-        raise ValueError("the adapter does not fit its base")
+        raise LoralabError("the adapter does not fit its base")
     model = load_model(base, quantization=nf4() if run.record.method == "qlora" else None)
     before = _measure(model, run, base, tokenizer)  # as long as it is bare: PiSSA changes the base's own weights
     with _adapter_trouble():

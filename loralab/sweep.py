@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from .bases import Base, load_model, load_tokenizer
 from .cluster import at_once, on_this_machine, run_all
 from .data import data_path
-from .errors import one_line
+from .errors import LoralabError, one_line
 from .files import write_whole
 from .fourbit import nf4, same_quantization
 from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
@@ -79,19 +79,19 @@ class Job:
         return self.out / self.name
 
     def record(self) -> RunRecord | None:
-        """Return the job's record if it has finished. Raises `ValueError` if its folder holds a different run."""
+        """Return the job's record if it has finished. Raises `LoralabError` if its folder holds a different run."""
         if not (self.folder / RECORD_FILE).exists():
             return None
         record = RunRecord.load(self.folder)
         for field, wanted in self._wanted().items():
             there = getattr(record, field)
             if there is not None and not _equal(there, wanted):  # records of earlier versions lack some fields
-                raise ValueError(
+                raise LoralabError(
                     f"{self.folder} holds a run with {_in_words(field, there, wanted)}: give another --out"
                 )
         answers, wanted = record.scores_after, min(self.eval_answers, self.eval_pairs)
         if answers is not None and answers.count != wanted:
-            raise ValueError(
+            raise LoralabError(
                 f"{self.folder} holds a run with {answers.count} answers, not {wanted}: give another --out"
             )
         return record
@@ -170,26 +170,26 @@ def plan(
 
     `epochs` and `learning_rate` default to the base's own: with fewer epochs the embedded base learns little of the
     task, and exact match stays near zero. With fewer `eval_pairs` and `eval_answers` (0: no exact match) a run takes
-    less time, and its measures are coarser. Raises `ValueError`, in one line, for what cannot be trained.
+    less time, and its measures are coarser. Raises `LoralabError`, in one line, for what cannot be trained.
     """
     for name, values, known in (("method", methods, METHODS), ("target", targets, TARGETS)):
         for value in values:
             if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: there are {', '.join(known)}")
+                raise LoralabError(f"unknown {name} {value!r}: there are {', '.join(known)}")
     if not (ranks and targets and methods) or seeds < 1:
-        raise ValueError("a sweep needs at least one rank, one target, one method and one seed")
+        raise LoralabError("a sweep needs at least one rank, one target, one method and one seed")
     for rank in ranks:
         if rank < 1:
-            raise ValueError(f"rank {rank} is impossible: a rank is at least 1")
+            raise LoralabError(f"rank {rank} is impossible: a rank is at least 1")
     if "pissa" in methods:
         for group in targets:
             check_pissa(base, max(ranks), TARGETS[group])
     epochs = base.epochs if epochs is None else epochs
     rate = base.learning_rate if learning_rate is None else learning_rate
     if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
-        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+        raise LoralabError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
     if not 1 <= eval_pairs <= EVAL_PAIRS:
-        raise ValueError(f"{eval_pairs} held-out pairs are impossible: give 1 to {EVAL_PAIRS}")
+        raise LoralabError(f"{eval_pairs} held-out pairs are impossible: give 1 to {EVAL_PAIRS}")
     held_out = {"eval_pairs": eval_pairs, "eval_answers": eval_answers}
     grid = itertools.product(range(seeds), dict.fromkeys(methods), dict.fromkeys(targets), sorted(set(ranks)))
     return [
@@ -199,22 +199,22 @@ def plan(
 
 
 def check_pissa(base: Base, rank: int, modules: tuple[str, ...]) -> None:
-    """PiSSA starts from the largest singular values of the weights: raise `ValueError` if a matrix has fewer than `rank`."""
+    """PiSSA starts from the largest singular values of the weights: raise `LoralabError` if a matrix has fewer than `rank`."""
     for name, shape in adapter_shape(base.source, 1, modules).tensors.items():
         if rank > max(shape):  # A of rank 1 is as long as the layer is wide, and B as it is high
             layer = name.split(".")[-3]
-            raise ValueError(
+            raise LoralabError(
                 f"rank {rank} is impossible for pissa: {layer} of {base.name} has {max(shape)} singular values"
             )
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have still to be trained. Raises `ValueError` as `Job.record` does."""
+    """The jobs that have still to be trained. Raises `LoralabError` as `Job.record` does."""
     return [job for job in jobs if job.record() is None]
 
 
 def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None = None) -> None:
-    """Raise `ValueError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
+    """Raise `LoralabError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
 
     They share `available` bytes: by default the GPU's memory or, without one, what this machine has free.
     """
@@ -229,7 +229,7 @@ def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None 
             continue
         if needed > available:
             ways = ["fewer at a time"] * (workers > 1) + ["a smaller base"] + ["--methods qlora"] * (method != "qlora")
-            raise ValueError(
+            raise LoralabError(
                 f"{largest.name} does not fit{f' {workers} times' if workers > 1 else ''}: it needs about "
                 f"{needed / GIB:.1f} GiB, and there are {available / GIB:.1f}; take {', or '.join(ways)}"
             )
@@ -275,11 +275,11 @@ def _eval_pairs() -> list[Pair]:
 
 
 def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
-    """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
+    """`check_memory` on a worker of a cluster, whichever it is. Raises `LoralabError` as that does, or `run_all`."""
     task = jobs, at_once(cluster, gpu)
     for _, outcome in run_all(_check_away, [task], cluster=cluster, gpu=gpu):
         if isinstance(outcome, Exception):
-            raise ValueError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
+            raise LoralabError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
 
 
 def _check_away(task: tuple[Sequence[Job], int]) -> None:

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .bases import PROFILES, UNKNOWN_RATE, Base, find_base, load_model, load_tokenizer, profile_source, rate_rule
-from .errors import first_line
+from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
 from .leaks import find_leaks
@@ -128,18 +128,18 @@ def plan_training(
 
     `data` and `evaluation` take what `load_pairs` reads; `evaluation` may also be the share of the pairs to hold out (0:
     none). `targets` are those of `loralab.shapes.modules`. What is not given is the base's own, and `out` is
-    `runs/<name of the data>`. Raises `ValueError` (for data with one line per problem) for what cannot be trained.
+    `runs/<name of the data>`. Raises `LoralabError` (for data with one line per problem) for what cannot be trained.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+        raise LoralabError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
     for name, value in {"rank": rank, "batch size": batch_size}.items():
         if value < 1:
-            raise ValueError(f"the {name} is {value}; it must be at least 1")
+            raise LoralabError(f"the {name} is {value}; it must be at least 1")
     chosen, rate, rate_from = _base_and_rate(base, learning_rate)
     chosen = replace(chosen, max_length=max_length or chosen.max_length)
     epochs = float(chosen.epochs if epochs is None else epochs)
     if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
-        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+        raise LoralabError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
     layers = modules(targets)
     adapter_shape(chosen.source, rank, layers)  # raises if the base lacks one of them
     if method == "pissa":
@@ -206,7 +206,7 @@ def _share(evaluation: str) -> float | None:
     if Path(evaluation).exists():
         return None
     if not 0 <= share <= 0.5:
-        raise ValueError(f"--eval {evaluation}: give the share of pairs to hold out (0 to 0.5), or a file")
+        raise LoralabError(f"--eval {evaluation}: give the share of pairs to hold out (0 to 0.5), or a file")
     return share
 
 
@@ -214,7 +214,7 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[P
     """Split pairs into those for training and a random `share` for evaluation, both in their order.
 
     At least 8 pairs are held out, but never more than half. Pairs that begin with the same question, such as the answers
-    of one conversation, stay together. Raises `ValueError` if the pairs cannot be split.
+    of one conversation, stay together. Raises `LoralabError` if the pairs cannot be split.
     """
     most = len(pairs) // 2
     wanted = min(max(FEWEST, round(share * len(pairs))), most)
@@ -229,7 +229,7 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[P
         if len(chosen) < wanted and len(chosen) + len(group) <= most:
             chosen.update(group)
     if not chosen:
-        raise ValueError("too few different pairs to hold some out: add pairs, or give --eval FILE or --eval 0")
+        raise LoralabError("too few different pairs to hold some out: add pairs, or give --eval FILE or --eval 0")
     rest = [pair for i, pair in enumerate(pairs) if i not in chosen]
     return rest, [pairs[i] for i in sorted(chosen)]
 
@@ -237,22 +237,22 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[P
 def check_out(plan: Plan, resume: bool = False) -> Path | None:
     """Return the checkpoint to resume from, if there is one.
 
-    Raises `ValueError`, in one line, if the run folder holds something else than the beginning of this very run.
+    Raises `LoralabError`, in one line, if the run folder holds something else than the beginning of this very run.
     """
     out = plan.out
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give another --out")
+        raise LoralabError(f"{out} is a file: give another --out")
     if (out / RECORD_FILE).exists():
         end = "there is nothing to resume" if resume else "give another --out, or delete the folder"
-        raise ValueError(f"{out} holds a finished run: {end}")
+        raise LoralabError(f"{out} holds a finished run: {end}")
     started = (out / JOB_FILE).is_file()
     checkpoint = last_checkpoint(out)
     if resume and not started:
-        raise ValueError(f"{out} holds no interrupted run: leave out --resume")
+        raise LoralabError(f"{out} holds no interrupted run: leave out --resume")
     if not resume and checkpoint:
-        raise ValueError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
+        raise LoralabError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
     if not started and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: give another --out")
+        raise LoralabError(f"{out} is not empty: give another --out")
     if resume:
         _check_same_job(plan)
     return checkpoint
@@ -270,13 +270,13 @@ def _check_same_job(plan: Plan) -> None:
         there = json.loads(path.read_text("utf-8"))
         different = [name for name, value in plan.job.items() if there[name] != value]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: train again with another --out") from None
+        raise LoralabError(f"{path} cannot be read: train again with another --out") from None
     if not different:
         return
     name = different[0]
     if name.endswith("pairs"):
-        raise ValueError(f"{plan.out} was started with other {name}: --resume needs the same data")
-    raise ValueError(
+        raise LoralabError(f"{plan.out} was started with other {name}: --resume needs the same data")
+    raise LoralabError(
         f"{plan.out} was started with {name} {there[name]}, not {plan.job[name]}: --resume needs the same settings"
     )
 
