@@ -8,10 +8,29 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .errors import LoralabError
+
 if TYPE_CHECKING:
     from .sweep import Job
 
 app = typer.Typer(help="Tools of the LoRA and QLoRA course.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"loralab {version('loralab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -26,7 +45,7 @@ def heldout(
 
     try:
         pairs = draw(seed, count)
-    except ValueError as error:
+    except LoralabError as error:
         raise typer.BadParameter(str(error)) from None
     try:
         write_pairs(out, pairs)
@@ -51,7 +70,7 @@ def check(
     try:
         chosen = find_base(base)
         tokenizer = load_tokenizer(chosen)
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(f"--base: {error}")
     limit = max_length or chosen.max_length
     try:
@@ -146,7 +165,7 @@ def train(
     except PairsError as error:
         typer.echo(str(error), err=True)  # one line per problem
         raise typer.Exit(1) from None
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
     except KeyboardInterrupt:
         step = command.saved_step(plan.out) if plan else None
@@ -169,7 +188,7 @@ def compare(
         if plot:
             command.plot(found, plot)
             typer.echo(f"plot: {plot}")
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
 
 
@@ -195,7 +214,7 @@ def chat(
             command.talk(opened, console)
         else:
             command.show(opened.answer(once), console)
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
     except KeyboardInterrupt:
         typer.echo()
@@ -221,7 +240,7 @@ def gate(
         points = gate(
             run, base=base, decision=decision, licence=licence, data=data, eval_file=eval_file, recompute=recompute
         )
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
     show(points, title=run.name)
     if not all(point.passed for point in points):
@@ -263,7 +282,7 @@ def sweep(
         jobs = plan(chosen, numbers, _words(targets), _words(methods), seeds, out, epochs, learning_rate)
         left = _left(jobs, workers, cluster, gpu)
         _make_folder(out)
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
     finished = len(jobs) - left
     typer.echo(f"{len(jobs)} runs on {chosen.name}" + (f", {finished} of them finished before" if finished else ""))
@@ -281,11 +300,11 @@ def sweep(
 
 
 def _left(jobs: Sequence[Job], workers: int, cluster: str | None, gpu: bool) -> int:
-    """Return the number of unfinished jobs. Raises `ValueError` if they would not fit into memory."""
+    """Return the number of unfinished jobs. Raises `LoralabError` if they would not fit into memory."""
     from .sweep import check_memory, check_memory_there, unfinished
 
     if gpu and cluster is None:
-        raise ValueError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
+        raise LoralabError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
     left = unfinished(jobs)
     if cluster is None:
         check_memory(left, min(workers, len(left)))
@@ -298,7 +317,7 @@ def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
+        raise LoralabError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
 
 
 def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gpu: bool) -> None:
@@ -320,7 +339,7 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
         except KeyboardInterrupt:
             typer.echo("\nstopped: rerun the command to resume", err=True)
             raise typer.Exit(130) from None
-        except ValueError as error:
+        except LoralabError as error:
             typer.echo(err=True)  # the bar's line ends here
             _stop(error)
 
@@ -350,7 +369,7 @@ def fit(
     set_verbosity_error()
     try:
         found = fit(model, method, rank, targets, batch, length, gpu, checkpointing, upcast)
-    except ValueError as error:
+    except LoralabError as error:
         _stop(error)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
@@ -402,10 +421,25 @@ def export(
 
     try:
         path = export(run, to, quantize=quantize, out=out, base=base)
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
     files = [path] if path.is_file() else path.iterdir()
     typer.echo(f"{path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
+
+
+@app.command()
+def env(
+    online: Annotated[bool, typer.Option("--online", help="Also ask the Hub; without it, nothing is sent.")] = False,
+) -> None:
+    """Show the versions, the hardware, the caches and the Hub as loralab finds them, and what fails."""
+    from .environment import examine
+
+    failed = False
+    for finding in examine(online):
+        typer.echo(str(finding))
+        failed |= finding.passed is False
+    if failed:
+        raise typer.Exit(1)
 
 
 def _stop(error: Exception | str) -> NoReturn:
@@ -423,4 +457,4 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a rank: give whole numbers with commas, such as 1,4,16") from None
+        raise LoralabError(f"{text!r} is not a rank: give whole numbers with commas, such as 1,4,16") from None
