@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from loralab import RunRecord, choose_base, load_model, perplexity
 from loralab import sweep as sweep_module
 from loralab.cli import app
-from loralab.fit import GIB
-from loralab.memory import T4_BYTES
+from loralab.memory import GIB, T4_BYTES
 from loralab.scores import Scores
 from loralab.shapes import TARGETS
 from loralab.sweep import FAILURE_FILE, METHODS, check_memory, plan, record_failure, sweep, table, train_job
