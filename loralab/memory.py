@@ -247,7 +247,7 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int, gradients: set[torch.Size]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
         self.vocabulary = vocabulary
         self.gradients = gradients
         self.seen: set[int] = set()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from .errors import one_line
@@ -96,9 +97,11 @@ def _call(
     except Exception as error:
         outcome = portable(error)
     try:
-        sender.send(outcome)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:  # before a byte was sent
-        sender.send(TypeError(f"a result of {function.__module__}.{function.__qualname__} cannot be sent: {error}"))
+        packed = ForkingPickler.dumps(outcome)
+    except Exception as error:  # a result may run any code, and raise anything, when it is pickled
+        what = f"a result of {function.__module__}.{function.__qualname__} cannot be sent: {error}"
+        packed = ForkingPickler.dumps(TypeError(what))
+    sender.send_bytes(packed)
 
 
 def portable(error: Exception) -> Exception:

@@ -25,6 +25,7 @@ def _is_pattern(text: str) -> str:
 Pattern = Annotated[str, AfterValidator(_is_pattern)]  # transformers takes names of modules for patterns
 Bits = Annotated[int, Field(ge=1, le=16)]
 Group = Annotated[int, Field(ge=-1)]
+Side = Annotated[int, Field(ge=1)]
 KINDS = "bitsandbytes, GPTQ, AWQ, FP8 and compressed-tensors"
 
 
@@ -76,7 +77,7 @@ class _Weights(BaseModel):
     num_bits: Bits
     group_size: Group | None = None
     symmetric: bool = True
-    block_structure: tuple[int, int] | None = None
+    block_structure: tuple[Side, Side] | None = None
 
 
 class _Group(BaseModel):
@@ -100,7 +101,7 @@ class _Settings(BaseModel):
     lm_head: bool = False
     modules_in_block_to_quantize: list[str] | list[list[str]] | None = None
     modules_to_not_convert: list[Pattern] | None = None
-    weight_block_size: tuple[int, int] | None = None
+    weight_block_size: tuple[Side, Side] | None = None
     config_groups: dict[str, _Group] = Field(default_factory=dict)
     ignore: list[Pattern] = Field(default_factory=list)
 
@@ -135,9 +136,7 @@ def stored_quantization(config: PreTrainedConfig) -> Quantization | None:
 
 
 def _bitsandbytes(settings: _Settings) -> Quantization | None:
-    # Without a list the output layer is kept; a list names everything that is.
-    skipped = settings.llm_int8_skip_modules
-    modules = {"kept": tuple(skipped or ()), "head": skipped is not None}
+    modules = _without(settings.llm_int8_skip_modules)
     if settings.load_in_8bit:
         return Quantization("bitsandbytes 8-bit, a scale per row", 8, 32, 0, **modules)
     if not settings.load_in_4bit:
@@ -146,6 +145,11 @@ def _bitsandbytes(settings: _Settings) -> Quantization | None:
     if settings.bnb_4bit_use_double_quant:
         return Quantization(f"{name} with double quantisation", 4, NF4_SCALE, 64, **modules)
     return Quantization(name, 4, 32, 64, **modules)
+
+
+def _without(kept: list[str] | None) -> dict[str, Any]:
+    """Return what is kept in 16 bits: the output layer if there is no list, else what the list names."""
+    return {"kept": tuple(kept or ()), "head": kept is not None}
 
 
 def _gptq(settings: _Settings) -> Quantization:
@@ -166,8 +170,7 @@ def _in_groups(name: str, settings: _Settings, **modules: Any) -> Quantization:
 
 
 def _fp8(settings: _Settings) -> Quantization:
-    kept = settings.modules_to_not_convert
-    modules = {"kept": tuple(kept or ()), "head": kept is not None}
+    modules = _without(settings.modules_to_not_convert)
     if settings.weight_block_size is None:
         return Quantization("FP8, a scale per row", 8, 32, 0, **modules)
     rows, columns = settings.weight_block_size

@@ -134,16 +134,16 @@ class RunRecord(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> RunRecord:
         """Refuse a part that is larger than its whole, and steps without data."""
-        answers = {f"{name}.count": scores.count for name in SCORES if (scores := getattr(self, name))}
-        parts = [
-            ({"trainable": self.trainable}, "parameters"),
-            ({"ends": self.ends}, "train_pairs"),
-            ({"leaks": self.leaks} | answers, "eval_pairs"),
+        answers = [(f"{name}.count", scores.count) for name in SCORES if (scores := getattr(self, name))]
+        wholes: list[tuple[str, int, list[tuple[str, int | None]]]] = [
+            ("parameters", self.parameters, [("trainable", self.trainable)]),
+            ("train_pairs", self.train_pairs, [("ends", self.ends)]),
+            ("eval_pairs", self.eval_pairs, [("leaks", self.leaks), *answers]),
         ]
-        for found, whole in parts:
-            for name, value in found.items():
-                if (value or 0) > getattr(self, whole):
-                    raise ValueError(f"{name} is {value}, but {whole} is {getattr(self, whole)}")
+        for whole, most, parts in wholes:
+            for part, value in parts:
+                if value is not None and value > most:
+                    raise ValueError(f"{part} is {value}, but {whole} is {most}")
         if self.losses and not self.epochs:
             raise ValueError(f"epochs is 0, but losses has {len(self.losses)} steps")
         return self

@@ -21,6 +21,13 @@ class Fussy(Exception):
         super().__init__(f"{what}: {why}")
 
 
+class Unwritable:
+    """A result that raises what no sender expects."""
+
+    def __reduce__(self):
+        raise LookupError("no longer there")
+
+
 class Unreadable:
     """A result that can be sent, but raises what no reader of a pipe expects."""
 
@@ -41,6 +48,8 @@ def work(job):
         time.sleep(60)
     if job == "threads":
         threading.Thread(target=time.sleep, args=(300,)).start()
+    if job == "unwritable":
+        return Unwritable()
     if job == "unreadable":
         return Unreadable()
     return f"{job} done", os.getpid()
@@ -56,9 +65,10 @@ def test_each_job_ends_in_its_own_way_and_the_others_go_on():
 
 
 def test_what_cannot_travel_between_processes_is_told_in_words():
-    outcomes = dict(run_all(work, ["fuss", "unsendable", "a"], workers=2))
+    outcomes = dict(run_all(work, ["fuss", "unsendable", "unwritable", "a"], workers=2))
     assert str(outcomes["fuss"]) == "Fussy: this: that"
     assert "test_pool.work cannot be sent" in str(outcomes["unsendable"])
+    assert str(outcomes["unwritable"]).endswith("test_pool.work cannot be sent: no longer there")
     assert outcomes["a"][0] == "a done"
 
 
