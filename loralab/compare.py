@@ -9,18 +9,19 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from .errors import LoralabError
 from .plots import plot_exact, plot_ppl
 from .record import RunRecord
 from .scores import Share, differ
 
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, RunRecord]:
-    """Return the records of run folders by the shortest names that tell them apart. Raises `ValueError` in one line."""
+    """Return the records of run folders by the shortest names that tell them apart. Raises `LoralabError` in one line."""
     paths = [Path(folder) for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError("the same run is given twice")
+        raise LoralabError("the same run is given twice")
     if len(paths) < 2:
-        raise ValueError("give at least two run folders")
+        raise LoralabError("give at least two run folders")
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
@@ -101,12 +102,12 @@ def _difference(best: str, other: str, shares: Mapping[str, Share]) -> str:
 
 
 def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:
-    """Draw perplexity and exact match with its intervals into a file. Raises `ValueError` or `OSError` in one line."""
+    """Draw perplexity and exact match with its intervals into a file. Raises `LoralabError` or `OSError` in one line."""
     ppl = {name: record.ppl_after for name, record in runs.items() if record.ppl_after is not None}
     found = {name: _exact(record) for name, record in runs.items()}
     shares = {name: share for name, share in found.items() if share is not None}
     if not (ppl or shares):
-        raise ValueError("none of the runs was measured on evaluation pairs, so there is nothing to plot")
+        raise LoralabError("none of the runs was measured on evaluation pairs, so there is nothing to plot")
     figure = Figure(figsize=(11, 1 + 0.45 * len(runs)), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_ppl(ppl, left)
@@ -114,4 +115,4 @@ def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:  # an ending that is no image format
-        raise ValueError(f"--plot {path}: {error}") from None
+        raise LoralabError(f"--plot {path}: {error}") from None

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .adapters import read_adapter
 from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
-from .errors import first_line
+from .errors import LoralabError, first_line
 from .files import whole_file, whole_folder
 from .fourbit import recorded_quantization
 from .hardware import Precision
@@ -67,7 +67,7 @@ def export(
     `to` is "merged" (a folder for transformers), "gguf" (the merged model as one file), "gguf-adapter" (the adapter
     alone) or "gguf-base" (the model that such an adapter belongs on). `quantize` stores the matrices of a GGUF model
     in 8 or about 4.8 bits per weight instead of 16. `out` defaults to a name beside `run`, `base` to the run's own
-    base. Raises `ValueError` with one line if this is impossible; an earlier export at `out` is replaced only by a
+    base. Raises `LoralabError` with one line if this is impossible; an earlier export at `out` is replaced only by a
     complete new one.
     """
     folder = Path(run)
@@ -90,7 +90,7 @@ def export(
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run folder. Raises `ValueError` with one line if it is not that of a finished run with a LoRA adapter."""
+    """Read a run folder. Raises `LoralabError` with one line if it is not that of a finished run with a LoRA adapter."""
     folder = Path(folder)
     adapter = read_adapter(folder)
     return Run(folder, RunRecord.load(folder), adapter.settings, adapter.weights)
@@ -125,13 +125,13 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 def _check_request(to: str, quantize: str | None) -> None:
     if to not in get_args(Target):
-        raise ValueError(f"unknown target {to!r}: choose {', '.join(get_args(Target))}")
+        raise LoralabError(f"unknown target {to!r}: choose {', '.join(get_args(Target))}")
     if quantize is None:
         return
     if quantize not in get_args(Quantization):
-        raise ValueError(f"unknown quantisation {quantize!r}: choose {', '.join(get_args(Quantization))}")
+        raise LoralabError(f"unknown quantisation {quantize!r}: choose {', '.join(get_args(Quantization))}")
     if to not in ("gguf", "gguf-base"):
-        raise ValueError(f"--quantize applies to gguf and gguf-base, not to {to}")
+        raise LoralabError(f"--quantize applies to gguf and gguf-base, not to {to}")
     if quantize == "q4_k_m":
         ggml_quantize_chunk()
 
@@ -156,7 +156,7 @@ def _check_out(out: Path, to: Target) -> None:
     else:
         ours = out.is_file() and _starts_with(out, MAGIC)
     if not ours:
-        raise ValueError(f"{out} exists and is not an earlier export: give another --out")
+        raise LoralabError(f"{out} exists and is not an earlier export: give another --out")
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
@@ -165,7 +165,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _check_base(base: Base, run: Run, to: Target) -> None:
-    """Raise `ValueError` if the export is impossible, before any weights of the base are loaded."""
+    """Raise `LoralabError` if the export is impossible, before any weights of the base are loaded."""
     config = AutoConfig.from_pretrained(base.source)
     if to != "merged":
         check_architecture(config)
@@ -173,14 +173,14 @@ def _check_base(base: Base, run: Run, to: Target) -> None:
         _check_adapter(run.settings)
     tables = [name for name in run.weights if "lm_head" in name or "embed_tokens" in name]
     if tables and (config.tie_word_embeddings or to == "gguf-adapter"):
-        raise ValueError(
+        raise LoralabError(
             f"the adapter changes {tables[0]}: this works only merged, on a base whose output has its own weights"
         )
     expected = get_peft_model_state_dict(without_weights(config, run.settings), save_embedding_layers=False)
     found = run.weights
     wrong = [name for name in expected.keys() | found.keys() if _shape(expected, name) != _shape(found, name)]
     if wrong:
-        raise ValueError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
+        raise LoralabError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
 
 
 def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
@@ -188,16 +188,16 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
 
 
 def _check_adapter(settings: LoraConfig) -> None:
-    """Raise `ValueError` if the adapter is more than pairs of matrices beside the unchanged base."""
+    """Raise `LoralabError` if the adapter is more than pairs of matrices beside the unchanged base."""
     start = str(settings.init_lora_weights)
     if settings.use_dora:
-        raise ValueError("llama.cpp has no DoRA adapters: export --to merged or gguf")
+        raise LoralabError("llama.cpp has no DoRA adapters: export --to merged or gguf")
     if start.startswith("pissa") or start in ("olora", "corda", "loftq", "lora_ga"):
-        raise ValueError(
+        raise LoralabError(
             f"{start} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
         )
     if settings.bias != "none" or settings.lora_bias or settings.modules_to_save or settings.trainable_token_indices:
-        raise ValueError(
+        raise LoralabError(
             "the run also trained biases or whole layers, which a GGUF adapter cannot hold: export --to gguf"
         )
 
@@ -263,7 +263,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise LoralabError(
             f"{out} cannot be written ({error.strerror or first_line(error)}): give another --out"
         ) from None
 

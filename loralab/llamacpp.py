@@ -15,6 +15,8 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .errors import LoralabError
+
 Quantization = Literal["q8_0", "q4_k_m"]
 Quantizer = Callable[[np.ndarray, Type], np.ndarray]
 
@@ -47,16 +49,18 @@ class LoraPair(NamedTuple):
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Raise `ValueError` with one line if a model with this `config` cannot be written."""
+    """Raise `LoralabError` with one line if a model with this `config` cannot be written."""
     if config.model_type not in ARCHITECTURES:
-        raise ValueError(
+        raise LoralabError(
             f"{config.model_type} models cannot be written as GGUF here ({', '.join(ARCHITECTURES)} can): "
             "export --to merged and use llama.cpp's convert_hf_to_gguf.py"
         )
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind != "default" or getattr(config, "use_sliding_window", False):
         what = f"{kind} rope scaling" if kind != "default" else "sliding-window attention"
-        raise ValueError(f"{what} cannot be written here: export --to merged and use llama.cpp's convert_hf_to_gguf.py")
+        raise LoralabError(
+            f"{what} cannot be written here: export --to merged and use llama.cpp's convert_hf_to_gguf.py"
+        )
 
 
 def write_model(
@@ -69,7 +73,7 @@ def write_model(
 ) -> None:
     """Write `model` and its tokenizer to the GGUF file `path`: matrices in f16 or quantised, vectors in f32.
 
-    `folder` holds the tokenizer's files as `save_pretrained` writes them. Raises `ValueError` with one line if
+    `folder` holds the tokenizer's files as `save_pretrained` writes them. Raises `LoralabError` with one line if
     llama.cpp would not read the result as transformers does.
     """
     config = model.config
@@ -148,16 +152,16 @@ def _quantizer(quantize: Quantization | None) -> Quantizer:
 
 
 def ggml_quantize_chunk() -> Callable[..., int]:
-    """Return llama.cpp's function that quantises rows. Raises `ValueError` with one line if it is unavailable."""
+    """Return llama.cpp's function that quantises rows. Raises `LoralabError` with one line if it is unavailable."""
     remedy = "or export without --quantize and run llama.cpp's llama-quantize on the file"
     try:
         from xllamacpp import xllamacpp
     except ImportError:
-        raise ValueError(f"q4_k_m needs llama.cpp: pip install xllamacpp, {remedy}") from None
+        raise LoralabError(f"q4_k_m needs llama.cpp: pip install xllamacpp, {remedy}") from None
     try:
         function = ctypes.CDLL(xllamacpp.__file__).ggml_quantize_chunk
     except (OSError, AttributeError):
-        raise ValueError(
+        raise LoralabError(
             f"this build of xllamacpp does not export ggml_quantize_chunk: install another, {remedy}"
         ) from None
     pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -203,7 +207,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str
     """Return the `size` tokens in the order of their ids, and their types; rows without a token are unused."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     if max(by_id) >= size:
-        raise ValueError(f"the tokenizer has token {max(by_id)}, but the model has only {size} embeddings")
+        raise LoralabError(f"the tokenizer has token {max(by_id)}, but the model has only {size} embeddings")
     added = tokenizer.added_tokens_decoder
     kinds = dict.fromkeys(by_id, gguf.TokenType.NORMAL)
     kinds |= {i: gguf.TokenType.CONTROL if one.special else gguf.TokenType.USER_DEFINED for i, one in added.items()}
@@ -212,16 +216,16 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str
 
 
 def pre_tokenizer(folder: Path) -> str:
-    """Return llama.cpp's name for how the tokenizer in `folder` splits a text. Raises `ValueError` if it has none."""
+    """Return llama.cpp's name for how the tokenizer in `folder` splits a text. Raises `LoralabError` if it has none."""
     try:
         saved = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     except FileNotFoundError:
-        raise ValueError("the tokenizer has no tokenizer.json: GGUF export needs a fast tokenizer") from None
+        raise LoralabError("the tokenizer has no tokenizer.json: GGUF export needs a fast tokenizer") from None
     if saved["model"]["type"] == "BPE" and not saved["model"].get("byte_fallback"):
         name = _pre_name(saved.get("pre_tokenizer") or {})
         if name:
             return name
-    raise ValueError(
+    raise LoralabError(
         "llama.cpp's name for this tokenizer is not known here: export --to merged and use convert_hf_to_gguf.py"
     )
 
@@ -259,7 +263,7 @@ def _gguf_name(name: str, config: PretrainedConfig) -> str:
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None:
-        raise ValueError(f"GGUF has no name for the tensor {name} of a {config.model_type} model")
+        raise LoralabError(f"GGUF has no name for the tensor {name} of a {config.model_type} model")
     return found
 
 

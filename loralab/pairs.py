@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, field_validator
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from .errors import LoralabError
 from .files import write_whole
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
@@ -20,7 +21,7 @@ Role = Literal["system", "user", "assistant"]
 BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # fillers and the empty braille cell: letters and symbols without a mark
 
 
-class PairsError(ValueError):
+class PairsError(LoralabError):
     """Pairs that cannot be used; the message names the place and what to do."""
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
 
 from .bases import PROFILES
-from .errors import first_line, one_line
+from .errors import LoralabError, first_line, one_line
 from .export import read_run
 from .measure import ADAPTER_FILE, CONFIG_FILE
 from .record import RECORD_FILE
@@ -50,16 +50,16 @@ class Push:
 
 
 def prepare_push(run: str | Path, to: str, private: bool = False) -> Push:
-    """Check everything that can be checked without a network. Raises `ValueError`, in one line, if it cannot be pushed."""
+    """Check everything that can be checked without a network. Raises `LoralabError`, in one line, if it cannot be pushed."""
     if not _is_repo(to):
-        raise ValueError(f"--to {to!r} is not the name of a repository: give owner/name, such as kim/desk-adapter")
+        raise LoralabError(f"--to {to!r} is not the name of a repository: give owner/name, such as kim/desk-adapter")
     known = read_run(run)
     folder = known.folder
     if not (folder / REPOCARD_NAME).is_file():
-        raise ValueError(f"{folder}: no model card ({REPOCARD_NAME}) in it: run `loralab gate {folder}` first")
+        raise LoralabError(f"{folder}: no model card ({REPOCARD_NAME}) in it: run `loralab gate {folder}` first")
     base = known.settings.base_model_name_or_path or ""
     if base not in PROFILES and (not _is_repo(base) or Path(base).is_dir()):
-        raise ValueError(
+        raise LoralabError(
             f"{folder / CONFIG_FILE}: the base {base!r} is a local model, which others do not have: push it, too, and write "
             "its id (owner/name) into base_model_name_or_path"
         )
@@ -78,16 +78,16 @@ def _is_repo(name: str) -> bool:
 def upload(push: Push) -> None:
     """Create the repository if there is none, and upload the files in one commit.
 
-    The Hub is that of $HF_ENDPOINT, the token that of `hf auth login` or $HF_TOKEN. Raises `ValueError`, in one line, if
+    The Hub is that of $HF_ENDPOINT, the token that of `hf auth login` or $HF_TOKEN. Raises `LoralabError`, in one line, if
     this fails.
     """
     if get_token() is None:
-        raise ValueError("no token for the Hub: run `hf auth login`, or set HF_TOKEN to one with write access")
+        raise LoralabError("no token for the Hub: run `hf auth login`, or set HF_TOKEN to one with write access")
     api = HfApi()
     try:
         api.create_repo(push.repo, private=push.private, exist_ok=True)
         if push.private and not api.model_info(push.repo).private:
-            raise ValueError("it exists and is public: make it private on the Hub, or give another --to")
+            raise LoralabError("it exists and is public: make it private on the Hub, or give another --to")
         api.upload_folder(
             repo_id=push.repo,
             folder_path=push.folder,
@@ -95,7 +95,7 @@ def upload(push: Push) -> None:
             commit_message=f"Upload {push.folder.resolve().name} with loralab",
         )
     except Exception as error:  # the library has a kind of error for each step, and they change with its version
-        raise ValueError(f"{push.repo}: {_reason(error)}") from None
+        raise LoralabError(f"{push.repo}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

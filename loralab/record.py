@@ -1,4 +1,4 @@
-"""The run record: everything a training leaves behind besides its adapter, in `run.json`.
+"""The run record: what a training run leaves behind, apart from its adapter, in `run.json`.
 
 Plots, gates and the grader read run folders and nothing else.
 """
@@ -14,18 +14,36 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .errors import LoralabError
 from .files import write_whole
 from .scores import Scores
 
 RECORD_FILE, EVAL_FILE = "run.json", "eval.jsonl"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+SCORES = ("scores_before", "scores_after")
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 2**63 - 1  # the largest integer of other readers of JSON; Python's own have no limit
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 # Zero is possible: a learning rate of 0 is a control, and a run may end before its first step.
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _at_least(least: float) -> AfterValidator:
+    """Refuse numbers below `least`, but not NaN: a run that diverged can be read."""
+
+    def checked(value: float) -> float:
+        if value < least:
+            raise ValueError(f"must be at least {least:g}")
+        return value
+
+    return AfterValidator(checked)
+
+
+Loss = Annotated[float, _at_least(0)]
+Perplexity = Annotated[float, _at_least(1)]
 
 
 def versions() -> dict[str, str]:
@@ -34,14 +52,14 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """The device that does the arithmetic, in words."""
+    """Return the name of the device that does the arithmetic."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -79,8 +97,8 @@ class RunRecord(BaseModel):
     base: str
     method: str = "lora"
     rank: Positive | None = None
-    alpha: float | None = None
-    dropout: float | None = None
+    alpha: Finite | None = None
+    dropout: Annotated[float, Field(ge=0, le=1)] | None = None
     targets: list[str] = Field(default_factory=list)
     adapter: AdapterSettings | None = Field(None, description="further settings of the adapter; None if unknown")
     quantization: dict[str, Any] | None = Field(
@@ -98,8 +116,8 @@ class RunRecord(BaseModel):
     epochs: Finite
     batch_size: Positive
     learning_rate: Finite
-    seed: int
-    losses: list[float] = Field(description="training loss of every optimiser step")
+    seed: int = Field(ge=0, lt=2**32)  # numpy's range, which transformers seeds, too
+    losses: list[Loss] = Field(description="training loss of every optimiser step")
     seconds: float = Field(gt=0, allow_inf_nan=False)
     peak_memory: Count
     held_out: list[tuple[float, float]] | None = Field(
@@ -108,8 +126,8 @@ class RunRecord(BaseModel):
     kept_epoch: Finite | None = Field(
         None, description="the epoch whose adapter was kept; None if it is simply the last one"
     )
-    ppl_before: float | None = None
-    ppl_after: float | None = None
+    ppl_before: Perplexity | None = None
+    ppl_after: Perplexity | None = None
     eval_pairs: Count = 0
     eval_digest: str | None = Field(None, description="SHA-256 of the evaluation pairs; None if there are none")
     leaks: Count | None = Field(
@@ -127,6 +145,23 @@ class RunRecord(BaseModel):
     versions: dict[str, str] = Field(default_factory=versions)
     created: str = Field(default_factory=now)
 
+    @model_validator(mode="after")
+    def _possible(self) -> RunRecord:
+        """Refuse a part that is larger than its whole, and steps without data."""
+        answers = [(f"{name}.count", scores.count) for name in SCORES if (scores := getattr(self, name))]
+        wholes: list[tuple[str, int, list[tuple[str, int | None]]]] = [
+            ("parameters", self.parameters, [("trainable", self.trainable)]),
+            ("train_pairs", self.train_pairs, [("ends", self.ends)]),
+            ("eval_pairs", self.eval_pairs, [("leaks", self.leaks), *answers]),
+        ]
+        for whole, most, parts in wholes:
+            for part, value in parts:
+                if value is not None and value > most:
+                    raise ValueError(f"{part} is {value}, but {whole} is {most}")
+        if self.losses and not self.epochs:
+            raise ValueError(f"epochs is 0, but losses has {len(self.losses)} steps")
+        return self
+
     @property
     def trainable_percent(self) -> float:
         """Share of the parameters that were trained, in percent."""
@@ -143,15 +178,17 @@ class RunRecord(BaseModel):
 
     @classmethod
     def load(cls, folder: str | Path) -> RunRecord:
-        """Read `run.json` from a run folder. Raises `ValueError` with one line that says what is wrong."""
+        """Read `run.json` from a run folder. Raises `LoralabError` with one line that says what is wrong."""
         path = Path(folder) / RECORD_FILE
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise LoralabError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{path}: not UTF-8 text") from None
+            raise LoralabError(f"{path}: not UTF-8 text") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"{path}: {where}: {first['msg']}") from None
+            raise LoralabError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        except OSError as error:
+            raise LoralabError(f"{path}: cannot be read ({error.strerror})") from None

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from .answers import Answer, generate_answers
+from .errors import LoralabError
 from .measure import HeldOut, LanguageModel, held_out
 from .pairs import Pair
 
@@ -202,7 +203,7 @@ def question_control(
     """Measure whether the right answers are likelier after their own question than after another pair's.
 
     The other pair always has a different answer. `own` is `held_out` of the same pairs, if it is known already. Raises
-    `ValueError` if all answers are the same.
+    `LoralabError` if all answers are the same.
     """
     questions = _other_questions(pairs, seed)
     mixed = [asked.model_copy(update={"output": pair.output}) for asked, pair in zip(questions, pairs, strict=True)]
@@ -214,7 +215,7 @@ def _other_questions(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """Return a pair for each pair whose question belongs to a different answer: each question once, if that is possible."""
     answers = Counter(pair.output for pair in pairs)
     if len(answers) < 2:
-        raise ValueError("the question control needs at least two different answers")
+        raise LoralabError("the question control needs at least two different answers")
     order = random.Random(seed).sample(range(len(pairs)), len(pairs))
     order.sort(key=lambda i: pairs[i].output)  # equal answers side by side, in random order
     shift = max(answers.values())  # moves every pair past those with its own answer
@@ -237,12 +238,12 @@ def recall(
     """Return how often a pair's own answer is the likeliest per token among `k`; chance is 1/k.
 
     The other `k - 1` answers are drawn from `pairs`. Use it for free text, where exact match makes no sense. Raises
-    `ValueError` if there are fewer than `k` different answers.
+    `LoralabError` if there are fewer than `k` different answers.
     """
     rng = random.Random(seed)
     texts = sorted({pair.output for pair in pairs})
     if len(texts) < k:
-        raise ValueError(f"{k} different answers are needed to choose from, but there are {len(texts)}")
+        raise LoralabError(f"{k} different answers are needed to choose from, but there are {len(texts)}")
     choices = [[pair.output, *rng.sample([text for text in texts if text != pair.output], k - 1)] for pair in pairs]
     asked = [p.model_copy(update={"output": text}) for p, some in zip(pairs, choices, strict=True) for text in some]
     measured = held_out(model, tokenizer, asked, MIXED * max_length)

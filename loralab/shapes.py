@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .errors import one_line
+from .errors import LoralabError, one_line
 
 LinearLayer = torch.nn.Linear | Conv1D
 # The linear layers of a block, in the order in which it uses them.
@@ -35,11 +36,11 @@ TARGETS = {
 def modules(words: str) -> tuple[str, ...]:
     """The layers that `words` name: keys of `TARGETS` and names of layers, with commas; `all` is every linear layer.
 
-    Raises `ValueError` if there is no word.
+    Raises `LoralabError` if there is no word.
     """
     named = [word.strip() for word in words.split(",") if word.strip()]
     if not named:
-        raise ValueError(f"targets are {words!r}: give {', '.join(TARGETS)}, or names of layers with commas")
+        raise LoralabError(f"targets are {words!r}: give {', '.join(TARGETS)}, or names of layers with commas")
     if {"all", *ALL_LINEAR} & set(named):
         return ALL_LINEAR
     return tuple(dict.fromkeys(layer for word in named for layer in TARGETS.get(word, (word,))))
@@ -78,7 +79,7 @@ class Shape:
 def without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel:
     """Return a base with an adapter on the meta device: layers, shapes and factors, but no weights.
 
-    Raises `ValueError`, in one line, if peft cannot put such an adapter on such a base.
+    Raises `LoralabError`, in one line, if peft cannot put such an adapter on such a base.
     """
     settings = copy(settings)
     settings.inference_mode = False  # else nothing would count as trainable
@@ -88,7 +89,7 @@ def without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel
         with torch.device("meta"):
             return get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
     except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
+        raise LoralabError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:
@@ -99,7 +100,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:
 def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: float = 0.0) -> PeftModel:
     """The model with a LoRA adapter; on the meta device the adapter has no weights either.
 
-    Raises `ValueError`, in one line, for a target that this model does not have.
+    Raises `LoralabError`, in one line, for a target that this model does not have.
     """
     if targets != ALL_LINEAR:
         check_targets(model, targets)
@@ -110,14 +111,22 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # nothing is merged here
+        return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
 
 
 def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """Raise `LoralabError`, in one line, for a target that is no linear layer of this model."""
     known = {name.rpartition(".")[2] for name in linear_layers(model)}
+    tables = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
+    if wrong := sorted(set(targets) & tables):
+        raise LoralabError(
+            f"{', '.join(wrong)} is an embedding: only linear layers get an adapter here, which are {', '.join(sorted(known))}"
+        )
     unknown = sorted(set(targets) - known)
     if unknown:
-        raise ValueError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise LoralabError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from .errors import LoralabError
 from .leaks import find_leaks
 from .pairs import Pair, digest
 from .reading import load_pairs
@@ -56,7 +57,7 @@ def read_split(data: str, evaluation: str, tokenizer: PreTrainedTokenizerBase, m
     """Read the pairs of `data`, and those of `evaluation`: what `load_pairs` reads, or the share of `data` to hold out.
 
     With a share of 0 there are no evaluation pairs. Raises `PairsError`, with one line per problem, for data that cannot
-    be used, and `ValueError`, in one line, for a share that cannot be held out.
+    be used, and `LoralabError`, in one line, for a share that cannot be held out.
     """
     share = share_of(evaluation)
     found = load_pairs(data, tokenizer, max_length)
@@ -78,7 +79,7 @@ def share_of(evaluation: str) -> float | None:
     if Path(evaluation).exists():
         return None
     if not 0 <= share <= 0.5:
-        raise ValueError(f"--eval {evaluation}: give the share of pairs to hold out (0 to 0.5), or a file")
+        raise LoralabError(f"--eval {evaluation}: give the share of pairs to hold out (0 to 0.5), or a file")
     return share
 
 
@@ -86,7 +87,7 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[P
     """Split pairs into those for training and a random `share` for evaluation, both in their order.
 
     At least 8 pairs are held out, but never more than half. Pairs that begin with the same question, such as the answers
-    of one conversation, stay together. Raises `ValueError` if the pairs cannot be split.
+    of one conversation, stay together. Raises `LoralabError` if the pairs cannot be split.
     """
     most = len(pairs) // 2
     wanted = min(max(FEWEST, round(share * len(pairs))), most)
@@ -101,6 +102,6 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[P
         if len(chosen) < wanted and len(chosen) + len(group) <= most:
             chosen.update(group)
     if not chosen:
-        raise ValueError("too few different pairs to hold some out: add pairs, or give --eval FILE or --eval 0")
+        raise LoralabError("too few different pairs to hold some out: add pairs, or give --eval FILE or --eval 0")
     rest = [pair for i, pair in enumerate(pairs) if i not in chosen]
     return rest, [pairs[i] for i in sorted(chosen)]

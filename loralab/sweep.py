@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from .bases import Base, load_model, load_tokenizer
 from .cluster import at_once, on_this_machine, run_all
 from .data import data_path
-from .errors import one_line
+from .errors import LoralabError, one_line
 from .files import write_whole
 from .fourbit import nf4, same_quantization
 from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
@@ -85,19 +85,21 @@ class Job:
         return self.out / self.name
 
     def record(self) -> RunRecord | None:
-        """Return the job's record if it has finished. Raises `ValueError` if its folder holds a different run."""
+        """Return the job's record if it has finished. Raises `LoralabError` if its folder holds a different run."""
         if not (self.folder / RECORD_FILE).exists():
             return None
         record = RunRecord.load(self.folder)
         for field, wanted in self._wanted().items():
             there = getattr(record, field)
             if there is not None and not _equal(there, wanted):  # records of earlier versions lack some fields
-                raise ValueError(
+                raise LoralabError(
                     f"{self.folder} holds a run with {_in_words(field, there, wanted)}: give another --out"
                 )
         answers, count = record.scores_after, min(self.eval_answers, len(self.data.eval_pairs))
         if answers is not None and answers.count != count:
-            raise ValueError(f"{self.folder} holds a run with {answers.count} answers, not {count}: give another --out")
+            raise LoralabError(
+                f"{self.folder} holds a run with {answers.count} answers, not {count}: give another --out"
+            )
         return record
 
     @property
@@ -176,7 +178,7 @@ def plan(
     `epochs` and `learning_rate` (one or several) default to the base's own: with fewer epochs the embedded base learns
     little of the task, and exact match stays near zero. `data` defaults to the course's pairs. With fewer `eval_pairs`
     (default: all) and `eval_answers` (0: no exact match) a run takes less time, and its measures are coarser. Raises
-    `ValueError`, in one line, for what cannot be trained.
+    `LoralabError`, in one line, for what cannot be trained.
     """
     epochs = base.epochs if epochs is None else epochs
     rates = _rates(base.learning_rate if learning_rate is None else learning_rate)
@@ -216,26 +218,26 @@ def _rates(given: float | Sequence[float]) -> list[float]:
 
 def check_method(method: str) -> None:
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+        raise LoralabError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
 
 
 def check_numbers(epochs: float, rates: Sequence[float]) -> None:
-    """Raise `ValueError` unless the epochs and each learning rate can be trained with."""
+    """Raise `LoralabError` unless the epochs and each learning rate can be trained with."""
     for rate in rates:
         if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
-            raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+            raise LoralabError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
     if not rates:
-        raise ValueError("a sweep needs at least one learning rate")
+        raise LoralabError("a sweep needs at least one learning rate")
 
 
 def _check_grid(ranks: Sequence[int], targets: Sequence[str], methods: Sequence[str], seeds: int) -> None:
     for method in methods:
         check_method(method)
     if not (ranks and targets and methods) or seeds < 1:
-        raise ValueError("a sweep needs at least one rank, one target, one method and one seed")
+        raise LoralabError("a sweep needs at least one rank, one target, one method and one seed")
     for rank in ranks:
         if rank < 1:
-            raise ValueError(f"rank {rank} is impossible: a rank is at least 1")
+            raise LoralabError(f"rank {rank} is impossible: a rank is at least 1")
 
 
 def _layers(base: Base, group: str) -> tuple[str, ...]:
@@ -248,11 +250,11 @@ def _measured_on(data: Split, count: int | None) -> Split:
     """Return the data with its first `count` held-out pairs only."""
     most = len(data.eval_pairs)
     if not most:
-        raise ValueError("a sweep compares runs on held-out pairs: give --eval a file or a share above 0")
+        raise LoralabError("a sweep compares runs on held-out pairs: give --eval a file or a share above 0")
     if count is None:
         return data
     if not 1 <= count <= most:
-        raise ValueError(f"{count} held-out pairs are impossible: give 1 to {most}")
+        raise LoralabError(f"{count} held-out pairs are impossible: give 1 to {most}")
     return replace(data, eval_pairs=data.eval_pairs[:count])
 
 
@@ -264,22 +266,22 @@ def course_data() -> Split:
 
 
 def check_pissa(base: Base, rank: int, modules: tuple[str, ...]) -> None:
-    """PiSSA starts from the largest singular values of the weights: raise `ValueError` if a matrix has fewer than `rank`."""
+    """PiSSA starts from the largest singular values of the weights: raise `LoralabError` if a matrix has fewer than `rank`."""
     for name, shape in adapter_shape(base.source, 1, modules).tensors.items():
         if rank > max(shape):  # A of rank 1 is as long as the layer is wide, and B as it is high
             layer = name.split(".")[-3]
-            raise ValueError(
+            raise LoralabError(
                 f"rank {rank} is impossible for pissa: {layer} of {base.name} has {max(shape)} singular values"
             )
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have still to be trained. Raises `ValueError` as `Job.record` does."""
+    """The jobs that have still to be trained. Raises `LoralabError` as `Job.record` does."""
     return [job for job in jobs if job.record() is None]
 
 
 def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None = None) -> None:
-    """Raise `ValueError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
+    """Raise `LoralabError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
 
     They share `available` bytes: by default the GPU's memory or, without one, what this machine has free.
     """
@@ -294,7 +296,7 @@ def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None 
             continue
         if needed > available:
             ways = ["fewer at a time"] * (workers > 1) + ["a smaller base"] + ["--methods qlora"] * (method != "qlora")
-            raise ValueError(
+            raise LoralabError(
                 f"{largest.name} does not fit{f' {workers} times' if workers > 1 else ''}: it needs about "
                 f"{needed / GIB:.1f} GiB, and there are {available / GIB:.1f}; take {', or '.join(ways)}"
             )
@@ -330,11 +332,11 @@ def _longest(data: Split, base: Base) -> int:
 
 
 def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
-    """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
+    """`check_memory` on a worker of a cluster, whichever it is. Raises `LoralabError` as that does, or `run_all`."""
     task = jobs, at_once(cluster, gpu)
     for _, outcome in run_all(_check_away, [task], cluster=cluster, gpu=gpu):
         if isinstance(outcome, Exception):
-            raise ValueError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
+            raise LoralabError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
 
 
 def _check_away(task: tuple[Sequence[Job], int]) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .errors import LoralabError
 from .files import write_whole
 from .plots import COLOURS
 from .record import hardware, now, versions
@@ -44,11 +45,11 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per setting: number of seeds, and mean and standard deviation (`_sd`) of each measure over them.
 
-    Raises `ValueError` if no run has finished with a finite perplexity.
+    Raises `LoralabError` if no run has finished with a finite perplexity.
     """
     done = finished(runs)
     if not len(done):
-        raise ValueError("no run of this sweep has finished with a finite perplexity: train some first")
+        raise LoralabError("no run of this sweep has finished with a finite perplexity: train some first")
     measured = ["trainable", "bytes", "exact", "question_gain", "ppl", "loss", "seconds", "peak_memory"]
     groups = done.groupby(SETTING, sort=False)[measured]
     table = groups.mean().join(groups.std().add_suffix("_sd"))

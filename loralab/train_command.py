@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .bases import UNKNOWN_RATE, Base, base_to_train, is_profile, load_model, load_tokenizer
-from .errors import first_line
+from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
 from .memory import OVERHEAD, Untraceable, estimate
@@ -126,12 +126,12 @@ def plan_training(
     `data` and `evaluation` take what `load_pairs` reads; `evaluation` may also be the share of the pairs to hold out (0:
     none). `targets` are those of `loralab.shapes.modules`. What is not given is the base's own, and `out` is
     `runs/<name of the data>`. With `keep_best` the run keeps the epoch with the lowest held-out loss, not the last.
-    Raises `ValueError` (for data with one line per problem) for what cannot be trained.
+    Raises `LoralabError` (for data with one line per problem) for what cannot be trained.
     """
     check_method(method)
     for name, value in {"rank": rank, "batch size": batch_size}.items():
         if value < 1:
-            raise ValueError(f"the {name} is {value}; it must be at least 1")
+            raise LoralabError(f"the {name} is {value}; it must be at least 1")
     chosen, rate, rate_from = _base_and_rate(base, learning_rate)
     chosen = replace(chosen, max_length=max_length or chosen.max_length)
     epochs = float(chosen.epochs if epochs is None else epochs)
@@ -143,7 +143,7 @@ def plan_training(
     tokenizer = load_tokenizer(chosen)
     split = read_split(data, evaluation, tokenizer, chosen.max_length, seed)
     if keep_best and not split.eval_pairs:
-        raise ValueError("--keep-best needs evaluation pairs: give --eval a file or a share above 0")
+        raise LoralabError("--keep-best needs evaluation pairs: give --eval a file or a share above 0")
     folder = Path(out) if out else Path("runs") / _plain_name(data)
     return Plan(
         base=chosen,
@@ -190,22 +190,22 @@ def _plain_name(data: str) -> str:
 def check_out(plan: Plan, resume: bool = False) -> Path | None:
     """Return the checkpoint to resume from, if there is one.
 
-    Raises `ValueError`, in one line, if the run folder holds something else than the beginning of this very run.
+    Raises `LoralabError`, in one line, if the run folder holds something else than the beginning of this very run.
     """
     out = plan.out
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give another --out")
+        raise LoralabError(f"{out} is a file: give another --out")
     if (out / RECORD_FILE).exists():
         end = "there is nothing to resume" if resume else "give another --out, or delete the folder"
-        raise ValueError(f"{out} holds a finished run: {end}")
+        raise LoralabError(f"{out} holds a finished run: {end}")
     started = (out / JOB_FILE).is_file()
     checkpoint = last_checkpoint(out)
     if resume and not started:
-        raise ValueError(f"{out} holds no interrupted run: leave out --resume")
+        raise LoralabError(f"{out} holds no interrupted run: leave out --resume")
     if not resume and checkpoint:
-        raise ValueError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
+        raise LoralabError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
     if not started and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: give another --out")
+        raise LoralabError(f"{out} is not empty: give another --out")
     if resume:
         _check_same_job(plan)
     return checkpoint
@@ -223,13 +223,13 @@ def _check_same_job(plan: Plan) -> None:
         there = json.loads(path.read_text("utf-8"))
         different = [name for name, value in plan.job.items() if there[name] != value]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: train again with another --out") from None
+        raise LoralabError(f"{path} cannot be read: train again with another --out") from None
     if not different:
         return
     name = different[0]
     if name.endswith("pairs"):
-        raise ValueError(f"{plan.out} was started with other {name}: --resume needs the same data")
-    raise ValueError(
+        raise LoralabError(f"{plan.out} was started with other {name}: --resume needs the same data")
+    raise LoralabError(
         f"{plan.out} was started with {name} {there[name]}, not {plan.job[name]}: --resume needs the same settings"
     )
 

@@ -31,6 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .errors import LoralabError
 from .fourbit import quantization_settings
 from .hardware import Precision, precision_for
 from .leaks import find_leaks
@@ -96,7 +97,7 @@ def train(
 
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
-    Raises `ValueError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an adapter of another kind, or one
+    Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an adapter of another kind, or one
     that would be trained in part only or saved in part only.
     """
     if isinstance(model, PeftModel):
@@ -107,9 +108,9 @@ def train(
     epochs = base.epochs if epochs is None else epochs
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
     if not examples:
-        raise ValueError("no pairs to train on: give at least one")
+        raise LoralabError("no pairs to train on: give at least one")
     if keep_best and not eval_pairs:
-        raise ValueError("keep_best chooses an epoch by its loss on eval_pairs: give at least one")
+        raise LoralabError("keep_best chooses an epoch by its loss on eval_pairs: give at least one")
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
     arguments = checkpointing_for(model, base, at_once, longest) | (KEEP_BEST if keep_best else {}) | arguments
@@ -178,21 +179,21 @@ def _check_adapter(model: PeftModel) -> None:
     names, kinds = list(model.peft_config), {type(config) for config in model.peft_config.values()}
     if names != ["default"] or kinds != {LoraConfig}:
         kind = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(
+        raise LoralabError(
             f"train takes a model with one LoRA adapter, which get_peft_model names 'default'; this one has {names} ({kind})"
         )
     if sum(isinstance(module, LoraLayer) for module in model.modules()) > len(_adapted(model)):
-        raise ValueError(
+        raise LoralabError(
             "this base had LoRA layers already when it was given to get_peft_model, and they would be trained, too: "
             "load a fresh one"
         )
 
 
 def _check_saved(model: PeftModel, base: Base) -> None:
-    """Raise `ValueError` if the adapter is not trained, or if something is trained that it does not save."""
+    """Raise `LoralabError` if the adapter is not trained, or if something is trained that it does not save."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        raise ValueError(
+        raise LoralabError(
             "the adapter is frozen, so there is nothing to train: load it with "
             "PeftModel.from_pretrained(..., is_trainable=True)"
         )
@@ -200,7 +201,7 @@ def _check_saved(model: PeftModel, base: Base) -> None:
     lost = [name for name, parameter in trained.items() if parameter.data_ptr() not in saved]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ValueError(
+        raise LoralabError(
             f"{lost[0].removeprefix('base_model.model.')}{more} would be trained, but not saved with the adapter: freeze "
             "them, or name their layers in LoraConfig(modules_to_save=...)"
         )
@@ -212,7 +213,7 @@ def _saved_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def _check_vocabulary(model: PeftModel, base: Base) -> None:
-    """Raise `ValueError` if the embeddings were resized and the adapter does not save them."""
+    """Raise `LoralabError` if the embeddings were resized and the adapter does not save them."""
     config = _config(model)
     if config.modules_to_save or getattr(config, "trainable_token_indices", None):
         return  # peft saves what they name
@@ -222,23 +223,23 @@ def _check_vocabulary(model: PeftModel, base: Base) -> None:
     except (OSError, ValueError, AttributeError):  # the model came from somewhere else
         return
     if rows != there:
-        raise ValueError(
+        raise LoralabError(
             f"the vocabulary was resized to {rows} rows ({base.name} has {there}), and the adapter would not save them: "
             'give LoraConfig(modules_to_save=["embed_tokens", "lm_head"]), or do not resize'
         )
 
 
 def _checkpoint(asked: bool | str | Path | None, folder: str | Path) -> str | None:
-    """Return the checkpoint to resume from. Raises `ValueError` if there is none."""
+    """Return the checkpoint to resume from. Raises `LoralabError` if there is none."""
     if not asked:
         return None
     if asked is True:
         found = last_checkpoint(folder)
         if found is None:
-            raise ValueError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
+            raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
         return str(found)
     if not (Path(asked) / TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
+        raise LoralabError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
     return str(asked)
 
 

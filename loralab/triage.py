@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 from .data import data_path
+from .errors import LoralabError
 from .pairs import Pair
 
 Forms = Literal["seen", "unseen"]
@@ -50,11 +51,11 @@ def draw(seed: int, count: int, forms: Forms = "seen") -> list[Pair]:
     """Draw `count` fresh pairs, the same for the same seed; none of their records or messages is in a committed file.
 
     `forms` chooses between the message forms of the training pairs and those that no training pair has. Serial numbers
-    come from a quarter that the committed files never use, so a draw cannot repeat them. Raises `ValueError` if
+    come from a quarter that the committed files never use, so a draw cannot repeat them. Raises `LoralabError` if
     `count` is not in 1 to `MAX_DRAW`.
     """
     if not 1 <= count <= MAX_DRAW:
-        raise ValueError(f"{count} pairs cannot be drawn: ask for 1 to {MAX_DRAW:,}")
+        raise LoralabError(f"{count} pairs cannot be drawn: ask for 1 to {MAX_DRAW:,}")
     return compose(random.Random(f"triage {seed} {forms}"), count, forms, fresh=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import LoralabError
 from .points import Point, judge
 from .run import DECISIONS, read_run, with_choices
 from .show import show
@@ -35,12 +36,12 @@ def gate(
     `base` names the base where the run's own name for it cannot be found; `decision` (keep, merge or swap), `licence`
     (the base's) and `data` (what the pairs are) are kept in `gate.json` for later calls. `eval_file` has the held-out
     pairs; they must be those that the run was measured on, by default the course's. With `recompute` perplexities and
-    scores are measured again on them. Raises `ValueError` with one line if the folder does not hold a LoRA adapter, or
+    scores are measured again on them. Raises `LoralabError` with one line if the folder does not hold a LoRA adapter, or
     if the pairs are others.
     """
     folder = Path(folder)
     if decision is not None and decision not in DECISIONS:
-        raise ValueError(f"the decision is {', '.join(DECISIONS)}, not {decision!r}")
+        raise LoralabError(f"the decision is {', '.join(DECISIONS)}, not {decision!r}")
     run = read_run(folder, eval_file)
     given = {"decision": decision, "licence": licence, "data": data}
     if known := {name: value for name, value in given.items() if value is not None}:

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..adapters import read_adapter
 from ..bases import PROFILES
 from ..data import data_path
+from ..errors import LoralabError
 from ..files import read_json, write_whole
 from ..fourbit import nf4, recorded_quantization
 from ..pairs import Pair, digest
@@ -129,7 +130,7 @@ class Run:
 def read_run(folder: Path, eval_file: str | Path | None = None) -> Run:
     """Read the run in `folder`, and the pairs in `eval_file`, by default the course's.
 
-    Raises `ValueError`, in one line, if `folder` holds no LoRA adapter, or if the pairs are not those of the run.
+    Raises `LoralabError`, in one line, if `folder` holds no LoRA adapter, or if the pairs are not those of the run.
     """
     adapter = read_adapter(folder)
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
@@ -169,7 +170,7 @@ def _eval_pairs(folder: Path, record: RunRecord | None, eval_file: str | Path | 
     if (pairs := _own_pairs(folder, record)) is not None:
         return pairs
     known = f" (digest {record.eval_digest[:SHOWN_DIGITS]})" if record.eval_digest else ""
-    raise ValueError(
+    raise LoralabError(
         f"{folder}: measured on {record.eval_pairs} pairs{known} that are not the course's; give them with --eval FILE"
     )
 
@@ -177,25 +178,25 @@ def _eval_pairs(folder: Path, record: RunRecord | None, eval_file: str | Path | 
 def _own_pairs(folder: Path, record: RunRecord) -> list[Pair] | None:
     """Return the pairs that the run was measured on; None if they are not the course's, nor where loralab keeps them."""
     for path in (data_path("pairs/eval.jsonl"), folder / EVAL_FILE, folder.resolve().parent / EVAL_FILE):
-        with suppress(ValueError, OSError):  # `train` keeps held-out pairs in the run folder, and `sweep` above it
+        with suppress(LoralabError, OSError):  # `train` keeps held-out pairs in the run folder, and `sweep` above it
             if digest(pairs := read_pairs(path)) == record.eval_digest:
                 return pairs
     return None
 
 
 def _check_pairs(pairs: list[Pair], eval_file: str | Path, folder: Path, record: RunRecord | None) -> None:
-    """Raise `ValueError` if the record says that the run was measured on other pairs."""
+    """Raise `LoralabError` if the record says that the run was measured on other pairs."""
     if record is None or record.eval_pairs == 0:
         return
     if record.eval_digest is None:
         if record.eval_pairs != len(pairs):
-            raise ValueError(
+            raise LoralabError(
                 f"{eval_file}: {len(pairs)} pairs, but the run was measured on {record.eval_pairs}; give those with --eval"
             )
         return
     found = digest(pairs)
     if found != record.eval_digest:
-        raise ValueError(
+        raise LoralabError(
             f"{eval_file}: not the pairs that the run was measured on (digest {found[:SHOWN_DIGITS]}, the run's "
             f"{record.eval_digest[:SHOWN_DIGITS]}); "
             + ("give those" if _own_pairs(folder, record) is None else "leave out --eval, since those are there")

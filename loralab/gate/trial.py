@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..ability import MEASURED, Ability, Sample, measure, samples_of
 from ..bases import Base, find_base, load_model, load_tokenizer
-from ..errors import first_line, one_line
+from ..errors import LoralabError, first_line, one_line
 from ..measure import CONFIG_FILE
 from ..scores import Scores
 from ..shapes import tensor_shapes, without_weights
@@ -38,7 +38,7 @@ class Expected:
 
     @classmethod
     def of(cls, run: Run, config: PretrainedConfig) -> Expected:
-        """Return what `run` makes of a base with this config. Raises `ValueError` if that is impossible."""
+        """Return what `run` makes of a base with this config. Raises `LoralabError` if that is impossible."""
         model = without_weights(config, run.settings)
         layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         return cls(
@@ -128,10 +128,10 @@ def try_on_base(run: Run, name: str | None = None, recompute: bool = False) -> T
 def _find_base(run: Run, name: str | None) -> Base:
     name = name or run.base_name
     if name is None:
-        raise ValueError(f"{CONFIG_FILE} names no base")
+        raise LoralabError(f"{CONFIG_FILE} names no base")
     base = find_base(name)
     if run.record and base.name != run.record.base:
-        raise ValueError(f"run.json says that it was trained on {run.record.base!r}, which is not {base.name!r}")
+        raise LoralabError(f"run.json says that it was trained on {run.record.base!r}, which is not {base.name!r}")
     return base
 
 
@@ -158,23 +158,25 @@ def _tokenizer(run: Run, base: Base, config: PretrainedConfig) -> PreTrainedToke
     tokenizer = load_tokenizer(replace(base, source=str(run.folder)) if own else base)
     rows = config.get_text_config().vocab_size
     if own and len(tokenizer) > rows:
-        raise ValueError(f"the adapter's tokenizer has {len(tokenizer)} tokens, but the base's vocabulary {rows} rows")
+        raise LoralabError(
+            f"the adapter's tokenizer has {len(tokenizer)} tokens, but the base's vocabulary {rows} rows"
+        )
     return tokenizer
 
 
 def _measure(run: Run, trial: Trial, base: Base, tokenizer: PreTrainedTokenizerBase, recompute: bool) -> None:
     """Measure the base and the adapter on it."""
     if trial.misfit:
-        raise ValueError("the adapter does not fit its base")
+        raise LoralabError("the adapter does not fit its base")
     if not run.pairs:
-        raise ValueError("there are no held-out pairs; give --eval FILE")
+        raise LoralabError("there are no held-out pairs; give --eval FILE")
     settings = run.pairs, base.max_length, _scored(run) if recompute else None
     model = load_model(base, quantization=run.quantization)
     before = measure(model, tokenizer, *settings)  # as long as it is bare: PiSSA changes the base's own weights
     try:
         adapted = PeftModel.from_pretrained(model, str(run.folder))
     except Exception as error:  # tensors of a damaged file fail in many ways inside peft
-        raise ValueError(f"the adapter cannot be put on its base ({one_line(error)})") from None
+        raise LoralabError(f"the adapter cannot be put on its base ({one_line(error)})") from None
     trial.before, trial.after = before, measure(adapted, tokenizer, *settings)
     trial.samples = samples_of(run.pairs, trial.before, trial.after)
 

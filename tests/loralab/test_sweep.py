@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from loralab import Pair, RunRecord, choose_base, load_model, perplexity, read_pairs
 from loralab import sweep as sweep_module
 from loralab.cli import app
-from loralab.fit import GIB
-from loralab.memory import T4_BYTES
+from loralab.memory import GIB, T4_BYTES
 from loralab.pairs import digest
 from loralab.scores import Scores
 from loralab.shapes import TARGETS
