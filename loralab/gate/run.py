@@ -167,8 +167,9 @@ def _eval_pairs(folder: Path, record: RunRecord | None, eval_file: str | Path | 
         return pairs
     if record is None or record.eval_pairs == 0:
         return []
-    if (pairs := _own_pairs(folder, record)) is not None:
-        return pairs
+    own = _own_pairs(folder, record)
+    if own is not None:
+        return own
     known = f" (digest {record.eval_digest[:SHOWN_DIGITS]})" if record.eval_digest else ""
     raise LoralabError(
         f"{folder}: measured on {record.eval_pairs} pairs{known} that are not the course's; give them with --eval FILE"
