@@ -25,9 +25,9 @@ from distributed import Client, LocalCluster
 from nbgrader.api import Gradebook
 
 from benchmarks.measured import save
-from grader.execute import execute
 from grader.exercises import EXERCISES, ROOT
-from loralab.handin import RUN_FILES
+from grader.sandbox.execute import execute
+from loralab.record import RUN_FILES
 
 EX1 = EXERCISES["ex1_first_adapter"]
 RUN = EX1.runs[0].name

@@ -18,9 +18,9 @@ from pathlib import Path
 import nbformat
 
 from benchmarks.measured import save
-from grader.evaluate import Evaluator
-from grader.execute import execute
+from grader.evaluation.evaluator import Evaluator
 from grader.exercises import EXERCISES, ROOT
+from grader.sandbox.execute import execute
 from loralab import RunRecord, choose_base
 
 EX1 = EXERCISES["ex1_first_adapter"]

@@ -1,4 +1,16 @@
-"""The exercise grader: runs a notebook, recomputes its verdict from the saved adapter, and reports it."""
+"""The exercise grader: runs notebooks, recomputes verdicts from the saved adapters, and reports them.
+
+Its packages, in the order in which a submission travels:
+
+- `submission`: find it, read it within bounds, rebuild its notebook
+- `sandbox`: run the notebook
+- `evaluation`: measure what it trained, and check that against reference runs
+- `records`: keep the verdict, in the ledger and in nbgrader's gradebook
+- `reports`: show it to the instructor and to the student
+
+Above them are `pipeline`, which goes this way, and `cli`; below them the words that all share: `verdict`, `exercises`,
+`errors`, and `text` for what others wrote. Imports run down only.
+"""
 
 import sys
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,33 +19,51 @@ from rich.markup import escape
 from tqdm.auto import tqdm
 
 from loralab import PROFILES, Base, choose_base
-from loralab.cluster import fingerprint as code_and_data
-from loralab.record import hardware, now, versions
+from loralab.bases import asked_for, weights_of
+from loralab.errors import LoralabError
 
-from .adapter import Refused
-from .autograded import answers_differ, origin_of, remove_autograded, write_autograded
-from .bands import Band, BaseBands, ExerciseBands, RunBands
-from .evaluate import Evaluator, Evidence
-from .execute import NotebookFailed, execute
+from .errors import GradebookError, GraderError, SandboxMissing, UnusableName
+from .evaluation.measure_bands import measure_bands
+from .evaluation.reference_bands import BaseBands, ExerciseBands
 from .exercises import EXERCISES, ROOT, Exercise
-from .feedback import write_feedback
-from .gradebook import GradebookError, UnusableName, ask_for_another_look, default_url, write_gradebook
-from .identity import asked_for, weights_of
-from .intake import HandIn, Place, find, left_out, printable
-from .judging import Graded, Mode, Setting, fingerprint, grade_class
-from .ledger import Ledger, LedgerError
+from .pipeline import Graded, GradingSetup, Mode, grade_class
+from .records.autograded import answers_differ, origin_of, remove_autograded, write_autograded
+from .records.gradebook import ask_for_another_look, default_url, write_gradebook
+from .records.ledger import Ledger
 from .release import generate
-from .report import FEW, print_class, print_verdict, write_grades, write_report, write_results
-from .sandbox import SandboxMissing, available
-from .summary import in_order
+from .reports.class_report import FEW, write_report
+from .reports.class_stats import in_order
+from .reports.exports import write_grades, write_results
+from .reports.student_feedback import write_feedback
+from .reports.terminal import print_class, print_verdict
+from .sandbox.bubblewrap import available
+from .sandbox.limits import GIB, Limits
+from .submission.find import SubmissionFolder, find, left_out
+from .submission.intake import Submission
+from .submission.similarity import fingerprint
+from .text import printable
 from .verdict import Verdict
-from .watch import GIB, Limits
 
 app = typer.Typer(
     help="Grade exercises from the adapters that they save.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 console = Console()
 BUILD = Path("build")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be graded, with which options, and where the results go."""
+
+    exercises: list[Exercise]
+    course: Path
+    base: Base
+    seed: int
+    heldout_seed: int | None
+    limits: Limits
+    workers: int
+    cluster: str | None
+    out: Path
 
 
 def _exercises(names: list[str] | None) -> list[Exercise]:
@@ -60,7 +77,7 @@ def _base(name: str) -> Base:
     try:  # a folder by its whole path: it has a name then, wherever it is asked for
         base = choose_base(name if name in PROFILES or not Path(name).is_dir() else str(Path(name).resolve()))
         weights_of(base)
-    except ValueError as error:
+    except LoralabError as error:
         raise typer.BadParameter(str(error)) from None
     if Path(base.source).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, so nothing should try
@@ -105,49 +122,78 @@ def grade(
     ] = None,
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
-    chosen = _exercises(exercise)
+    course = course.resolve()
+    default = course / BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
-    base_used = _base(base)
-    results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
-    out = out or (BUILD if course == ROOT else course / BUILD) / results
-    a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
-    url = gradebook or default_url(course)
-    with _told(GradebookError, LedgerError, SandboxMissing, ValueError):
-        _make_folder(out)
+    request = _Request(
+        _exercises(exercise), course, _base(base), seed, heldout_seed, limits, workers, cluster, out or default
+    )
+    with report_errors():
+        _make_folder(request.out)
         if artifacts is not None:
-            places, mode = [_one_folder(artifacts, chosen)], "artifacts"
-        elif a_class:
-            places, mode = _class(course, chosen), _mode(artifacts_only, no_sandbox)
+            well = _grade_folders(request, [_one_folder(artifacts, request.exercises)], "artifacts")
+        elif (course / "submitted").exists() or course != ROOT:
+            well = _grade_submitted(request, _mode(artifacts_only, no_sandbox), gradebook or default_url(course))
         else:
-            places, mode = _solutions(chosen), _mode_of_solutions(artifacts_only, no_sandbox)
-        places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
-        _say_where_bands_are_missing(base_used, places)
-        with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
-            if a_class:
-                write_gradebook([], url)  # one that cannot be opened is told before the hours that grading takes
-            drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
-            setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed, limits)
-            grading = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
-            hand_back = partial(_hand_back, course=course, out=out, url=url) if a_class else None
-            graded = _each_as_it_ends(grading, len(places), hand_back)
-        verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
-        _report(verdicts, graded if a_class else [], out)
-    if not a_class:
-        raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
-    missed = left_out(course / "submitted")
+            mode = _mode_of_solutions(artifacts_only, no_sandbox)
+            well = _grade_folders(request, _solutions(request.exercises), mode)
+    raise typer.Exit(0 if well else 1)
+
+
+def _grade_folders(request: _Request, folders: list[SubmissionFolder], mode: Mode) -> bool:
+    """Grade what is no class, and tell whether all of it passed."""
+    seed = secrets.randbelow(2**31) if request.heldout_seed is None else request.heldout_seed
+    verdicts = _in_order(_grade(request, folders, mode, seed))
+    _report(verdicts, [], request.out)
+    return all(verdict.passed for verdict in verdicts)
+
+
+def _grade_submitted(request: _Request, mode: Mode, url: str) -> bool:
+    """Grade the class, hand the results back, and tell whether nothing and nobody was left out."""
+    folders = _class(request.course, request.exercises)
+    with Ledger(request.out / "ledger.db", request.heldout_seed) as ledger:
+        write_gradebook([], url)  # fail early if it cannot be opened
+        hand_back = partial(_hand_back, course=request.course, out=request.out, url=url)
+        graded = _grade(request, folders, mode, ledger.heldout_seed, ledger, hand_back)
+    verdicts = _in_order(graded)
+    _report(verdicts, graded, request.out)
+    missed = left_out(request.course / "submitted")
     for what in missed:
         _say("[yellow]left out[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
-    raise typer.Exit(0 if _into_gradebook(verdicts, url) and not missed and not failed else 1)
+    return _into_gradebook(verdicts, url) and not missed and not failed
+
+
+def _grade(
+    request: _Request,
+    folders: list[SubmissionFolder],
+    mode: Mode,
+    heldout_seed: int,
+    ledger: Ledger | None = None,
+    hand_back: Callable[[Graded], None] | None = None,
+) -> list[Graded]:
+    # The longest first: one that is begun last would run alone.
+    folders = sorted(folders, key=lambda one: -len(EXERCISES[one.exercise].runs))
+    _say_where_bands_are_missing(request.base, folders)
+    setup = GradingSetup(request.base, heldout_seed, mode, request.seed, request.limits)
+    grading = grade_class(folders, setup, ledger, min(request.workers, len(folders)), request.cluster)
+    return _each_as_it_ends(grading, len(folders), hand_back)
+
+
+def _in_order(graded: Sequence[Graded]) -> list[Verdict]:
+    return sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
 
 
 @contextmanager
-def _told(*problems: type[Exception]) -> Iterator[None]:
-    """Ends the command with a line and exit status 2 if one of these is raised."""
+def report_errors() -> Iterator[None]:
+    """End the command with one line and exit status 2 if there is something that the user can correct.
+
+    A defect is none: it keeps its traceback.
+    """
     try:
         yield
-    except problems as problem:
-        _say("[red]Error[/red]", str(problem))
+    except LoralabError as error:
+        _say("[red]Error[/red]", str(error))
         raise typer.Exit(2) from None
 
 
@@ -159,11 +205,11 @@ def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {out}: no folder can be made there ({error.strerror}): name another one") from None
+        raise GraderError(f"--out {out}: no folder can be made there ({error.strerror}): name another one") from None
 
 
-def _say_where_bands_are_missing(base: Base, places: Sequence[Place]) -> None:
-    missing = sorted({place.exercise for place in places if ExerciseBands.load(place.exercise).of(base) is None})
+def _say_where_bands_are_missing(base: Base, folders: Sequence[SubmissionFolder]) -> None:
+    missing = sorted({one.exercise for one in folders if ExerciseBands.load(one.exercise).of(base) is None})
     if missing:
         _say(
             "[yellow]no bands[/yellow]",
@@ -183,32 +229,32 @@ def _into_gradebook(verdicts: Sequence[Verdict], url: str) -> bool:
     return True
 
 
-def _one_folder(artifacts: Path, chosen: list[Exercise]) -> Place:
+def _one_folder(artifacts: Path, chosen: list[Exercise]) -> SubmissionFolder:
     if len(chosen) != 1:
-        raise ValueError("--artifacts grades one exercise; name it")
+        raise GraderError("--artifacts grades one exercise; name it")
     if not artifacts.is_dir():
-        raise ValueError(f"--artifacts {artifacts}: no such folder: name the one with your run folders")
-    return Place(printable(artifacts.resolve().name), chosen[0].id, artifacts)
+        raise GraderError(f"--artifacts {artifacts}: no such folder: name the one with your run folders")
+    return SubmissionFolder(printable(artifacts.resolve().name), chosen[0].id, artifacts)
 
 
-def _class(course: Path, chosen: list[Exercise]) -> list[Place]:
-    """The hand-ins to these exercises; if there are none, `ValueError` says where they belong."""
+def _class(course: Path, chosen: list[Exercise]) -> list[SubmissionFolder]:
+    """The hand-ins to these exercises; if there are none, `GraderError` says where they belong."""
     submitted = course / "submitted"
-    places = [place for place in find(submitted) if EXERCISES[place.exercise] in chosen]
-    if not places:
+    folders = [folder for folder in find(submitted) if EXERCISES[folder.exercise] in chosen]
+    if not folders:
         what = "; ".join(left_out(submitted)[:3]) or "put them into submitted/<student>/<exercise>/"
-        raise ValueError(f"no hand-ins to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
-    return places
+        raise GraderError(f"no hand-ins to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
+    return folders
 
 
-def _solutions(chosen: list[Exercise]) -> list[Place]:
-    return [Place("solution", one.id, one.solution.parent) for one in chosen]
+def _solutions(chosen: list[Exercise]) -> list[SubmissionFolder]:
+    return [SubmissionFolder("solution", one.id, one.solution.parent) for one in chosen]
 
 
 def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
     """Raises `SandboxMissing` where notebooks are to be run and cannot be run safely."""
     if artifacts_only and no_sandbox:
-        raise ValueError("--artifacts-only runs nothing, so there is nothing for --no-sandbox to do")
+        raise GraderError("--artifacts-only runs nothing, so there is nothing for --no-sandbox to do")
     if artifacts_only or no_sandbox:
         return "artifacts" if artifacts_only else "no sandbox"
     if problem := available():
@@ -219,7 +265,7 @@ def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
 def _mode_of_solutions(artifacts_only: bool, no_sandbox: bool) -> Mode:
     """The instructor's own code may run unprotected where there is no sandbox."""
     if artifacts_only:
-        raise ValueError("--artifacts-only grades what was handed in, and there is no folder submitted/")
+        raise GraderError("--artifacts-only grades what was handed in, and there is no folder submitted/")
     return "no sandbox" if no_sandbox or available() else "sandbox"
 
 
@@ -270,7 +316,7 @@ def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) 
     write_results(verdicts, out)
     write_grades(verdicts, out)
     solutions = {
-        name: fingerprint(HandIn("", name, exercise.solution.read_bytes(), {}, ()))
+        name: fingerprint(Submission("", name, exercise.solution.read_bytes(), {}, ()))
         for name, exercise in EXERCISES.items()
     }
     found = {(one.verdict.student, one.verdict.exercise): one.fingerprint for one in compared}
@@ -285,7 +331,7 @@ def exercises(
 ) -> None:
     """Generate the student notebooks from the solutions."""
     chosen = _exercises(exercise)
-    with _told(RuntimeError):
+    with report_errors():
         for one in chosen:
             console.print(f"exercises/{one.id}/{generate(one).name}", highlight=False)
 
@@ -295,26 +341,20 @@ def bands(
     exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to measure (default: all).")] = None,
     base: Annotated[str, typer.Option(help="The base to measure on.")] = "embedded",
     seeds: Annotated[int, typer.Option(min=8, help="How many reference runs.")] = 10,
-    out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = BUILD / "bands",
+    out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = ROOT
+    / BUILD
+    / "bands",
 ) -> None:
     """Run the solutions over several seeds and store what they measure as the exercise's bands."""
     base_used, chosen = _base(base), _exercises(exercise)
-    with _told(NotebookFailed, Refused, OSError):
+    with report_errors():
+        _make_folder(out)
         for one in chosen:
-            _measure(one, base_used, seeds, out)
+            _print_bands(*measure_bands(one, base_used, seeds, out))
 
 
-def _measure(one: Exercise, base: Base, seeds: int, out: Path) -> None:
-    evidence, made_from = [], _made_from(base, one)
-    for seed in tqdm(range(1, seeds + 1), desc=f"bands of {one.id}", unit="run"):
-        folder = (out / base.name / one.id / made_from / f"seed-{seed}").resolve()
-        if not all((folder / "runs" / run.name / "run.json").exists() for run in one.runs):
-            execute(one.solution, folder, asked_for(base), seed, progress=False)
-        evaluator = Evaluator(base, seed)
-        evidence.append({run.name: evaluator.evaluate(run, folder / "runs" / run.name) for run in one.runs})
-    stored = ExerciseBands.load(one.id)
-    measured = stored.bases[asked_for(base)] = _measured(base, evidence, seeds)
-    console.print(stored.save(one.id).name, highlight=False)
+def _print_bands(file: Path, measured: BaseBands) -> None:
+    console.print(file.name, highlight=False)
     for name, band in measured.runs.items():
         ratio, exact = band.fresh_ratio, band.exact
         console.print(
@@ -322,29 +362,3 @@ def _measure(one: Exercise, base: Base, seeds: int, out: Path) -> None:
             f"question gain {band.question_gain.mean:.2f} nats per token",
             highlight=False,
         )
-
-
-def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> BaseBands:
-    runs = {
-        name: RunBands(
-            fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
-            general_ratio=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
-            exact=Band.shares([one[name].scores.exact_match.value for one in evidence]),
-            question_gain=Band.linear([round(one[name].control.gain, 5) for one in evidence]),
-        )
-        for name in evidence[0]
-    }
-    return BaseBands(
-        runs=runs,
-        seeds=list(range(1, seeds + 1)),
-        hardware=hardware(),
-        versions=versions(),
-        base_sha256=weights_of(base),
-        measured=now(),
-    )
-
-
-def _made_from(base: Base, exercise: Exercise) -> str:
-    """What reference runs hang on: runs of another base, solution, code, data or versions are not taken for these."""
-    told = weights_of(base) + code_and_data("loralab.training")
-    return hashlib.sha256(told.encode() + exercise.solution.read_bytes()).hexdigest()[:8]

@@ -9,9 +9,9 @@ from typing import Literal
 import nbformat
 from nbformat import NotebookNode
 
-from loralab.shapes import ATTENTION, LINEAR, adapter_shape
+from loralab.layers import ATTENTION, LINEAR
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 FRESH_PAIRS = 100  # drawn from the secret seed; each adapter answers them all
 
 Method = Literal["lora", "qlora"]
@@ -19,7 +19,7 @@ Subject = Literal["triage", "far", "codes"]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """A run that an exercise's notebook leaves behind, in `<RUNS>/<name>/`.
 
     `method` says on which base it is trained (as it is, or in 4 bits), `subject` on which pairs. With `size_of`, its
@@ -31,12 +31,14 @@ class Run:
     targets: tuple[str, ...] = ATTENTION
     method: Method = "lora"
     subject: Subject = "triage"
-    size_of: Run | None = None
+    size_of: RunSpec | None = None
 
     def rank_on(self, source: str) -> int:
         """The rank that this run must have on the base at `source`."""
         if self.size_of is None:
             return self.rank
+        from loralab.shapes import adapter_shape  # loads torch, which reports and records need not
+
         budget = adapter_shape(source, self.size_of.rank, self.size_of.targets).trainable
         return max(1, round(budget / adapter_shape(source, 1, self.targets).trainable))
 
@@ -47,9 +49,9 @@ class Exercise:
 
     id: str
     title: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunSpec, ...]
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str) -> RunSpec:
         """The run called `name`."""
         return next(run for run in self.runs if run.name == name)
 
@@ -69,31 +71,31 @@ class Exercise:
 
 
 QV = ("q_proj", "v_proj")
-QKVO = Run("qkvo-8", 8)
+QKVO = RunSpec("qkvo-8", 8)
 
 EXERCISES = {
     exercise.id: exercise
     for exercise in (
-        Exercise("ex1_first_adapter", "Your first adapter", (Run("first-adapter"),)),
-        Exercise("ex2_rank_sweep", "Which rank is enough?", tuple(Run(f"rank-{r}", r) for r in (4, 16, 64))),
+        Exercise("ex1_first_adapter", "Your first adapter", (RunSpec("first-adapter"),)),
+        Exercise("ex2_rank_sweep", "Which rank is enough?", tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64))),
         Exercise(
             "ex3_target_modules",
             "Rank or spread?",
             (
-                Run("qv-8", 8, QV),
+                RunSpec("qv-8", 8, QV),
                 QKVO,
-                Run("all-8", 8, LINEAR),
-                Run("qv-same-size", targets=QV, size_of=QKVO),
-                Run("all-same-size", targets=LINEAR, size_of=QKVO),
+                RunSpec("all-8", 8, LINEAR),
+                RunSpec("qv-same-size", targets=QV, size_of=QKVO),
+                RunSpec("all-same-size", targets=LINEAR, size_of=QKVO),
             ),
         ),
-        Exercise("ex4_qlora", "Four bits", (Run("lora"), Run("qlora", method="qlora"))),
+        Exercise("ex4_qlora", "Four bits", (RunSpec("lora"), RunSpec("qlora", method="qlora"))),
         Exercise(
             "ex5_low_rank_limits",
             "Where a low rank ends",
             (
-                *(Run(f"far-{r}", r, LINEAR, subject="far") for r in (4, 16, 64)),
-                *(Run(f"codes-{r}", r, LINEAR, subject="codes") for r in (1, 4, 16)),
+                *(RunSpec(f"far-{r}", r, LINEAR, subject="far") for r in (4, 16, 64)),
+                *(RunSpec(f"codes-{r}", r, LINEAR, subject="codes") for r in (1, 4, 16)),
             ),
         ),
     )

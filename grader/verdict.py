@@ -1,17 +1,41 @@
-"""One verdict: what came of grading one run, in a form that can be stored and shown."""
+"""The words of grading: a check, and the verdict on a submission, in a form that can be stored and shown."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from loralab import RunRecord
 
-from .checks import Check
-
 MAX_POINTS = 100
 State = Literal["graded", "submission failed", "grader failed"]
+# Checks that reports single out.
+HELD_OUT, EXACT = "fresh held-out PPL", "exact match"
+
+
+class Check(BaseModel):
+    """One line of a verdict, on the run of that name, or on the exercise as a whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    expected: str
+    found: str
+    points: float
+    passed: bool
+    message: str = ""
+    run: str = ""
+
+    @property
+    def earned(self) -> float:
+        """The points that it gives."""
+        return self.points if self.passed else 0.0
+
+    @property
+    def label(self) -> str:
+        """Its name, after that of its run if it has one."""
+        return f"{self.run}: {self.name}" if self.run else self.name
 
 
 class Verdict(BaseModel):

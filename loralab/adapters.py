@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from .errors import LoralabError, first_line, one_line
 from .files import read_json
-from .measure import ADAPTER_FILE, CONFIG_FILE
+from .record import ADAPTER_FILE, CONFIG_FILE
 
 Rank = Annotated[int, Field(ge=1)]
 

@@ -6,15 +6,17 @@ licence) stands in its profile.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
@@ -153,6 +155,37 @@ def profile_source(name: str) -> str:
     if name in MODELS:
         return str(model_folder(name))
     return PROFILES[name].source or str(data_path("base"))
+
+
+def asked_for(base: Base) -> str:
+    """Return what BASE must be in a notebook for it to take `base`: a profile's name, a hub id or a folder."""
+    known = base.name in PROFILES and profile_source(base.name) == base.source
+    return base.name if known else base.source
+
+
+@cache
+def weights_of(base: Base) -> str:
+    """Return the SHA-256 of the weights in the base's folder; of a model of the hub, the commit that is used here.
+
+    Two bases may have the same name. Raises `LoralabError`, in one line, if the model is unavailable.
+    """
+    folder = Path(base.source)
+    if not folder.is_dir():
+        return _commit(base.source)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def _commit(source: str) -> str:
+    """Return the commit of a model of the hub: its cache keeps the files of a commit in a folder of its name."""
+    config = try_to_load_from_cache(source, "config.json")
+    try:
+        return Path(config if isinstance(config, str) else hf_hub_download(source, "config.json")).parent.name
+    except Exception as error:  # offline, no such model, no permission
+        raise LoralabError(f"the base {source} is unavailable: {one_line(error)}") from None
 
 
 def _automatic(prefer: str) -> Base:

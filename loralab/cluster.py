@@ -5,12 +5,9 @@ Jobs and results travel as pickled bytes, so the machines need no disk in common
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import itertools
 import multiprocessing
 import pickle
-import platform
 import queue
 import socket
 import uuid
@@ -19,17 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import pool
 from .bases import PROFILES, Base, choose_base
-from .data import data_path
 from .errors import LoralabError
 from .pool import Died, Job
-from .record import versions
+from .provenance import describe
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -38,8 +31,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long the first worker may take to join
 QUIET_SECONDS = 60  # without a result, before somebody looks whether there are workers at all
-CODE = (".py", ".json", ".jinja")  # files of a package that decide what its functions do
-DATA = ("base", "configs", "desk", "pairs")  # what a wheel carries of data/; a clone has more of it
 AHEAD = 2  # jobs in flight for each thread of the workers: one that runs, one that waits beside it
 
 
@@ -65,47 +56,6 @@ def on_this_machine(base: Base) -> Base:
     if profile and not profile.source and replace(base, source="", reason="", max_length=profile.max_length) == profile:
         return replace(choose_base(base.name), max_length=base.max_length)
     return base
-
-
-@cache
-def fingerprint(module: str) -> str:
-    """What two machines must have in common to share the functions of `module`: Python, packages, code and data.
-
-    The sources count, not only their version: between two releases the code changes, too. A clone and a wheel of the
-    same commit have the same fingerprint, and so have a torch for CPUs and one for GPUs.
-    """
-    told = [f"Python {'.'.join(platform.python_version_tuple()[:2])}"]
-    for package in dict.fromkeys(["loralab", module.partition(".")[0]]):
-        label = f"loralab {version('loralab')}" if package == "loralab" else package
-        told.append(f"{label} ({_code_digest(package)})")
-    told.append(f"data ({_digest([path for name in DATA for path in _files(data_path(name))])})")
-    told += [f"{name} {number.partition('+')[0]}" for name, number in versions().items() if name != "python"]
-    return ", ".join(told)
-
-
-def _code_digest(package: str) -> str:
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        return "missing"
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    found = [path for folder in folders for path in _files(folder) if path.suffix in CODE]
-    if not found and spec.origin:  # a module of one file
-        found = [Path(spec.origin)]
-    return _digest(found) if found else "missing"
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files below `folder` in an order that is the same on every system; a wheel's data is no part of its code."""
-    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return sorted((path for path in found if "_data" not in path.relative_to(folder).parts), key=Path.as_posix)
-
-
-def _digest(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\n")
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))  # line ends differ between systems
-    return digest.hexdigest()[:8]
 
 
 def _run_on(address: str, function: Callable[[Job], Any], jobs: Iterable[Job], gpu: bool) -> Iterator[tuple[Job, Any]]:
@@ -177,7 +127,7 @@ def _check_workers(client: Client, address: str, module: str, gpu: bool) -> None
         raise LoralabError(
             f"no worker has joined {address}: start `dask worker {address} --no-nanny` on each machine"
         ) from None
-    reports = _ask(address, lambda: client.run(_report, fingerprint(module), module, on_error="return"))
+    reports = _ask(address, lambda: client.run(_report, describe(module), module, on_error="return"))
     for worker, report in reports.items():
         if isinstance(report, Exception):
             raise LoralabError(f"worker {worker} cannot run loralab ({report}): install the same there as here")
@@ -194,7 +144,7 @@ def _wanted(client: Client, address: str) -> int:
 
 
 def _submit(client: Client, function: Callable[[Job], Any], job: Job, gpu: bool) -> Future[Any]:
-    errand = _Errand(function.__module__, fingerprint(function.__module__), pickle.dumps((function, job)))
+    errand = _Errand(function.__module__, describe(function.__module__), pickle.dumps((function, job)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")  # a job carries its files with it, and few are sent
         return client.submit(
@@ -270,7 +220,7 @@ def _report(wanted: str, module: str, dask_worker: Worker) -> _Report:
 
 def _problem(wanted: str, module: str, worker: Worker) -> str:
     """Why `worker`, in whose process this runs, cannot do the work; empty if it can."""
-    if (found := fingerprint(module)) != wanted:
+    if (found := describe(module)) != wanted:
         return f"worker {worker.address} has {found}, but here is {wanted}: install the same there as here"
     if multiprocessing.current_process().daemon:
         return f"worker {worker.address} may not start processes: start it with `dask worker ... --no-nanny`"

@@ -15,10 +15,8 @@ from safetensors.torch import load_file, save
 
 from .errors import LoralabError
 from .files import write_whole
-from .measure import ADAPTER_FILE, CONFIG_FILE
-from .record import RECORD_FILE
+from .record import ADAPTER_FILE, RUN_FILES
 
-RUN_FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE)
 MAX_BYTES = 25_000_000
 
 

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .collate import AnswersAtTheEnd
 from .hardware import precision_for
 from .pairs import IGNORED, Pair, encode_all
+from .record import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 LanguageModel: TypeAlias = "PreTrainedModel | PeftModel"  # a base, alone or with an adapter
-ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)

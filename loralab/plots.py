@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from .memory import Memory
 from .record import RunRecord
 from .scores import Share
+
+if TYPE_CHECKING:
+    from .memory import Memory  # it loads torch, which no plot needs
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 plt.rcParams["axes.formatter.min_exponent"] = 6  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹

@@ -13,8 +13,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from .bases import PROFILES
 from .errors import LoralabError, first_line, one_line
 from .export import read_run
-from .measure import ADAPTER_FILE, CONFIG_FILE
-from .record import RECORD_FILE
+from .record import ADAPTER_FILE, CONFIG_FILE, RECORD_FILE
 
 FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE, REPOCARD_NAME)
 REASONS = {

@@ -13,14 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import LoralabError
 from .files import write_whole
 from .scores import Scores
 
-RECORD_FILE, EVAL_FILE = "run.json", "eval.jsonl"
+ADAPTER_FILE, CONFIG_FILE, RECORD_FILE = "adapter_model.safetensors", "adapter_config.json", "run.json"
+RUN_FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE)  # what is submitted of a run
+EVAL_FILE = "eval.jsonl"  # held-out pairs, kept beside a run or above it
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 SCORES = ("scores_before", "scores_after")
 
@@ -53,6 +54,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> str:
     """Return the name of the device that does the arithmetic."""
+    import torch  # slow to import, and reading a record needs none
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"

@@ -13,15 +13,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from transformers import PreTrainedTokenizerBase
 
-from .answers import Answer, generate_answers
 from .errors import LoralabError
-from .measure import HeldOut, LanguageModel, held_out
-from .pairs import Pair
+
+if TYPE_CHECKING:  # torch is slow to import, and who reads scores needs none
+    from transformers import PreTrainedTokenizerBase
+
+    from .answers import Answer
+    from .measure import HeldOut, LanguageModel
+    from .pairs import Pair
 
 CONFIDENCE = 0.95
 MIXED = 2  # a question with another pair's answer is at most twice as long as the longest pair
@@ -165,6 +169,8 @@ def score_answers(
 
     Generation stops `slack` tokens after the length of the longest right answer.
     """
+    from .answers import generate_answers
+
     longest = max((len(tokenizer(p.output, add_special_tokens=False)["input_ids"]) for p in pairs), default=0)
     return score(generate_answers(model, tokenizer, pairs, longest + slack), pairs)
 
@@ -205,6 +211,8 @@ def question_control(
     The other pair always has a different answer. `own` is `held_out` of the same pairs, if it is known already. Raises
     `LoralabError` if all answers are the same.
     """
+    from .measure import held_out
+
     questions = _other_questions(pairs, seed)
     mixed = [asked.model_copy(update={"output": pair.output}) for asked, pair in zip(questions, pairs, strict=True)]
     own = own or held_out(model, tokenizer, pairs, max_length)
@@ -240,6 +248,8 @@ def recall(
     The other `k - 1` answers are drawn from `pairs`. Use it for free text, where exact match makes no sense. Raises
     `LoralabError` if there are fewer than `k` different answers.
     """
+    from .measure import held_out
+
     rng = random.Random(seed)
     texts = sorted({pair.output for pair in pairs})
     if len(texts) < k:

@@ -15,22 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from .errors import LoralabError, one_line
+from .layers import ALL_LINEAR as ALL_LINEAR
+from .layers import ATTENTION as ATTENTION
+from .layers import LINEAR as LINEAR
+from .layers import TARGETS as TARGETS
 
 LinearLayer = torch.nn.Linear | Conv1D
-# The linear layers of a block, in the order in which it uses them.
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-ALL_LINEAR = ("all-linear",)  # peft's word for every linear layer but the output layer, whatever a base calls them
-TARGETS = {
-    "q": ("q_proj",),
-    "k": ("k_proj",),
-    "v": ("v_proj",),
-    "o": ("o_proj",),
-    "qv": ("q_proj", "v_proj"),
-    "qkvo": ATTENTION,
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-    "all": LINEAR,
-}
 
 
 def modules(words: str) -> tuple[str, ...]:

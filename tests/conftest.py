@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from grader.evaluate import Evaluator
+from grader.evaluation.evaluator import Evaluator
 from loralab import Base, Pair, choose_base, data_path, load_model, load_tokenizer, read_pairs, train
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

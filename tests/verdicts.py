@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from grader.advice import ADVICE
-from grader.checks import Check
 from grader.exercises import EXERCISES
-from grader.verdict import Verdict
+from grader.reports.hints import HINTS
+from grader.verdict import Check, Verdict
 from loralab import RunRecord
 
 ACROSS = ("one thing changed", "trained on its own base")
-EACH = tuple(name for name in ADVICE if name not in (*ACROSS, "can be evaluated"))
+EACH = tuple(name for name in HINTS if name not in (*ACROSS, "can be evaluated"))
 
 
 def claim(losses=(5.0, 4.0, 3.0, 2.0), **changes) -> RunRecord:

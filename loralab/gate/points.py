@@ -12,9 +12,9 @@ from peft import LoraConfig
 
 from ..ability import Sample, fault_causes, faults, gain_text, ignores_question, no_better_than_chance, wrong_answers
 from ..bases import PROFILES, Base, profile_source
-from ..measure import CONFIG_FILE, same_ppl
+from ..measure import same_ppl
 from ..pairs import PairsError, encode_all
-from ..record import loss_ends
+from ..record import CONFIG_FILE, loss_ends
 from ..training import adapter_settings
 from .model_card import CARD_FILE, card_problem, judged_on, write_card
 from .run import DECISIONS, SHOWN_DIGITS, UNSLOTH, Run, Training

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from ..ability import MEASURED, Ability, Sample, measure, samples_of
 from ..bases import Base, find_base, load_model, load_tokenizer
 from ..errors import LoralabError, first_line, one_line
-from ..measure import CONFIG_FILE
+from ..record import CONFIG_FILE
 from ..scores import Scores
 from ..shapes import tensor_shapes, without_weights
 from .run import Run

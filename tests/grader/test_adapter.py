@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grader.adapter import Refused, read_adapter
-from grader.change import likeness
+from grader.errors import Refused
+from grader.evaluation.adapter import read_adapter
+from grader.evaluation.delta_w import likeness
 from loralab.shapes import LINEAR, adapter_shape
 from tests.conftest import ATTENTION
 

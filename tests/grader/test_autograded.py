@@ -10,9 +10,10 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_output
 from nbgrader.server_extensions.formgrader import handlers
 
-from grader.autograded import MAX_TEXT, harmless, origin_of, remove_autograded, write_autograded
+from grader.errors import UnusableName
 from grader.exercises import EXERCISES
-from grader.gradebook import UnusableName
+from grader.records.autograded import origin_of, remove_autograded, write_autograded
+from grader.submission.sanitize import MAX_TEXT, harmless
 
 EXERCISE = EXERCISES["ex5_low_rank_limits"]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()

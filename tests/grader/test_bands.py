@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from grader.bands import Band, ExerciseBands, tolerance_factor
+from grader.evaluation.reference_bands import Band, ExerciseBands, tolerance_factor
 from grader.exercises import EXERCISES
-from grader.identity import weights_of
+from loralab.bases import weights_of
 
 
 def test_the_tolerance_factor_is_that_of_the_tables():

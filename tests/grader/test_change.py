@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grader.change import contained, factors, likeness, narrowest
+from grader.evaluation.delta_w import contained, factors, likeness, narrowest
 
 MATRICES = ("q_proj", "v_proj")
 

@@ -7,10 +7,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-import grader.execute
-from grader.execute import NotebookFailed, empty, execute, execute_in_sandbox
-from grader.sandbox import SandboxFailed
-from grader.watch import MIB, Limits
+import grader.sandbox.execute
+from grader.errors import NotebookFailed, SandboxFailed
+from grader.sandbox.execute import empty, execute, execute_in_sandbox
+from grader.sandbox.limits import MIB, Limits
 from loralab import Base, choose_base
 from loralab.fetch import MODELS
 
@@ -190,7 +190,7 @@ def test_a_local_model_and_one_of_the_hub_are_shown_and_no_other(tmp_path, monke
     for folder in (wanted, other, local):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(grader.execute, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(grader.sandbox.execute, "HF_HUB_CACHE", str(cache))
     look = """
 import os, pathlib
 found = sorted(str(path) for path in pathlib.Path(os.environ["HF_HUB_CACHE"]).rglob("*.json"))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from grader import checks, foreign
-from grader.advice import ADVICE
-from grader.feedback import feedback_path, write_feedback
-from grader.pictures import loss_plot, perplexity_bars
+from grader import text
+from grader.evaluation import checks
+from grader.reports.hints import HINTS
+from grader.reports.student_feedback import feedback_path, write_feedback
+from grader.reports.svg import loss_plot, perplexity_bars
 from grader.verdict import Verdict
 from tests.grader.test_report import HOSTILE, Page
 from tests.verdicts import failed, graded
@@ -35,16 +36,16 @@ def test_every_check_has_advice():
     ]
     others = {ast.literal_eval(value) for value in named if isinstance(value, ast.Constant)}
     assert len(others) == 3
-    assert checks.POINTS.keys() | others == ADVICE.keys()
+    assert checks.POINTS.keys() | others == HINTS.keys()
 
 
 def test_what_failed_comes_with_what_was_found_and_what_to_do_next(page):
     text = words(page(graded(fails={"prompt masked": "it writes questions"})))
     assert "92.86 of 100" in text
     for part in ("−7.14 points", "Expected as asked", "What was found as found", "it writes questions",
-                 ADVICE["prompt masked"].asks, ADVICE["prompt masked"].next):  # fmt: skip
+                 HINTS["prompt masked"].asks, HINTS["prompt masked"].next):  # fmt: skip
         assert part in text
-    assert ADVICE["forgetting"].next not in text
+    assert HINTS["forgetting"].next not in text
 
 
 def test_what_passed_says_so(page):
@@ -55,7 +56,7 @@ def test_what_passed_says_so(page):
 
 def test_a_check_that_failed_in_several_runs_is_told_once_with_every_run(page):
     text = words(page(graded(exercise="ex2_rank_sweep", fails={"forgetting": "it forgot"})))
-    assert text.count(ADVICE["forgetting"].next) == text.count("it forgot") == 1
+    assert text.count(HINTS["forgetting"].next) == text.count("it forgot") == 1
     assert "run expected what was found rank-4 as asked as found rank-16 as asked as found rank-64" in text
 
 
@@ -183,22 +184,22 @@ def test_perplexities_that_are_no_numbers_have_no_bar():
 
 
 def test_what_is_shown_stays_readable():
-    assert foreign.shown("a\tb\r\nc\u2028d") == "a    b\nc\nd"
-    assert foreign.shown("e\u0301 สวัสดี 김철수 \N{ARABIC LETTER ALEF}") == "e\u0301 สวัสดี 김철수 \N{ARABIC LETTER ALEF}"
-    assert len(foreign.shown("a" + "\u0301" * 500)) == 5
-    assert foreign.shown("x" * 30, 10) == "x" * 10 + " ... (20 more characters)"
-    assert foreign.name("\u202e\x00") == "(a name that cannot be shown)"
+    assert text.display("a\tb\r\nc\u2028d") == "a    b\nc\nd"
+    assert text.display("e\u0301 สวัสดี 김철수 \N{ARABIC LETTER ALEF}") == "e\u0301 สวัสดี 김철수 \N{ARABIC LETTER ALEF}"
+    assert len(text.display("a" + "\u0301" * 500)) == 5
+    assert text.display("x" * 30, 10) == "x" * 10 + " ... (20 more characters)"
+    assert text.display_name("\u202e\x00") == "(a name that cannot be shown)"
 
 
 def test_only_absolute_paths_lose_their_folders():
-    for text in ("https://a.org/b/c", "q/k/v", "and/or", "a ratio of 1/2", "runs/first/run.json"):
-        assert foreign.without_folders(text) == text
-    assert foreign.without_folders(r"C:\Users\me\x.py and file:///home/me/y.py") == "x.py and y.py"
+    for kept in ("https://a.org/b/c", "q/k/v", "and/or", "a ratio of 1/2", "runs/first/run.json"):
+        assert text.without_folders(kept) == kept
+    assert text.without_folders(r"C:\Users\me\x.py and file:///home/me/y.py") == "x.py and y.py"
 
 
 def test_a_real_verdict_makes_a_page(page, evaluator, honest):
     from grader.exercises import EXERCISES
-    from grader.judging import judge
+    from grader.pipeline import judge
 
     verdict = judge(evaluator, EXERCISES["ex1_first_adapter"], "Ann", honest.parent)
     assert isinstance(verdict, Verdict)

@@ -1,5 +1,6 @@
 """The grader's command line: what it grades, and the one line it says where it cannot."""
 
+import json
 import os
 import shutil
 
@@ -9,13 +10,14 @@ from typer.testing import CliRunner
 
 from grader import cli
 from grader.cli import app
-from grader.exercises import EXERCISES
-from grader.gradebook import GradebookError
-from grader.intake import HandIn
-from grader.judging import Setting, measure_bases
-from grader.ledger import Ledger
-from grader.sandbox import available
-from grader.watch import Limits
+from grader.errors import GradebookError, ReleaseError
+from grader.evaluation import measure_bands
+from grader.exercises import EXERCISES, ROOT
+from grader.pipeline import GradingSetup, measure_bases
+from grader.records.ledger import Ledger
+from grader.sandbox.bubblewrap import available
+from grader.sandbox.limits import Limits
+from grader.submission.intake import Submission
 from loralab import Base, data_path
 
 EX1 = EXERCISES["ex1_first_adapter"]
@@ -56,15 +58,15 @@ def test_a_seed_that_nothing_can_be_drawn_with_is_one_line(course, option, most)
 
 
 def test_an_exercise_that_nbgrader_refuses_is_one_line(monkeypatch):
-    monkeypatch.setattr(cli, "generate", lambda one: (_ for _ in ()).throw(RuntimeError("nbgrader refused it")))
+    monkeypatch.setattr(cli, "generate", lambda one: (_ for _ in ()).throw(ReleaseError("nbgrader refused it")))
     done = CliRunner().invoke(app, ["exercises", EX1.id])
     assert (done.exit_code, done.output.strip()) == (2, "Error: nbgrader refused it")
 
 
 def test_reference_runs_of_other_code_are_not_taken_for_these(base, monkeypatch):
-    before = cli._made_from(base, EX1)
-    monkeypatch.setattr(cli, "code_and_data", lambda module: "other code")
-    assert cli._made_from(base, EX1) != before
+    before = measure_bands._made_from(base, EX1)
+    monkeypatch.setattr(measure_bands, "describe", lambda module: "other code")
+    assert measure_bands._made_from(base, EX1) != before
 
 
 def test_without_a_sandbox_student_code_does_not_run(course, monkeypatch):
@@ -88,8 +90,8 @@ def test_a_ledger_in_use_is_one_line(course):
 
 
 def test_a_longer_limit_is_another_verdict_and_the_same_one_is_not(base):
-    hand_in = HandIn("ann", EX1.id, None, {}, ())
-    keys = [Setting(base, 1, "sandbox", limits=Limits(wall=wall)).key(hand_in) for wall in (60, 60, 900)]
+    submission = Submission("ann", EX1.id, None, {}, ())
+    keys = [GradingSetup(base, 1, "sandbox", limits=Limits(wall=wall)).key(submission) for wall in (60, 60, 900)]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -120,7 +122,7 @@ def test_a_small_class_is_graded_handed_back_and_not_graded_again(course, honest
     assert (out / "results.json").read_text().count("submission failed") == 2
 
 
-def hand_in(course, answer, student="ann"):
+def submit(course, answer, student="ann"):
     """The notebook alone, with this in the first task."""
     folder = course / "submitted" / student / EX1.id
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,7 @@ def test_formgrader_shows_the_notebook_that_was_handed_in_last(course):
     options = ("--course", course, "--out", course / "out", "--artifacts-only")
     shown = course / "autograded" / "ann" / EX1.id / f"{EX1.id}.ipynb"
     for answer in ("# the first", "# the second", "# the first"):
-        folder = hand_in(course, answer)
+        folder = submit(course, answer)
         assert call(*options)[0] == 0
         assert answer in shown.read_text()
     shutil.rmtree(course / "autograded")
@@ -154,7 +156,7 @@ def test_only_another_hand_in_is_another_one_to_look_at(course, monkeypatch):
         cli, "ask_for_another_look", lambda student, exercise, url: asked.append((student, exercise.id))
     )
     for answer, told in (("# the first", []), ("# the first", []), ("# the second", [("ann", EX1.id)])):
-        hand_in(course, answer)
+        submit(course, answer)
         assert call("--course", course, "--artifacts-only")[0] == 0
         assert asked == told
     assert (course / "build" / "grade" / "report.html").exists()  # of this course, not of the one that the grader is in
@@ -165,9 +167,9 @@ def test_a_gradebook_that_cannot_mark_an_answer_stops_nothing_and_is_asked_again
         raise GradebookError("locked")
 
     shown = course / "autograded" / "ann" / EX1.id / f"{EX1.id}.ipynb"
-    hand_in(course, "# the first")
+    submit(course, "# the first")
     assert call("--course", course, "--artifacts-only")[0] == 0
-    hand_in(course, "# the second")
+    submit(course, "# the second")
     with monkeypatch.context() as broken:
         broken.setattr(cli, "ask_for_another_look", lost)
         assert call("--course", course, "--artifacts-only")[0] == 0
@@ -182,7 +184,7 @@ def test_artifacts_that_are_not_there_are_one_line(tmp_path):
 
 
 def test_what_was_left_out_has_no_verdict_and_the_status_says_so(course):
-    hand_in(course, "# mine")
+    submit(course, "# mine")
     (course / "submitted" / "ben").symlink_to("ann", target_is_directory=True)
     status, said = call("--course", course, "--out", course / "out", "--artifacts-only")
     assert status == 1
@@ -191,7 +193,7 @@ def test_what_was_left_out_has_no_verdict_and_the_status_says_so(course):
 
 
 def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(course, monkeypatch):
-    hand_in(course, "# mine")
+    submit(course, "# mine")
     monkeypatch.setattr(cli, "grade_class", None)
     url = f"sqlite:///{course}/nowhere/gradebook.db"
     status, said = call("--course", course, "--out", course / "out", "--artifacts-only", "--gradebook", url)
@@ -200,7 +202,7 @@ def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(cou
 
 
 def test_a_gradebook_that_is_lost_meanwhile_loses_no_verdict(course, monkeypatch):
-    hand_in(course, "# mine")
+    submit(course, "# mine")
     shutil.copytree(course / "submitted" / "ann", course / "submitted" / "ben")
     hand_back, url = cli._hand_back, f"sqlite:///{course}/books/gradebook.db"
     (course / "books").mkdir()
@@ -218,7 +220,7 @@ def test_a_gradebook_that_is_lost_meanwhile_loses_no_verdict(course, monkeypatch
 
 
 def test_an_out_below_a_file_is_one_line(course):
-    hand_in(course, "# mine")
+    submit(course, "# mine")
     (course / "file").touch()
     status, said = call("--course", course, "--out", course / "file" / "out", "--artifacts-only")
     assert status == 2
@@ -226,7 +228,7 @@ def test_an_out_below_a_file_is_one_line(course):
 
 
 def test_a_folder_with_the_name_of_a_base_is_another_base_wherever_it_is_asked_for(course, monkeypatch):
-    hand_in(course, "# mine")
+    submit(course, "# mine")
     folder = shutil.copytree(data_path("base"), course / "embedded")
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -240,6 +242,49 @@ def test_a_folder_with_the_name_of_a_base_is_another_base_wherever_it_is_asked_f
 
 
 def test_a_base_that_cannot_be_had_is_one_line():
-    nowhere = Setting(Base("nothing", "nobody/nothing", 1e-3, "none"), heldout_seed=1)
-    with pytest.raises(ValueError, match=r"^the base nothing cannot be measured: OSError: [^\n]+$"):
-        measure_bases(nowhere, {EX1.id}, workers=1)
+    nowhere = GradingSetup(Base("nothing", "nobody/nothing", 1e-3, "none"), heldout_seed=1)
+    with pytest.raises(
+        ValueError,
+        match=r"^the base nothing cannot be measured: nothing: its tokenizer cannot be loaded: OSError: [^\n]+$",
+    ):
+        measure_bases(nowhere, {("lora", "triage")}, workers=1)
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError("a bug"), UnicodeEncodeError("utf-8", "\udcff", 0, 1, "a bug"), KeyError("a bug")]
+)
+def test_a_defect_keeps_its_traceback(course, monkeypatch, bug):
+    def broken(*_):
+        raise bug
+
+    submit(course, "# mine")
+    monkeypatch.setattr(cli, "grade_class", broken)
+    done = CliRunner().invoke(app, ["grade", EX1.id, "--course", str(course), "--artifacts-only"])
+    assert (done.exit_code, done.exception) == (1, bug)
+
+
+def test_the_results_are_in_the_course_from_whatever_folder_it_is_graded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "_make_folder", lambda out: None)
+    for name in ("_grade_folders", "_grade_submitted"):
+        monkeypatch.setattr(cli, name, lambda request, *_: asked.append(request) or True)
+    for folder, options in ((tmp_path, []), (ROOT, ["--course", "."]), (ROOT / "docs", ["--course", ".."])):
+        monkeypatch.chdir(folder)
+        assert call(*options)[0] == 0
+    assert {(one.course, one.out) for one in asked} == {(ROOT, ROOT / "build" / "grade")}
+
+
+def test_a_damaged_notebook_in_autograded_is_replaced_and_stops_nobody(course, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "ask_for_another_look", lambda student, *_: asked.append(student))
+    shown = course / "autograded" / "ann" / EX1.id / f"{EX1.id}.ipynb"
+    submit(course, "# the first")
+    assert call("--course", course, "--artifacts-only")[0] == 0
+    damaged = json.loads(shown.read_text()) | {"cells": [{"cell_type": "code"}]}
+    shown.write_text(json.dumps(damaged))
+    submit(course, "# the second")
+    submit(course, "# another student's", "ben")
+    assert call("--course", course, "--artifacts-only")[0] == 0
+    assert "# the second" in shown.read_text()
+    assert asked == ["ann"]
+    assert (course / "build" / "grade" / "grades.csv").read_text().count("submission failed") == 2

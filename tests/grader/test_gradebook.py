@@ -12,10 +12,11 @@ import pytest
 from nbgrader.api import Base, Gradebook
 from sqlalchemy import create_engine, select, text
 
-from grader.checks import Check
+from grader.errors import GradebookError
 from grader.exercises import EXERCISES
-from grader.gradebook import GradebookError, ask_for_another_look, default_url, literal, write_gradebook
-from grader.verdict import Verdict
+from grader.records.gradebook import ask_for_another_look, default_url, write_gradebook
+from grader.text import code_block
+from grader.verdict import Check, Verdict
 
 FIRST, LAST = "ex1_first_adapter", "ex5_low_rank_limits"
 
@@ -269,6 +270,6 @@ def test_a_gradebook_out_of_reach_is_one_line_without_the_password(url, said):
 
 
 def test_a_long_text_is_wrapped_and_cut():
-    lines = literal("word " * 100 + "\n\n" + "x" * 500 + "y" * 500, 1002).split("\n")
+    lines = code_block("word " * 100 + "\n\n" + "x" * 500 + "y" * 500, 1002).split("\n")
     assert all(line.startswith("    ") and len(line) <= 104 for line in lines if line)
     assert lines[-1] == "    ... (500 more characters)"

@@ -12,10 +12,13 @@ from dataclasses import replace
 
 import pytest
 
-from grader import intake
-from grader.adapter import Refused, read_adapter
+from grader.errors import BadSubmission, Refused
+from grader.evaluation.adapter import read_adapter
 from grader.exercises import EXERCISES
-from grader.intake import BadHandIn, Place, collect_notebook, collect_runs, find, lay_out, left_out, printable, take_in
+from grader.submission import files, intake
+from grader.submission.find import SubmissionFolder, find, left_out
+from grader.submission.intake import collect_notebook, collect_runs, lay_out, take_in
+from grader.text import printable
 from loralab import choose_base, pack
 from tests.submissions.zips import Entry, filled, stored, write_zip
 
@@ -44,12 +47,12 @@ def add_run(parent, name=RUN):
 
 
 def taken(folder, exercise=EX1):
-    return take_in(Place("ann", exercise.id, folder), exercise)
+    return take_in(SubmissionFolder("ann", exercise.id, folder), exercise)
 
 
 def refused(folder, *parts):
     """The message, which is one printable line that holds these parts."""
-    with pytest.raises(BadHandIn) as problem:
+    with pytest.raises(BadSubmission) as problem:
         taken(folder)
     message = str(problem.value)
     assert message.isprintable() and len(message) < 500
@@ -65,8 +68,8 @@ def refused(folder, *parts):
 def test_run_folders_are_found_there_and_in_runs(folder, around):
     add_run(folder / around)
     (folder / f"{EX1.id}.ipynb").write_bytes(NOTEBOOK)
-    hand_in = taken(folder)
-    assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == NOTEBOOK and hand_in.strays == ()
+    submission = taken(folder)
+    assert submission.runs == {RUN: CONTENTS} and submission.notebook == NOTEBOOK and submission.strays == ()
 
 
 @pytest.mark.parametrize("around", ["My homework", "My homework/runs"])
@@ -76,8 +79,8 @@ def test_a_folder_around_everything_is_looked_through_whatever_its_name(folder, 
     for beside in ("__MACOSX/._My homework", ".DS_Store"):
         (folder / beside).parent.mkdir(exist_ok=True)
         (folder / beside).write_bytes(b"of a Mac")
-    hand_in = taken(folder)
-    assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == NOTEBOOK
+    submission = taken(folder)
+    assert submission.runs == {RUN: CONTENTS} and submission.notebook == NOTEBOOK
 
 
 @pytest.mark.parametrize("where", ["", "runs"])
@@ -91,8 +94,8 @@ def test_a_packed_zip_is_a_hand_in_and_a_notebook_beside_it_is_the_later_one(fol
     packed.rename(folder / where / "ex1 (1).ZIP")
     if beside:
         (folder / f"{EX1.id}.ipynb").write_bytes(beside)
-    hand_in = taken(folder)
-    assert hand_in.runs == {RUN: CONTENTS} and hand_in.notebook == (beside or NOTEBOOK)
+    submission = taken(folder)
+    assert submission.runs == {RUN: CONTENTS} and submission.notebook == (beside or NOTEBOOK)
 
 
 def test_run_folders_come_before_a_zip_of_them(folder):
@@ -110,12 +113,12 @@ def test_runs_of_other_names_and_all_other_files_are_strays_that_are_never_opene
         path.chmod(0)
     opened = []
     monkeypatch.setattr(
-        intake, "_read_in", lambda root, path, most, read=intake._read_in: opened.append(path) or read(root, path, most)
+        files, "read_in", lambda root, path, most, read=files.read_in: opened.append(path) or read(root, path, most)
     )
-    hand_in = taken(folder)
-    assert hand_in.runs == {RUN: CONTENTS}
+    submission = taken(folder)
+    assert submission.runs == {RUN: CONTENTS}
     assert {path[0] for path in opened} == {RUN} and {path[1] for path in opened} == set(CONTENTS)
-    assert set(hand_in.strays) == {
+    assert set(submission.strays) == {
         "Copy of it.ipynb", f"{RUN}/adapter_model.bin", f"{RUN}/deeper/{WEIGHTS}", *(f"rank-4/{name}" for name in CONTENTS)
     }  # fmt: skip
 
@@ -141,28 +144,28 @@ def test_an_ordinary_zip_with_folders_and_dots_in_its_paths_is_taken_in(folder):
 
 def test_a_hand_in_travels(folder):
     add_run(folder)
-    hand_in = taken(folder)
-    assert pickle.loads(pickle.dumps(hand_in)) == hand_in
+    submission = taken(folder)
+    assert pickle.loads(pickle.dumps(submission)) == submission
 
 
 def test_the_digest_is_of_the_content_alone(folder):
     add_run(folder)
     (folder / RUN / "adapter_model.bin").touch()
-    hand_in = taken(folder)
-    assert replace(hand_in, student="bob").digest == hand_in.digest
+    submission = taken(folder)
+    assert replace(submission, student="bob").digest == submission.digest
     other = CONTENTS | {RECORD: b"{}"}
     fewer = {name: content for name, content in CONTENTS.items() if name != RECORD}
     changed = [
-        replace(hand_in, notebook=b""),
-        replace(hand_in, notebook=NOTEBOOK),
-        replace(hand_in, runs={}),
-        replace(hand_in, runs={RUN: other}),
-        replace(hand_in, runs={RUN: fewer}),
-        replace(hand_in, runs={"rank-4": CONTENTS}),
-        replace(hand_in, strays=()),
-        replace(hand_in, strays=("adapter_model.bin", RUN)),
+        replace(submission, notebook=b""),
+        replace(submission, notebook=NOTEBOOK),
+        replace(submission, runs={}),
+        replace(submission, runs={RUN: other}),
+        replace(submission, runs={RUN: fewer}),
+        replace(submission, runs={"rank-4": CONTENTS}),
+        replace(submission, strays=()),
+        replace(submission, strays=("adapter_model.bin", RUN)),
     ]
-    assert len({one.digest for one in [hand_in, *changed]}) == 9
+    assert len({one.digest for one in [submission, *changed]}) == 9
 
 
 def test_runs_are_laid_out_with_empty_files_for_strays_so_that_the_pickle_is_named(folder, tmp_path):
@@ -170,8 +173,8 @@ def test_runs_are_laid_out_with_empty_files_for_strays_so_that_the_pickle_is_nam
     (run / WEIGHTS).unlink()
     (run / "adapter_model.bin").write_bytes(b"pickle")
     (folder / "elsewhere.bin").touch()
-    hand_in = taken(folder)
-    lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
+    submission = taken(folder)
+    lay_out(submission.runs, submission.strays, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out" / RUN).iterdir()} == {
         CONFIG: CONTENTS[CONFIG], RECORD: CONTENTS[RECORD], "adapter_model.bin": b""
     }  # fmt: skip
@@ -184,8 +187,8 @@ def test_runs_are_laid_out_with_empty_files_for_strays_so_that_the_pickle_is_nam
 def test_a_whole_model_alone_is_enough_to_be_told_that_it_is_one(folder, tmp_path):
     (folder / RUN).mkdir()
     (folder / RUN / "model.safetensors").touch()
-    hand_in = taken(folder)
-    lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
+    submission = taken(folder)
+    lay_out(submission.runs, submission.strays, tmp_path / "out")
     with pytest.raises(Refused, match="holds a whole model"):
         read_adapter(tmp_path / "out" / RUN, choose_base("embedded"))
 
@@ -196,10 +199,10 @@ def test_a_whole_model_alone_is_enough_to_be_told_that_it_is_one(folder, tmp_pat
 def test_a_stray_of_any_name_can_be_stored_and_laid_out(folder, tmp_path, name):
     add_run(folder)
     (folder / RUN / os.fsdecode(name)).touch()
-    hand_in = taken(folder)
-    (stray,) = hand_in.strays
-    assert stray.isprintable() and json.loads(json.dumps(stray).encode()) == stray and hand_in.digest
-    lay_out(hand_in.runs, hand_in.strays, tmp_path / "out")
+    submission = taken(folder)
+    (stray,) = submission.strays
+    assert stray.isprintable() and json.loads(json.dumps(stray).encode()) == stray and submission.digest
+    lay_out(submission.runs, submission.strays, tmp_path / "out")
     assert (tmp_path / "out" / stray).suffix == ".bin"
 
 
@@ -255,19 +258,19 @@ def test_a_pipe_or_a_socket_is_refused_and_not_waited_for(folder, monkeypatch, n
 
 def test_a_file_that_became_a_pipe_or_a_link_after_it_was_seen_is_refused(folder):
     record = add_run(folder) / RECORD
-    with intake._folder(folder) as opened:
+    with files.open_folder(folder) as opened:
         for change, why in (
             (lambda: record.symlink_to("/etc/passwd"), "cannot be read"),
             (lambda: os.mkfifo(record), "is a pipe"),
         ):
             record.unlink()
             change()
-            with pytest.raises(BadHandIn, match=f"{RUN}/{RECORD} {why}"):
-                intake._read_in(opened, (RUN, RECORD), 100)
+            with pytest.raises(BadSubmission, match=f"{RUN}/{RECORD} {why}"):
+                files.read_in(opened, (RUN, RECORD), 100)
         (folder / RUN).rename(folder / "away")
         (folder / RUN).symlink_to("away")
-        with pytest.raises(BadHandIn, match="cannot be read"):
-            intake._read_in(opened, (RUN, CONFIG), 100)
+        with pytest.raises(BadSubmission, match="cannot be read"):
+            files.read_in(opened, (RUN, CONFIG), 100)
 
 
 @pytest.mark.parametrize(("name", "most"), [(WEIGHTS, 300_000_000), (CONFIG, 1_000_000), (RECORD, 1_000_000)])
@@ -284,7 +287,7 @@ def test_the_runs_together_have_a_limit(tmp_path, monkeypatch):
         add_run(tmp_path, run.name)
     assert len(taken(tmp_path, EX2).runs) == 3
     monkeypatch.setattr(intake, "MAX_TOTAL", 59)
-    with pytest.raises(BadHandIn, match=r"all runs are too large, 60 bytes where 59 are allowed"):
+    with pytest.raises(BadSubmission, match=r"all runs are too large, 60 bytes where 59 are allowed"):
         taken(tmp_path, EX2)
 
 
@@ -296,8 +299,8 @@ def test_a_notebook_that_is_too_large_says_what_to_do(folder):
 
 def test_a_file_that_grows_while_it_is_read_is_refused(folder, monkeypatch):
     add_run(folder)
-    read = intake._read_in
-    monkeypatch.setattr(intake, "_read_in", lambda root, path, most: read(root, path, most) + b"more")
+    read = files.read_in
+    monkeypatch.setattr(files, "read_in", lambda root, path, most: read(root, path, most) + b"more")
     refused(folder, "has not the")
 
 
@@ -307,7 +310,7 @@ def test_many_files_and_great_depth_are_refused(folder, monkeypatch):
     assert taken(folder).runs
     (run / "/".join("abcdefghi")).mkdir()
     refused(folder, "folders lie more than 10 deep")
-    monkeypatch.setattr(intake, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(files, "MAX_ENTRIES", 3)
     refused(folder, "more than 3 files and folders")
 
 
@@ -438,7 +441,7 @@ def test_every_zip_that_is_damaged_anywhere_is_taken_in_or_refused_by_a_message(
         (folder / "a.zip").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
             found = taken(folder).runs.get(RUN, {})
-        except BadHandIn as problem:
+        except BadSubmission as problem:
             assert str(problem).isprintable()
         else:
             assert found.items() <= CONTENTS.items()
@@ -470,26 +473,26 @@ def test_what_a_notebook_left_is_collected_with_the_same_distrust(tmp_path):
     (run / "checkpoint.pt").touch()
     assert collect_runs(runs, EX1) == ({RUN: CONTENTS}, (f"{RUN}/checkpoint.pt",))
     os.mkfifo(run / "pipe")
-    with pytest.raises(BadHandIn, match="first-adapter/pipe is a pipe"):
+    with pytest.raises(BadSubmission, match="first-adapter/pipe is a pipe"):
         collect_runs(runs, EX1)
     runs.rename(tmp_path / "elsewhere")
     runs.symlink_to("elsewhere")
-    with pytest.raises(BadHandIn, match="runs is a symlink"):
+    with pytest.raises(BadSubmission, match="runs is a symlink"):
         collect_runs(runs, EX1)
 
 
 def test_the_notebook_as_it_was_run_is_collected_with_the_same_distrust(tmp_path):
     path = tmp_path / f"{EX1.id}.ipynb"
-    with pytest.raises(BadHandIn, match=r"ex1_first_adapter.ipynb cannot be read \(No such file"):
+    with pytest.raises(BadSubmission, match=r"ex1_first_adapter.ipynb cannot be read \(No such file"):
         collect_notebook(tmp_path, EX1)
     path.write_bytes(NOTEBOOK)
     assert collect_notebook(tmp_path, EX1) == NOTEBOOK
     os.truncate(path, 10_000_001)
-    with pytest.raises(BadHandIn, match="too large after it has run"):
+    with pytest.raises(BadSubmission, match="too large after it has run"):
         collect_notebook(tmp_path, EX1)
     path.unlink()
     path.symlink_to("/etc/passwd")
-    with pytest.raises(BadHandIn, match="cannot be read"):
+    with pytest.raises(BadSubmission, match="cannot be read"):
         collect_notebook(tmp_path, EX1)
 
 

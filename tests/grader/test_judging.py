@@ -3,41 +3,47 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from grader import judging
-from grader.bands import ExerciseBands
-from grader.evaluate import MAX_LENGTH
-from grader.execute import NotebookFailed
+from grader import pipeline
+from grader.errors import NotebookFailed
+from grader.evaluation.evaluator import MAX_LENGTH
+from grader.evaluation.reference_bands import ExerciseBands
 from grader.exercises import EXERCISES
-from grader.identity import asked_for
-from grader.intake import HandIn, Place
-from grader.judging import Job, Setting, grade, grade_class, judge
-from grader.ledger import Ledger
-from grader.watch import Limits
+from grader.pipeline import Graded, GradingJob, GradingSetup, grade, grade_class, judge
+from grader.records.ledger import Ledger
+from grader.sandbox.limits import Limits
+from grader.submission import intake
+from grader.submission.find import SubmissionFolder
+from grader.submission.intake import Submission
+from grader.verdict import Verdict
 from loralab import choose_base, data_path
+from loralab.bases import asked_for
 from tests.grader.test_scratch import nest
 
 EX1 = EXERCISES["ex1_first_adapter"]
 ANSWER = "# what the student wrote"
+FOLDER = SubmissionFolder("ann", EX1.id, Path("submitted") / "ann" / EX1.id)
 
 
 @pytest.fixture
-def hand_in():
+def submission():
     notebook = EX1.released()
     next(cell for cell in notebook.cells if cell.id == "task1").source = ANSWER
-    return HandIn("ann", EX1.id, nbformat.writes(notebook).encode(), {}, ())
+    return Submission("ann", EX1.id, nbformat.writes(notebook).encode(), {}, ())
 
 
 @pytest.fixture
-def grade_what(base, hand_in, tmp_path, monkeypatch):
+def grade_what(base, submission, tmp_path, monkeypatch):
     """Grades the hand-in as if its notebook, when it was run, had done what a function does to its folder."""
 
     def grade_what(does):
-        monkeypatch.setattr(judging, "execute_in_sandbox", lambda notebook, folder, *_: does(folder))
-        graded = grade(Job(hand_in, Setting(base, 1), {}, "this hand-in", tmp_path))
+        monkeypatch.setattr(pipeline, "execute_in_sandbox", lambda notebook, folder, *_: does(folder))
+        graded = grade(GradingJob(FOLDER, submission, GradingSetup(base, 1), {}, "this hand-in", tmp_path))
         assert list(tmp_path.iterdir()) == []
         return graded
 
@@ -112,8 +118,8 @@ def test_a_nest_of_folders_is_a_message_and_is_removed(grade_what):
     assert "deep" in graded.verdict.message
 
 
-def test_a_notebook_that_cannot_be_rebuilt_is_not_shown(base, hand_in, tmp_path):
-    graded = grade(Job(replace(hand_in, notebook=b"{}"), Setting(base, 1), {}, "", tmp_path))
+def test_a_notebook_that_cannot_be_rebuilt_is_not_shown(base, submission, tmp_path):
+    graded = grade(GradingJob(FOLDER, replace(submission, notebook=b"{}"), GradingSetup(base, 1), {}, "", tmp_path))
     assert (graded.verdict.state, graded.notebook) == ("submission failed", None)
 
 
@@ -138,9 +144,9 @@ def namesake(tmp_path):
     return choose_base(str(folder))
 
 
-def test_two_bases_of_one_name_share_neither_verdicts_nor_bands(base, namesake, hand_in):
+def test_two_bases_of_one_name_share_neither_verdicts_nor_bands(base, namesake, submission):
     assert base.name == namesake.name
-    assert Setting(base, 1).key(hand_in) != Setting(namesake, 1).key(hand_in)
+    assert GradingSetup(base, 1).key(submission) != GradingSetup(namesake, 1).key(submission)
     assert (asked_for(base), asked_for(namesake)) == ("embedded", namesake.source)
     bands = ExerciseBands.load(EX1.id)
     assert bands.of(base) == bands.bases["embedded"]
@@ -153,29 +159,101 @@ def test_bands_are_of_the_weights_that_the_base_had(base):
     assert bands.of(base) is None
 
 
-def test_the_weights_in_a_folder_may_change_under_its_name(namesake, base, hand_in, tmp_path):
+def test_the_weights_in_a_folder_may_change_under_its_name(namesake, base, submission, tmp_path):
     other = shutil.copytree(data_path("base"), tmp_path / "other")
-    keys = {Setting(replace(namesake, source=str(folder)), 1).key(hand_in).base for folder in (namesake.source, other)}
+    keys = {
+        GradingSetup(replace(namesake, source=str(folder)), 1).key(submission).base
+        for folder in (namesake.source, other)
+    }
     (other / "model.safetensors").write_bytes(b"changed")
-    keys.add(Setting(replace(namesake, source=str(other), reason="anew"), 1).key(hand_in).base)
+    keys.add(GradingSetup(replace(namesake, source=str(other), reason="anew"), 1).key(submission).base)
     assert len(keys) == 3
 
 
-def test_the_processors_of_the_machine_limit_a_notebook_and_no_verdict_hangs_on_them(base, hand_in, monkeypatch):
+def test_the_processors_of_the_machine_limit_a_notebook_and_no_verdict_hangs_on_them(base, submission, monkeypatch):
     allowed, keys = [], set()
     for count in (1, 2, 64):
-        monkeypatch.setattr(judging, "processors", lambda count=count: count)
-        setting = Setting(base, 1, limits=Limits(wall=100, cpu=float(count)))
+        monkeypatch.setattr(pipeline, "processors", lambda count=count: count)
+        setting = GradingSetup(base, 1, limits=Limits(wall=100, cpu=float(count)))
         allowed.append(setting.limits_here().cpu)
-        keys.add(setting.key(hand_in))
+        keys.add(setting.key(submission))
     assert allowed == [200, 200, 6400]
     assert len(keys) == 1
 
 
 def test_with_nothing_left_to_grade_no_cluster_is_asked(base, tmp_path, honest):
-    place = Place("ann", EX1.id, honest.parent)
+    place = SubmissionFolder("ann", EX1.id, honest.parent)
     with Ledger(tmp_path / "out" / "ledger.db", heldout_seed=1) as ledger:
-        setting = Setting(base, 1, "artifacts")
+        setting = GradingSetup(base, 1, "artifacts")
         (first,) = grade_class([place], setting, ledger)
         (again,) = grade_class([place], setting, ledger, cluster="tcp://127.0.0.1:1")
     assert again.from_ledger and again.verdict == first.verdict
+
+
+# A class, without the work
+
+
+@pytest.fixture
+def class_of_three(base, tmp_path, monkeypatch):
+    """Three students' notebooks, graded at once by what a test puts in the place of the work."""
+    folders = [SubmissionFolder(name, EX1.id, tmp_path / "submitted" / name / EX1.id) for name in ("ann", "ben", "cem")]
+    for folder in folders:
+        folder.folder.mkdir(parents=True)
+        nbformat.write(EX1.released(), folder.folder / f"{EX1.id}.ipynb")
+
+    def outcome(job):
+        return Graded(Verdict(exercise=EX1.id, student=job.folder.student, base="embedded", state="graded"))
+
+    def run_all(function, jobs, workers, cluster):
+        return ((job, work.outcome(job)) for job in jobs)
+
+    work = SimpleNamespace(folders=folders, setup=GradingSetup(base, 1, "artifacts"), outcome=outcome)
+    monkeypatch.setattr(pipeline, "run_all", run_all)
+    monkeypatch.setattr(pipeline, "measure_bases", lambda setup, needed, *_: dict.fromkeys(needed))
+    with Ledger(tmp_path / "ledger.db", heldout_seed=1) as work.ledger:
+        yield work
+
+
+def test_a_verdict_is_recorded_before_it_is_given(class_of_three):
+    grading = grade_class(class_of_three.folders, class_of_three.setup, class_of_three.ledger)
+    assert next(grading).verdict.student == "ann"
+    grading.close()
+    again = list(grade_class(class_of_three.folders, class_of_three.setup, class_of_three.ledger))
+    assert [(one.verdict.student, one.from_ledger) for one in again] == [("ann", True), ("ben", False), ("cem", False)]
+
+
+def test_what_is_recorded_and_what_is_new_come_once_each_in_whatever_order(class_of_three):
+    work = class_of_three
+    list(grade_class(work.folders[1:2], work.setup, work.ledger))
+    (work.folders[2].folder / f"{EX1.id}.ipynb").unlink()  # nothing is left to be graded
+    found = {one.verdict.student: one for one in grade_class(work.folders, work.setup, work.ledger)}
+    assert {name: one.from_ledger for name, one in found.items()} == {"ann": False, "ben": True, "cem": False}
+    assert found["cem"].verdict.state == "submission failed"
+
+
+def test_a_submission_is_read_once_and_hashed_once(class_of_three, monkeypatch):
+    read, hashed = [], []
+    take_in, sha256 = pipeline.take_in, intake._sha256
+    monkeypatch.setattr(pipeline, "take_in", lambda folder, exercise: read.append(folder) or take_in(folder, exercise))
+    monkeypatch.setattr(intake, "_sha256", lambda content: hashed.append(content) or sha256(content))
+    work = class_of_three
+    assert len(list(grade_class(work.folders, work.setup, work.ledger))) == 3
+    assert read == work.folders
+    assert len(hashed) == 3 * 2  # the notebook, and then all
+
+
+def test_what_the_grader_fails_at_is_tried_a_second_time(class_of_three):
+    work, tries, well = class_of_three, [], class_of_three.outcome
+
+    def fails(job):
+        tries.append(job.folder.student)
+        broken = job.folder.student == "ann" or (job.folder.student == "ben" and tries.count("ben") == 1)
+        return MemoryError("no room") if broken else well(job)
+
+    work.outcome = fails
+    found = {one.verdict.student: one.verdict for one in grade_class(work.folders, work.setup, work.ledger)}
+    assert tries == ["ann", "ben", "cem", "ann", "ben"]
+    assert {name: one.state for name, one in found.items()} == {
+        "ann": "grader failed", "ben": "graded", "cem": "graded",
+    }  # fmt: skip
+    assert found["ann"].message == "MemoryError: no room"

@@ -8,13 +8,14 @@ import sqlite3
 import stat
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from grader import ledger as module
-from grader.checks import Check
-from grader.ledger import Key, Ledger, LedgerError, grader_version
-from grader.verdict import Verdict
+from grader.errors import LedgerError
+from grader.records import ledger as module
+from grader.records.ledger import Key, Ledger, decisive_code
+from grader.verdict import Check, Verdict
 from loralab import RunRecord
 
 KEY = Key("ann", "ex1_first_adapter", "d1", "embedded", "sandbox", "v1", 7)
@@ -42,7 +43,6 @@ def test_a_verdict_is_found_again_after_the_ledger_was_closed(path):
         ledger.record(KEY, verdict())
     with Ledger(path) as ledger:
         assert ledger.find(KEY) == verdict()
-        assert ledger.latest() == [verdict()]
 
 
 @pytest.mark.parametrize("field", KEY.__dataclass_fields__)
@@ -52,21 +52,11 @@ def test_whatever_a_verdict_depends_on_has_changed_it_is_not_found(ledger, field
     assert ledger.find(replace(KEY, **{field: value + 1 if isinstance(value, int) else value + "x"})) is None
 
 
-def test_a_failure_of_the_grader_is_reported_and_never_found(ledger):
+def test_a_failure_of_the_grader_is_kept_and_never_found(ledger):
     ledger.record(KEY, verdict(state="grader failed", message="out of memory"))
     assert ledger.find(KEY) is None
-    assert [one.points for one in ledger.latest()] == [None]
     ledger.record(KEY, verdict())
-    assert (ledger.find(KEY), ledger.latest()) == (verdict(), [verdict()])
-
-
-def test_a_hand_in_that_is_taken_back_makes_its_old_verdict_the_latest(ledger):
-    first, second = KEY, replace(KEY, digest="d2")
-    ledger.record(first, verdict(points=60))
-    ledger.record(second, verdict(points=40))
-    assert [one.points for one in ledger.latest()] == [40]
-    ledger.find(first)
-    assert [one.points for one in ledger.latest()] == [60]
+    assert ledger.find(KEY) == verdict()
 
 
 def test_what_a_diverged_run_claims_is_kept(ledger):
@@ -84,7 +74,7 @@ def test_any_folder_name_can_be_a_student(ledger, name):
     ledger.record(KEY, verdict())
     ledger.record(key, verdict(key, points=1))
     assert ledger.find(key) == verdict(key, points=1)
-    assert {one.student for one in ledger.latest()} == {"ann", name}
+    assert ledger.find(KEY) == verdict()
 
 
 def test_a_name_that_is_no_text_is_not_mistaken_for_its_spelling(ledger):
@@ -124,7 +114,7 @@ def test_a_second_run_is_told_and_harms_nothing(ledger, path):
         Ledger(path)
     key = replace(KEY, student="bob")
     ledger.record(key, verdict(key))
-    assert len(ledger.latest()) == 2
+    assert ledger.find(KEY) and ledger.find(key)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +146,61 @@ def test_another_programs_database_is_refused(tmp_path):
         Ledger(path)
 
 
-def test_a_ledger_of_another_version_is_refused(path, monkeypatch):
-    Ledger(path).close()
-    monkeypatch.setattr(module, "SCHEMA", 2)
+def write_as_the_first_version(path, monkeypatch, seed=4711):
+    with monkeypatch.context() as first:
+        first.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        with Ledger(path, seed) as ledger:
+            ledger.record(KEY, verdict())
+    with sqlite3.connect(path) as database:
+        database.execute("INSERT INTO latest VALUES ('ann', 'ex1_first_adapter', 1)")
+
+
+def tables(path):
+    with sqlite3.connect(path) as database:
+        names = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        return names, database.execute("PRAGMA user_version").fetchone()[0]
+
+
+def test_a_ledger_of_the_first_version_is_upgraded_and_keeps_seed_and_verdicts(path, monkeypatch):
+    write_as_the_first_version(path, monkeypatch)
+    with Ledger(path) as ledger:
+        assert ledger.heldout_seed == 4711
+        assert ledger.find(KEY) == verdict()
+    assert tables(path) == ({"verdict", "class"}, len(module.MIGRATIONS))
+
+
+def test_an_upgrade_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):
+    write_as_the_first_version(path, monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "DROP TABLE nothing_of_this_name"))
+        with pytest.raises(LedgerError, match="cannot be used: no such table"):
+            Ledger(path)
+    assert tables(path) == ({"verdict", "class", "latest"}, 1)
+    with Ledger(path) as ledger:
+        assert ledger.find(KEY) == verdict()
+
+
+def test_a_ledger_of_a_newer_grader_is_refused_and_left_as_it_is(path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "CREATE TABLE news (id)"))
+        Ledger(path).close()
+    before = path.read_bytes()
     with pytest.raises(
-        LedgerError, match="a ledger of version 1, and this grader writes version 2: move the file away"
+        LedgerError, match="a ledger of version 3, and this grader knows versions up to 2: use the grader"
     ):
         Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_a_verdict_that_is_damaged_is_reached_anew(path):
+    with Ledger(path) as ledger:
+        ledger.record(KEY, verdict())
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE verdict SET verdict = '{}'")
+    with Ledger(path) as ledger:
+        assert ledger.find(KEY) is None
+        ledger.record(KEY, verdict())
+        assert ledger.find(KEY) == verdict()
 
 
 def test_a_folder_in_its_place_is_one_clear_line(tmp_path):
@@ -195,27 +233,58 @@ def test_a_run_that_is_killed_leaves_all_it_had_recorded(path):
                 done = receiver.recv()
         except EOFError:
             pass
-        with Ledger(path) as ledger:  # the lock went with it, and what is in it is whole
-            found = {int(one.student) for one in ledger.latest()}
+        with Ledger(path):  # the lock went with it, and what is in it is whole
+            pass
+        with sqlite3.connect(path) as database:
+            found = {int(student) for (student,) in database.execute("SELECT student FROM verdict")}
         assert found in (set(range(done + 1)), set(range(done + 2)))  # one may be on the disk and not yet acknowledged
         done = max(found)
     assert done > 5
 
 
-def test_the_graders_version_is_of_what_decides_a_verdict(tmp_path, monkeypatch):
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A grader of few files, and the hash of what decides its verdicts after each change."""
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    source = tmp_path / "grader" / "checks.py"
-    source.parent.mkdir()
-    seen = set()
-    for content in ("a = 1", "a = 2"):
-        source.write_text(content)
-        seen.add(grader_version.__wrapped__())
-    source.rename(source.with_name("other.py"))
-    seen.add(grader_version.__wrapped__())
+
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return decisive_code.__wrapped__()
+
+    return write
+
+
+DECISIVE = [
+    "grader/pipeline.py", "grader/evaluation/checks.py", "grader/evaluation/bands/ex1_first_adapter.json",
+    "grader/submission/rebuild.py", "grader/sandbox/run_notebook.py", "grader/lms/of/the/future.py", "loralab/training.py",
+    "solutions/ex1/ex1.ipynb", "exercises/ex1/ex1.ipynb", "data/base/config.json", "data/pairs/far/eval.jsonl",
+]  # fmt: skip
+SHOWN = [
+    "grader/reports/html.py", "grader/reports/templates/class_report.html.j2", "grader/records/ledger.py",
+    "grader/submission/sanitize.py", "grader/cli.py", "loralab/cli.py", "exercises/ex1/runs/lora/run.json", "README.md",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+def test_whatever_decides_a_verdict_changes_the_hash_however_deep_it_lies(clone, name):
+    assert (
+        len({clone(name, "a = 1"), clone(name, "a = 2"), clone(f"{Path(name).parent}/new{Path(name).suffix}", "")}) == 3
+    )
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_that_changes_regrades_nobody(clone, name):
+    assert clone(name, "a = 1") == clone(name, "a = 2")
+
+
+def test_other_packages_are_another_grader(clone, monkeypatch):
+    before = clone("grader/pipeline.py", "")
     monkeypatch.setattr(module, "versions", lambda: {"torch": "0"})
-    seen.add(grader_version.__wrapped__())
-    assert len(seen) == 4
+    assert clone("grader/pipeline.py", "") != before
 
 
-def test_every_kind_of_source_in_the_version_exists():
-    assert all(any(module.ROOT.glob(pattern)) for pattern in module.SOURCES)
+def test_all_that_the_hash_names_is_there():
+    code = [name for name in module.DECIDES_NOTHING if not (module.ROOT / f"{name}.py").exists()]
+    assert [name for name in [*module.DECISIVE_DATA, *code] if not (module.ROOT / name).is_dir()] == []

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from nbgrader.api import Gradebook
 
-from grader.autograded import harmless, write_autograded
-from grader.checks import Check
 from grader.exercises import EXERCISES, ROOT
-from grader.gradebook import default_url, write_gradebook
-from grader.verdict import Verdict
+from grader.records.autograded import write_autograded
+from grader.records.gradebook import default_url, write_gradebook
+from grader.submission.sanitize import harmless
+from grader.verdict import Check, Verdict
 
 FIRST, LAST = EXERCISES["ex1_first_adapter"], EXERCISES["ex5_low_rank_limits"]
 BINARIES = Path(sys.executable).parent

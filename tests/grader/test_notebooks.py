@@ -5,9 +5,10 @@ import itertools
 import nbformat
 import pytest
 
-from grader.execute import NotebookFailed, execute
+from grader.errors import NotebookFailed
 from grader.exercises import EXERCISES, ROOT
 from grader.release import generate
+from grader.sandbox.execute import execute
 
 NOTEBOOKS = sorted([*ROOT.glob("solutions/*/*.ipynb"), *ROOT.glob("exercises/*/*.ipynb")])
 

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from grader.bands import Band
-from grader.checks import ABILITY, FORM, MANNER, Check, _exact, _question, _unseen, _without_ability
+from grader.evaluation.checks import ABILITY, FORM, MANNER, _exact, _question, _unseen, _without_ability
+from grader.evaluation.reference_bands import Band
 from grader.exercises import EXERCISES
+from grader.verdict import Check
 from loralab import HeldOut
 from loralab.scores import QuestionControl, Scores
 

@@ -6,10 +6,10 @@ from copy import deepcopy
 import nbformat
 import pytest
 
-from grader import rebuild as module
-from grader.execute import NotebookFailed
+from grader.errors import NotebookFailed
 from grader.exercises import EXERCISES
-from grader.rebuild import MAX_SOURCE, rebuild, solution_sources
+from grader.submission import rebuild as module
+from grader.submission.rebuild import MAX_SOURCE, rebuild, solution_sources
 
 EX1, EX5 = EXERCISES["ex1_first_adapter"], EXERCISES["ex5_low_rank_limits"]
 

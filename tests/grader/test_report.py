@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from grader.feedback import write_feedback
-from grader.report import print_class, print_verdict, write_grades, write_report, write_results
-from grader.similarity import Fingerprint
+from grader.reports.class_report import write_report
+from grader.reports.exports import write_grades, write_results
+from grader.reports.student_feedback import write_feedback
+from grader.reports.terminal import print_class, print_verdict
+from grader.submission.similarity import Fingerprint
 from grader.verdict import Verdict
 from tests.verdicts import failed, graded
 

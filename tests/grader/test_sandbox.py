@@ -17,20 +17,20 @@ import psutil
 import pytest
 
 import loralab
-from grader import sandbox, seccomp, watch
-from grader.sandbox import Limits, SandboxFailed, SandboxMissing
-from grader.watch import GIB, MIB, size
+from grader.errors import SandboxFailed, SandboxMissing
+from grader.sandbox import bubblewrap, limits, seccomp
+from grader.sandbox.limits import GIB, MIB, Limits, size
 from loralab import data_path
 
 ROOT = Path(__file__).parents[2]
 
-needs_bwrap = pytest.mark.skipif(sandbox.shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+needs_bwrap = pytest.mark.skipif(bubblewrap.shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch):
     """The watch as it is where no GPU's driver shares memory."""
-    monkeypatch.setattr(watch, "UNKNOWN_MEMORY", 0)
+    monkeypatch.setattr(limits, "UNKNOWN_MEMORY", 0)
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def folder(tmp_path) -> Path:
     return path
 
 
-def python(folder: Path, code: str, shown: dict | None = None, /, **limits) -> sandbox.Ended:
+def python(folder: Path, code: str, shown: dict | None = None, /, **bounds) -> bubblewrap.Ended:
     """How `code` ends in the sandbox."""
-    return sandbox.run([sys.executable, "-c", code], folder, Limits(**{"wall": 30, **limits}), shown)
+    return bubblewrap.run([sys.executable, "-c", code], folder, Limits(**{"wall": 30, **bounds}), shown)
 
 
 def alive(mark: str) -> list[psutil.Process]:
@@ -63,7 +63,7 @@ def gone(mark: str, seconds: float = 5) -> bool:
 
 @needs_bwrap
 def test_a_sandbox_can_be_made_here():
-    assert sandbox.available() is None
+    assert bubblewrap.available() is None
 
 
 @needs_bwrap
@@ -93,6 +93,14 @@ def test_nothing_else_of_the_machine_is_there(folder, tmp_path):
         Path("/run"),
     ]
     ended = python(folder, f"import os; print([path for path in {list(map(str, paths))} if os.path.exists(path)])")
+    assert ended.output == b"[]\n"
+
+
+@needs_bwrap
+def test_no_source_of_the_grader_can_be_read(folder):
+    sources = [str(path) for path in (ROOT / "grader").rglob("*") if path.suffix in {".py", ".json", ".j2"}]
+    assert len(sources) > 30
+    ended = python(folder, f"import os; print([path for path in {sources} if os.path.exists(path)])")
     assert ended.output == b"[]\n"
 
 
@@ -185,7 +193,7 @@ print(subprocess.run(["unshare", "--user", "true"], capture_output=True).returnc
 """
     rights, namespaces = python(folder, code).output.decode().splitlines()
     assert rights == "0" * 16 + " " + "0" * 16 + " 1"
-    if sandbox._no_namespaces("bwrap"):
+    if bubblewrap._no_namespaces("bwrap"):
         assert namespaces == "1"
 
 
@@ -367,7 +375,7 @@ def test_memory_whose_size_cannot_be_seen_is_not_allowed(folder, not_root):
 
 @needs_bwrap
 def test_a_gpus_driver_may_share_memory(folder, not_root, monkeypatch):
-    monkeypatch.setattr(watch, "UNKNOWN_MEMORY", 256)
+    monkeypatch.setattr(limits, "UNKNOWN_MEMORY", 256)
     assert python(folder, HIDDEN_MEMORY.replace("60", "1")).breach == ""
 
 
@@ -477,9 +485,9 @@ def test_a_process_that_detaches_itself_does_not_outlive_the_command(folder):
 @needs_bwrap
 def test_a_sandbox_ends_with_the_grader_that_made_it(folder):
     code = f"""
-from grader import sandbox
+from grader.sandbox import bubblewrap
 from pathlib import Path
-sandbox.run(["bash", "-c", "setsid sleep 4218.125 & setsid sleep 4218.125"], Path({str(folder)!r}))
+bubblewrap.run(["bash", "-c", "setsid sleep 4218.125 & setsid sleep 4218.125"], Path({str(folder)!r}))
 """
     grader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     until = time.monotonic() + 40
@@ -502,7 +510,7 @@ def test_what_is_shown_can_be_read_and_not_changed(folder, tmp_path):
     assert b"{}\n" in ended.output and b"Read-only file system" in ended.output
 
 
-@pytest.mark.parametrize("private", [Path.home(), Path("/"), ROOT, ROOT / "grader"])
+@pytest.mark.parametrize("private", [Path.home(), Path("/"), ROOT, ROOT / "grader", ROOT / "grader" / "evaluation"])
 @needs_bwrap
 def test_what_holds_the_grader_or_the_home_is_never_shown(folder, private):
     with pytest.raises(SandboxMissing, match="would have to be shown"):
@@ -515,24 +523,38 @@ def programs(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "bin"
     path.mkdir()
     monkeypatch.setenv("PATH", str(path))
-    sandbox.available.cache_clear()
-    sandbox._no_namespaces.cache_clear()
+    bubblewrap.available.cache_clear()
+    bubblewrap._no_namespaces.cache_clear()
     yield path
-    sandbox.available.cache_clear()
-    sandbox._no_namespaces.cache_clear()
+    bubblewrap.available.cache_clear()
+    bubblewrap._no_namespaces.cache_clear()
 
 
 def test_without_bubblewrap_it_is_said_how_to_get_it_and_what_to_do_without(programs, folder):
-    reason = sandbox.available()
+    reason = bubblewrap.available()
     assert "apt install bubblewrap" in reason and "--artifacts-only" in reason and "--no-sandbox" in reason
     assert "\n" not in reason
     with pytest.raises(SandboxMissing, match="not installed"):
-        sandbox.run(["true"], folder)
+        bubblewrap.run(["true"], folder)
+
+
+@needs_bwrap
+def test_on_a_processor_whose_system_calls_are_not_known_nothing_is_run(folder, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    bubblewrap.available.cache_clear()
+    try:
+        reason = bubblewrap.available()
+    finally:
+        bubblewrap.available.cache_clear()
+    assert "no filter of system calls is known for this processor (riscv64)" in reason and "--artifacts-only" in reason
+    with pytest.raises(SandboxMissing, match="riscv64"):
+        python(folder, "open('ran', 'w')")
+    assert list(folder.iterdir()) == []
 
 
 def test_where_namespaces_are_forbidden_it_is_said_how_to_allow_them(programs, folder):
     fake(programs, "bwrap: No permissions to create new namespace")
-    reason = sandbox.available()
+    reason = bubblewrap.available()
     assert "No permissions to create new namespace" in reason and "sysctl" in reason
     assert "--artifacts-only" in reason and "--no-sandbox" in reason and "\n" not in reason
 
@@ -540,7 +562,7 @@ def test_where_namespaces_are_forbidden_it_is_said_how_to_allow_them(programs, f
 def test_a_bubblewrap_that_breaks_otherwise_is_the_graders_failure(programs, folder):
     fake(programs, "bwrap: Can't mkdir /x: No space left on device")
     with pytest.raises(SandboxFailed, match="No space left"):
-        sandbox.run(["true"], folder)
+        bubblewrap.run(["true"], folder)
 
 
 def fake(programs: Path, complaint: str) -> None:

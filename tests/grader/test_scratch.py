@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from grader.exercises import ROOT
-from grader.scratch import PREFIX, folder_of_a_job, root_of_a_command
+from grader.sandbox.workdir import PREFIX, folder_of_a_job, root_of_a_command
 
 COMMAND = """
 import time
-from grader.scratch import root_of_a_command
+from grader.sandbox.workdir import root_of_a_command
 with root_of_a_command() as root:
     (root / "grading-1").mkdir()
     print(root, flush=True)

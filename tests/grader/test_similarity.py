@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from grader.similarity import Fingerprint, Group, groups, normalised
+from grader.submission.similarity import Fingerprint, Group, groups, normalised
 
 LONG = "def f(a, b):\n    " + "\n    ".join(f"x{i} = a + {i} * b" for i in range(15)) + "\n    return x1\n"
 RELAID = '"""Mine."""\n# my own work\n' + LONG.replace(" + ", "  +  ").replace("    ", "  ")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from grader.exercises import EXERCISES, ROOT
-from grader.intake import Place, find, take_in
-from grader.judging import Setting, grade_class
-from grader.rebuild import rebuild
-from grader.sandbox import available
-from grader.watch import MIB, Limits
+from grader.pipeline import GradingSetup, grade_class
+from grader.sandbox.bubblewrap import available
+from grader.sandbox.limits import MIB, Limits
+from grader.submission.find import SubmissionFolder, find
+from grader.submission.intake import take_in
+from grader.submission.rebuild import rebuild
 from tests.submissions.__main__ import expected, plant_secrets
 from tests.submissions.case import EX1, RECORD, RUN, Case, Mode, Parts
 from tests.submissions.compare import differences
@@ -89,7 +90,7 @@ def what_went_wrong(base, parts, server, tmp_path):
         places = find(submitted)
         watched = (submitted, parts.outside, *(ROOT / name for name in OWN))
         before = tree(*watched)
-        setting = Setting(base, heldout_seed=123, mode=mode, limits=limits or Limits())
+        setting = GradingSetup(base, heldout_seed=123, mode=mode, limits=limits or Limits())
         verdicts = [graded.verdict for graded in grade_class(places, setting, workers=2)]
         after = tree(*watched)
         wrong = [f"{path} has changed" for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
@@ -137,7 +138,7 @@ def test_every_other_hand_in_is_graded_right_from_its_files_alone(what_went_wron
 
 def test_an_honest_run_is_taken_in_as_it_is_whatever_lies_around_it(parts, tmp_path):
     for case in of(HONEST, "runs", "notebook", "code"):
-        place = Place(case.shown_id, case.exercise, case.write(tmp_path, parts))
+        place = SubmissionFolder(case.shown_id, case.exercise, case.write(tmp_path, parts))
         taken = take_in(place, EXERCISES[EX1])
         assert taken.notebook is not None, case.name
         assert {name: len(files) for name, files in taken.runs.items()} == {RUN: 3}, case.name

@@ -1,7 +1,7 @@
 """A class in numbers."""
 
-from grader.checks import Check
-from grader.summary import Reason, Summary, by_exercise, in_order
+from grader.reports.class_stats import Reason, Summary, by_exercise, in_order
+from grader.verdict import Check
 from tests.verdicts import failed, graded
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from grader.evaluate import Evaluator
+from grader.evaluation.evaluator import Evaluator
 from grader.exercises import EXERCISES
-from grader.judging import judge
+from grader.pipeline import judge
 from loralab import data_path, read_pairs
 from tests.conftest import with_adapter
 

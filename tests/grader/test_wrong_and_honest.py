@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from grader.exercises import EXERCISES
-from grader.judging import judge
+from grader.pipeline import judge
 from loralab import encode_all, load_model, nf4
 from tests.conftest import with_adapter
 

@@ -4,12 +4,10 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,7 @@ from cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 from distributed import KilledWorker, LocalCluster
 from typer.testing import CliRunner
 
-from loralab import RunRecord, choose_base, cluster, data_path, write_pairs
+from loralab import RunRecord, choose_base, cluster, write_pairs
 from loralab.cli import app
 from loralab.cluster import on_this_machine, run_all
 from loralab.pool import Died
@@ -100,71 +98,11 @@ def test_without_dask_it_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("joined_late", [False, True])
 def test_a_worker_with_other_code_gets_no_job(address, monkeypatch, joined_late):
     here = threading.current_thread()
-    monkeypatch.setattr(cluster, "fingerprint", lambda _: "old" if threading.current_thread() is here else "new")
+    monkeypatch.setattr(cluster, "describe", lambda _: "old" if threading.current_thread() is here else "new")
     if joined_late:
         monkeypatch.setattr(cluster, "_check_workers", lambda *_: None)
     with pytest.raises(ValueError, match="worker tcp://.* has new, but here is old: install the same"):
         list(run_all(work, "a", cluster=address))
-
-
-def test_the_fingerprint_knows_a_changed_source(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "errands.py").write_text("def go(job): return 1\n")
-    before = cluster.fingerprint("errands")
-    (tmp_path / "errands.py").write_text("def go(job): return 2\n")
-    cluster.fingerprint.cache_clear()
-    assert cluster.fingerprint("errands") != before
-    assert before.startswith(f"Python 3.{sys.version_info.minor}, loralab 0")
-
-
-@pytest.fixture
-def fresh():
-    """The fingerprint of loralab, worked out anew at each call."""
-
-    def ask():
-        cluster.fingerprint.cache_clear()
-        return cluster.fingerprint("loralab")
-
-    yield ask
-    cluster.fingerprint.cache_clear()
-
-
-def test_the_fingerprint_knows_changed_data(tmp_path, monkeypatch, fresh):
-    monkeypatch.setattr(cluster, "data_path", lambda name: data_path(name) if name != "pairs" else tmp_path / "pairs")
-    shutil.copytree(data_path("pairs"), tmp_path / "pairs")
-    before = fresh()
-    (tmp_path / "pairs" / ".DS_Store").touch()
-    train = tmp_path / "pairs" / "train.jsonl"
-    train.write_bytes(train.read_bytes().replace(b"\n", b"\r\n"))  # as git writes it on Windows
-    assert fresh() == before
-    train.write_bytes(train.read_bytes() + b"{}\n")
-    assert fresh() != before
-
-
-def test_the_fingerprint_knows_other_versions_but_not_what_torch_was_built_for(monkeypatch, fresh):
-    def with_versions(**changed):
-        monkeypatch.setattr(cluster, "versions", lambda: {"torch": "2.9.0+cpu", "peft": "0.20.0"} | changed)
-        return fresh()
-
-    before = with_versions()
-    assert before.endswith("torch 2.9.0, peft 0.20.0")
-    assert with_versions(torch="2.9.0+cu128") == before
-    assert with_versions(torch="2.9.1+cpu") != before
-    assert with_versions(peft="0.21.0") != before
-
-
-def test_a_clone_and_a_wheel_have_the_same_fingerprint(tmp_path, fresh):
-    installed = tmp_path / "loralab"
-    shutil.copytree(Path(cluster.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
-    wheel = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    for source, place in wheel["targets"]["wheel"]["force-include"].items():
-        shutil.copytree(data_path(source.removeprefix("data/")), tmp_path / place)
-    code = "import loralab; from loralab.cluster import fingerprint; print(loralab.__file__, fingerprint('loralab'), sep='\\n')"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    told = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert told.stdout.splitlines() == [str(installed / "__init__.py"), fresh()]
 
 
 def test_how_many_jobs_a_worker_does_at_a_time(address):

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from grader.identity import asked_for, weights_of
 from loralab import bases, choose_base, fetch, load_model, load_tokenizer
+from loralab.bases import asked_for, weights_of
 from loralab.cli import app
 from loralab.cluster import on_this_machine
 from loralab.fetch import FetchError

@@ -18,7 +18,7 @@ COMMIT = "0123456789" * 4
 CODE = """
 from loralab import choose_base, load_model, load_tokenizer
 from loralab.bases import find_base
-from grader.identity import asked_for, weights_of
+from loralab.bases import asked_for, weights_of
 base = find_base("someone/tiny")
 assert base == choose_base("someone/tiny")
 tokenizer, model = load_tokenizer(base), load_model(base)

@@ -177,7 +177,7 @@ def test_answers_may_be_a_little_longer_than_the_longest_right_one(model, tokeni
         limits.append(limit)
         return ended(*["x"] * len(instructions))
 
-    monkeypatch.setattr("loralab.scores.generate_answers", generate)
+    monkeypatch.setattr("loralab.answers.generate_answers", generate)
     pairs = wanted("x", LINES)
     longest = len(tokenizer(LINES, add_special_tokens=False)["input_ids"])
     assert score_answers(model, tokenizer, pairs).exact == 1
@@ -275,7 +275,7 @@ def fake_losses(monkeypatch, loss):
     def held_out(model, tokenizer, pairs, max_length):
         return HeldOut(tuple(map(loss, pairs)), tuple(2 for _ in pairs))
 
-    monkeypatch.setattr("loralab.scores.held_out", held_out)
+    monkeypatch.setattr("loralab.measure.held_out", held_out)
 
 
 def test_recall_counts_own_answers_that_are_first_among_k(monkeypatch):

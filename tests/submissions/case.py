@@ -14,7 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from grader.exercises import EXERCISES, ROOT
-from grader.intake import printable
+from grader.text import printable
 from grader.verdict import State
 
 Mode = Literal["sandbox", "artifacts"]

@@ -482,7 +482,7 @@ attack(
     "imports-the-grader",
     "imports the grader and asks it for its bands and its pairs",
     failed("ModuleNotFoundError|ImportError"),
-    "from grader.bands import ExerciseBands\nimport grader.evaluate",
+    "from grader.evaluation.reference_bands import ExerciseBands\nimport grader.evaluation.evaluator",
 )
 attack(
     "reads-the-home",
@@ -546,7 +546,7 @@ attack(
     NOTHING,
     """
     import gc, sys
-    hidden = ("grader.evaluate", "grader.bands", "grader.checks", "nbgrader", "tests")
+    hidden = ("grader", "nbgrader", "tests")
     found += [name for name in hidden if name in sys.modules]
     found += [word for word in sys.argv if "held" in word]
     found += [type(one).__name__ for one in gc.get_objects() if type(one).__name__ in ("Evaluator", "BaseBands", "Verdict")]

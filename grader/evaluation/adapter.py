@@ -1,0 +1,217 @@
+"""Reading an untrusted adapter: only JSON and safetensors, every setting and every tensor accounted for."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from loralab import Base
+from loralab.record import ADAPTER_FILE, CONFIG_FILE
+from loralab.shapes import LINEAR, Shape, adapter_shape
+
+from ..errors import Refused
+from ..text import display_line
+from .delta_w import Factors, factors, narrowest
+
+MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
+MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message repeats
+# The weakest direction of a trained change over the strongest. Measured: 0.2 at rank 4, 0.05 at 16, 0.007 at 64, and
+# 0.00002 at 256, as wide as the embedded base is; where columns of B are zeros or copies 1e-7 and less.
+MIN_NARROWEST = 1e-6
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+# Settings that may differ from peft's defaults because they change neither the weights nor what they do.
+HARMLESS = {"inference_mode", "lora_dropout", "peft_version", "revision", "task_type"}
+# What peft notes of the base's class where a configuration names no task.
+OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
+
+
+class LoraSettings(BaseModel):
+    """The part of `adapter_config.json` that shapes a plain LoRA adapter."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    r: Annotated[int, Field(ge=1, le=1024)]
+    lora_alpha: Annotated[float, Field(gt=0, le=65536)]
+    target_modules: Annotated[list[str], Field(min_length=1, max_length=len(LINEAR))]
+    base_model_name_or_path: str | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target modules in the order in which a layer uses them."""
+        return tuple(sorted(self.target_modules, key=LINEAR.index))
+
+    def config(self) -> LoraConfig:
+        """A fresh peft config with these settings and nothing else from the submission."""
+        return LoraConfig(
+            r=self.r, lora_alpha=self.lora_alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
+        )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A submitted adapter that passed every check of its form."""
+
+    settings: LoraSettings
+    weights: dict[str, torch.Tensor]
+    dtype: torch.dtype
+    file_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the file holds."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+    @property
+    def largest_b(self) -> float:
+        """The largest absolute entry of any lora_B; zero in an adapter that was never trained."""
+        return max(tensor.abs().max().item() for name, tensor in self.weights.items() if ".lora_B." in name)
+
+    @property
+    def change(self) -> Factors:
+        """What it adds to the base's matrices, in doubles: products of any floats stay finite in them."""
+        exact = {name: tensor.double() for name, tensor in self.weights.items()}
+        return factors(exact, self.settings.lora_alpha / self.settings.r)
+
+
+def read_adapter(folder: Path, base: Base) -> Adapter:
+    """The adapter in `folder`, made for `base`. Raises `Refused` if anything is not as it should be."""
+    settings = _read_settings(folder)
+    if (settings.base_model_name_or_path or base.name) not in (base.name, base.source):
+        raise Refused(
+            f"{CONFIG_FILE}: base_model_name_or_path is {settings.base_model_name_or_path[:60]!r}, but {base.name!r} is "
+            f"being graded: train on that, and save with loralab.train"
+        )
+    shape = adapter_shape(base.source, settings.r, settings.targets)
+    weights, dtype = _read_weights(folder / ADAPTER_FILE, shape, settings)
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise Refused(
+                f"{ADAPTER_FILE}: {name} holds NaN or infinity; the training diverged, lower its learning rate"
+            )
+    adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
+    if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
+        raise Refused(
+            f"{ADAPTER_FILE}: it has room for rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
+            "zeros or copies of others; train at the rank that you hand in"
+        )
+    return adapter
+
+
+def attach(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+    """The base with the adapter on it; `.unload()` gives the base back."""
+    peft_model = get_peft_model(model, adapter.settings.config())
+    set_peft_model_state_dict(peft_model, adapter.weights)
+    return peft_model.eval()
+
+
+def _read_settings(folder: Path) -> LoraSettings:
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise Refused(f"no run folder {folder.name!r}: it was not handed in, or its training did not finish")
+    if not path.is_file() and (folder / "model.safetensors").is_file():
+        raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): hand in the adapter, before merging")
+    if not path.is_file():
+        raise Refused(f"no {CONFIG_FILE} in {folder.name!r}: save the adapter with model.save_pretrained(folder)")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise Refused(f"{CONFIG_FILE} has {path.stat().st_size:,} bytes; no adapter's config is that large")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise Refused(f"{CONFIG_FILE} is not valid JSON: save the adapter again") from None
+    if not isinstance(raw, dict):
+        raise Refused(f"{CONFIG_FILE} holds no JSON object: save the adapter again")
+    try:
+        settings = LoraSettings.model_validate({name: raw.get(name) for name in LoraSettings.model_fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Refused(f"{CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    unknown = sorted(set(settings.target_modules) - set(LINEAR))
+    if unknown or len(set(settings.target_modules)) < len(settings.target_modules):
+        raise Refused(f"{CONFIG_FILE}: target_modules {settings.target_modules}: only {', '.join(LINEAR)}, each once")
+    _plain_lora(raw)
+    return settings
+
+
+def _plain_lora(raw: dict[str, Any]) -> None:
+    """Every further setting must be harmless or at peft's default (an empty value counts as one)."""
+    defaults = LoraConfig(r=1, target_modules=["q_proj"]).to_dict()
+    for name, value in raw.items():
+        if name in HARMLESS or name in LoraSettings.model_fields or not value:
+            continue
+        if name == "auto_mapping" and _names_the_class(value):
+            continue
+        default = defaults.get(name)
+        default = getattr(default, "value", default)
+        if value != default:
+            raise Refused(f"{CONFIG_FILE}: {name} is {str(value)[:60]!r}; this exercise asks for plain LoRA without it")
+
+
+def _names_the_class(mapping: object) -> bool:
+    """Whether that is a note of peft's own; it is read by nobody here."""
+    return (
+        isinstance(mapping, dict)
+        and mapping.keys() == {"base_model_class", "parent_library"}
+        and OWN_CLASS.fullmatch(str(mapping["parent_library"])) is not None
+    )
+
+
+def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dict[str, torch.Tensor], torch.dtype]:
+    if not path.is_file():
+        pickles = [
+            p.name for p in sorted(path.parent.glob("*")) if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+        ]
+        if pickles:
+            raise Refused(f"{pickles[0]} is a pickle, which can run code and is never opened: save as {path.name}")
+        raise Refused(
+            f"no {path.name} in {path.parent.name!r}: no adapter was saved; call model.save_pretrained(folder)"
+        )
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise Refused(f"{path.name} has {path.stat().st_size:,} bytes, more than the {MAX_WEIGHTS_BYTES:,} allowed")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            kind = _kind({one.get_dtype() for one in slices.values()})
+            # Before a weight is read: only what an adapter has room for may take memory.
+            _same_tensors({name: tuple(one.get_shape()) for name, one in slices.items()}, shape, settings)
+            return {name: file.get_tensor(name).float() for name in slices}, DTYPES[kind]
+    except Refused:
+        raise
+    except Exception as error:  # the file can be anything, and so can what its reader makes of it
+        what = display_line(str(error), MAX_TOLD)
+        raise Refused(
+            f"{path.name} cannot be read (truncated or not safetensors: {what}); save the adapter again"
+        ) from None
+
+
+def _kind(kinds: set[str]) -> str:
+    if len(kinds) != 1 or not kinds <= DTYPES.keys():
+        raise Refused(
+            f"{ADAPTER_FILE}: tensors of type {', '.join(sorted(kinds)) or 'none'}; "
+            f"an adapter has one of {', '.join(DTYPES)}"
+        )
+    return next(iter(kinds))
+
+
+def _same_tensors(found: dict[str, tuple[int, ...]], shape: Shape, settings: LoraSettings) -> None:
+    claim = f"rank {settings.r} on {', '.join(settings.targets)}"
+    missing = sorted(shape.tensors.keys() - found.keys())
+    extra = sorted(found.keys() - shape.tensors.keys())
+    if missing or extra:
+        what = f"{missing[0]} is missing" if missing else f"{display_line(extra[0], MAX_TOLD)} is not part of it"
+        more = f" (and {len(missing) + len(extra) - 1} more)" if len(missing) + len(extra) > 1 else ""
+        raise Refused(f"{ADAPTER_FILE} is not the adapter that {CONFIG_FILE} describes ({claim}): {what}{more}")
+    for name, expected in shape.tensors.items():
+        if found[name] != expected:
+            raise Refused(
+                f"{ADAPTER_FILE}: {name} has shape {found[name]}, but {claim} on this base makes it {expected}"
+            )

@@ -1,0 +1,224 @@
+"""The trusted evaluation: everything a verdict needs, recomputed from the saved adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
+from loralab.codes import locker_codes
+from loralab.errors import LoralabError
+from loralab.far import far_pair
+from loralab.hardware import precision_for
+from loralab.scores import QuestionControl, Scores, question_control, score_answers
+from loralab.shapes import Shape, adapter_shape
+from loralab.triage import draw
+
+from ..errors import Refused
+from ..exercises import FRESH_PAIRS, Method, RunSpec, Subject
+from .adapter import Adapter, attach, read_adapter
+from .probes import Probes, probe
+
+MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
+MAX_LENGTH = 20_000  # losses, or letters: all claims of a class are in memory until its report is written
+PROBE_PAIRS = 24  # enough for differences of a nat
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """The base's and the adapted model's loss on the same pairs."""
+
+    before: HeldOut
+    after: HeldOut
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity after over perplexity before; below 1 is better than the base."""
+        return self.after.ppl / self.before.ppl
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model makes of the pairs of one subject; the kinds of pairs are those of `Evaluator.pairs`.
+
+    `scores` and `control` are of the fresh pairs: are the answers right, and do they depend on the question?
+    """
+
+    fresh: HeldOut
+    public: HeldOut
+    general: HeldOut
+    probes: Probes
+    scores: Scores
+    control: QuestionControl
+
+
+# The bases themselves, by how they are held and what they are asked about: the same for every hand-in of a class.
+Baselines = Mapping[tuple[Method, Subject], Measured]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the grader itself measured of one run, beside what the run claims.
+
+    `elsewhere` is the loss on the public pairs with the same adapter on the other kind of base (4 bits for a run that
+    says it was trained on 16 or 32, and the other way round), where an exercise compares the two.
+    """
+
+    adapter: Adapter
+    shape: Shape
+    claim: RunRecord
+    fresh: BeforeAfter
+    public: BeforeAfter
+    general: BeforeAfter
+    probes_before: Probes
+    probes: Probes
+    scores_before: Scores
+    scores: Scores
+    control_before: QuestionControl
+    control: QuestionControl
+    elsewhere: HeldOut | None = None
+
+
+class Evaluator:
+    """Holds the grader's own copies of the base and evaluates adapters on them.
+
+    `seed` draws the held-out pairs; a submission never sees it. `baselines` are measurements made before with the same
+    base and seed; what is missing there is measured when it is needed.
+    """
+
+    def __init__(self, base: Base, seed: int, baselines: Baselines | None = None) -> None:
+        disable_progress_bar()  # of transformers, at every load; the grader has one of its own
+        self.base, self.seed = base, seed
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(base)
+        self.models: dict[Method, PreTrainedModel] = {}
+        self._pairs: dict[Subject, dict[str, list[Pair]]] = {}
+        self._baselines = dict(baselines or {})
+
+    def _model(self, method: Method) -> PreTrainedModel:
+        if method not in self.models:
+            self.models[method] = load_model(self.base, quantization=nf4() if method == "qlora" else None)
+        return self.models[method]
+
+    def pairs(self, subject: Subject) -> dict[str, list[Pair]]:
+        """The pairs that an adapter of this subject is measured on: fresh, public and general ones."""
+        if subject not in self._pairs:
+            self._pairs[subject] = _pairs(subject, self.seed)
+        return self._pairs[subject]
+
+    def before(self, method: Method, subject: Subject) -> Measured:
+        """What the base itself makes of the pairs."""
+        if (method, subject) not in self._baselines:
+            self._baselines[method, subject] = self._measure(self._model(method), subject)
+        return self._baselines[method, subject]
+
+    def after(self, adapter: Adapter, method: Method, subject: Subject) -> Measured:
+        """What the base makes of them with the adapter on it."""
+        with self._wearing(adapter, method) as model:
+            return self._measure(model, subject)
+
+    def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
+        pairs, tokenizer, length = self.pairs(subject), self.tokenizer, self.base.max_length
+        fresh = pairs["fresh"]
+        with _autocast(model):
+            losses = {kind: held_out(model, tokenizer, of_kind, length) for kind, of_kind in pairs.items()}
+            return Measured(
+                **losses,
+                probes=probe(model, tokenizer, fresh[:PROBE_PAIRS], length),
+                scores=score_answers(model, tokenizer, fresh),
+                control=question_control(model, tokenizer, fresh, length, own=losses["fresh"]),
+            )
+
+    @contextmanager
+    def _wearing(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
+        """The base of this kind with the adapter on it; afterwards the base is plain again."""
+        model = attach(self._model(method), adapter)
+        try:
+            yield model
+        finally:
+            self.models[method] = model.unload()
+
+    def evaluate(self, run: RunSpec, folder: Path, elsewhere: bool = False) -> Evidence:
+        """Everything measured of the run in `folder`, if asked on the other kind of base, too.
+
+        Raises `Refused` if it cannot be evaluated.
+        """
+        adapter = read_adapter(folder, self.base)
+        claim = _read_claim(folder, self.base)
+        before, after = self.before(run.method, run.subject), self.after(adapter, run.method, run.subject)
+        return Evidence(
+            adapter=adapter,
+            shape=adapter_shape(self.base.source, adapter.settings.r, adapter.settings.targets),
+            claim=claim,
+            fresh=BeforeAfter(before.fresh, after.fresh),
+            public=BeforeAfter(before.public, after.public),
+            general=BeforeAfter(before.general, after.general),
+            probes_before=before.probes,
+            probes=after.probes,
+            scores_before=before.scores,
+            scores=after.scores,
+            control_before=before.control,
+            control=after.control,
+            elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
+        )
+
+    def _elsewhere(self, run: RunSpec, adapter: Adapter) -> HeldOut:
+        other: Method = "lora" if run.method == "qlora" else "qlora"
+        with self._wearing(adapter, other) as model, _autocast(model):
+            return held_out(model, self.tokenizer, self.pairs(run.subject)["public"], self.base.max_length)
+
+
+def _autocast(model: PreTrainedModel) -> torch.autocast:
+    """Multiply in bf16 where that is faster on a CPU; it changes perplexities by about 0.01 %."""
+    hardware = precision_for(model)
+    return torch.autocast(hardware.device, hardware.compute, enabled=hardware.compute != hardware.dtype)
+
+
+def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
+    """Return the pairs of a subject by kind; memorised codes have no fresh ones."""
+    if subject == "codes":
+        fresh = public = locker_codes()
+    else:
+        fresh = draw(seed, FRESH_PAIRS)
+        fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
+        public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
+    return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
+
+
+def _read_claim(folder: Path, base: Base) -> RunRecord:
+    try:
+        claim = RunRecord.load(folder)
+    except LoralabError as error:
+        raise Refused(str(error).replace(f"{folder.parent}/", "")) from None
+    if too_large := [name for name, value in claim if isinstance(value, int) and abs(value) > MAX_NUMBER]:
+        raise Refused(
+            f"run.json: {too_large[0]} is no number that a training has: hand in the record as it was written"
+        )
+    if too_long := [name for name, value in claim if isinstance(value, Sized) and len(value) > MAX_LENGTH]:
+        raise Refused(
+            f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, and no training of the course comes near: "
+            "hand in the record as it was written"
+        )
+    if claim.base != base.name:
+        raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")
+    return claim
+
+
+def perplexities(evidence: dict[str, Evidence]) -> dict[str, float]:
+    """Return the perplexities that a verdict shows, by label: all kinds of pairs for one run, fresh pairs for several."""
+    if len(evidence) > 1:
+        named = {name: one.fresh for name, one in evidence.items()}
+    else:
+        (one,) = evidence.values()
+        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general.jsonl": one.general}
+    return {
+        f"{name}, {when}": getattr(measured, when).ppl
+        for name, measured in named.items()
+        for when in ("before", "after")
+    }

@@ -1,0 +1,341 @@
+"""From submissions to verdicts: read, rebuild the notebook, run it if it is to be run, evaluate what it trained, record."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import nbformat
+from nbformat import NotebookNode
+
+from loralab import Base
+from loralab.bases import asked_for, weights_of
+from loralab.cluster import on_this_machine, run_all
+from loralab.errors import LoralabError, one_line
+from loralab.pool import processors
+
+from .errors import BadSubmission, GraderError, NotebookFailed, Refused
+from .evaluation.checks import check_all, handed_in_twice
+from .evaluation.evaluator import Baselines, Evaluator, Evidence, Measured, perplexities
+from .evaluation.reference_bands import ExerciseBands
+from .exercises import EXERCISES, Exercise, Method, Subject
+from .records.ledger import Key, Ledger, decisive_code
+from .sandbox.execute import GRADED, execute, execute_in_sandbox
+from .sandbox.limits import Limits
+from .sandbox.workdir import folder_of_a_job, root_of_a_command
+from .submission.find import SubmissionFolder
+from .submission.intake import Runs, Submission, collect_notebook, collect_runs, lay_out, take_in
+from .submission.rebuild import cells_of, rebuild
+from .submission.sanitize import harmless
+from .submission.similarity import Fingerprint, fingerprint
+from .verdict import State, Verdict
+
+Mode = Literal["sandbox", "artifacts", "no sandbox"]
+
+
+@dataclass(frozen=True)
+class GradingSetup:
+    """How a class is graded: on which base, with which held-out pairs, and whether notebooks are run and where.
+
+    `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
+    handed in are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
+    at: a notebook may use, for as long as it may run, the processors of the machine on which it does.
+    """
+
+    base: Base
+    heldout_seed: int
+    mode: Mode = "sandbox"
+    seed: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+    def key(self, submission: Submission) -> Key:
+        """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
+
+        Raises `LoralabError` if the base is unavailable.
+        """
+        bounds = f", {replace(self.limits, cpu=0)}" if self.mode == "sandbox" else ""
+        return Key(
+            student=submission.student,
+            exercise=submission.exercise,
+            digest=submission.digest,
+            base=f"{asked_for(self.base)}, {weights_of(self.base)}",
+            mode=f"{self.mode}, seed {self.seed}{bounds}",
+            grader_version=decisive_code(),
+            heldout_seed=self.heldout_seed,
+        )
+
+    def limits_here(self) -> Limits:
+        """The limits on this machine, with at least two processors: a machine with one of them only takes longer."""
+        return replace(self.limits, cpu=self.limits.wall * max(2, processors()))
+
+
+@dataclass(frozen=True)
+class GradingJob:
+    """One hand-in to be graded, with all that a process on any machine needs to do it.
+
+    `origin` is that of its notebook, as in `Graded`; `root` is where its folder goes, on this machine.
+    """
+
+    folder: SubmissionFolder
+    submission: Submission
+    setup: GradingSetup
+    baselines: Baselines
+    origin: str
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A verdict, and what else is wanted of the hand-in.
+
+    `notebook` is its notebook as it may be shown: as it was run, or as it was rebuilt, where it was not run now; None
+    where there is none to be shown. `origin` says which notebook that is. `fingerprint` is of what was handed in,
+    whatever was graded.
+    """
+
+    verdict: Verdict
+    notebook: bytes | None = None
+    origin: str = ""
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    from_ledger: bool = False
+
+
+def grade_class(
+    folders: Iterable[SubmissionFolder],
+    setup: GradingSetup,
+    ledger: Ledger | None = None,
+    workers: int = 2,
+    cluster: str | None = None,
+) -> Generator[Graded, None, None]:
+    """Grade every submission once, except those that the ledger knows, and give each verdict as soon as it is reached.
+
+    A verdict is in the ledger before it is given. What the grader itself failed at is tried a second time, without a
+    cluster alone; if it fails again, that is its verdict. Raises `LoralabError` if the base or the cluster is unavailable.
+    """
+    return _Class(setup, ledger, workers, cluster).grade(folders)
+
+
+@dataclass
+class _Class:
+    """A class while it is graded: each submission is read once, when it is its turn, so that few are in memory."""
+
+    setup: GradingSetup
+    ledger: Ledger | None
+    workers: int
+    cluster: str | None
+    baselines: dict[tuple[Method, Subject], Measured] = field(default_factory=dict)
+    known: deque[Graded] = field(default_factory=deque)  # found between jobs, and not given yet
+    failures: dict[SubmissionFolder, str] = field(default_factory=dict)
+
+    def grade(self, folders: Iterable[SubmissionFolder]) -> Generator[Graded, None, None]:
+        looked_up = self._look_up(folders)
+        for first in looked_up:
+            if isinstance(first, Graded):
+                yield first
+                continue
+            with nullcontext() if self.cluster else root_of_a_command() as root:
+                yield from self._run(self._jobs(chain([first], looked_up), root), self.workers)
+                if self.failures:  # a second time, one by one
+                    again, self.failures = self._look_up(self.failures), {}
+                    yield from self._run(self._jobs(again, root), 1)
+        for folder, message in self.failures.items():
+            yield Graded(_without_checks(folder, self.setup, "grader failed", message))
+
+    def _look_up(self, folders: Iterable[SubmissionFolder]) -> Iterator[Graded | tuple[SubmissionFolder, Submission]]:
+        """Read each submission; give what is known without grading it, or else what must be graded."""
+        for folder in folders:
+            try:
+                submission = take_in(folder, EXERCISES[folder.exercise])
+            except BadSubmission as problem:
+                yield Graded(_without_checks(folder, self.setup, "submission failed", str(problem)))
+            else:
+                yield self._recorded(submission) or (folder, submission)
+
+    def _recorded(self, submission: Submission) -> Graded | None:
+        key = self.setup.key(submission)
+        found = self.ledger.find(key) if self.ledger else None
+        if found is None:
+            return None
+        try:
+            rebuilt = _rebuilt(submission)
+        except NotebookFailed:
+            rebuilt = None
+        notebook = rebuilt and harmless(EXERCISES[submission.exercise], rebuilt, key.origin)
+        return Graded(found, notebook, key.origin, fingerprint(submission), from_ledger=True)
+
+    def _jobs(
+        self, looked_up: Iterable[Graded | tuple[SubmissionFolder, Submission]], root: Path | None
+    ) -> Iterator[GradingJob]:
+        for one in looked_up:
+            if isinstance(one, Graded):
+                self.known.append(one)
+            else:
+                folder, submission = one
+                baselines = self._baselines(EXERCISES[submission.exercise])
+                yield GradingJob(folder, submission, self.setup, baselines, self.setup.key(submission).origin, root)
+
+    def _baselines(self, exercise: Exercise) -> Baselines:
+        needed = {(run.method, run.subject) for run in exercise.runs}
+        self.baselines |= measure_bases(self.setup, needed - self.baselines.keys(), self.workers, self.cluster)
+        return {which: self.baselines[which] for which in needed}
+
+    def _run(self, jobs: Iterable[GradingJob], workers: int) -> Iterator[Graded]:
+        for job, outcome in run_all(grade, jobs, workers, self.cluster):
+            if isinstance(outcome, Exception):
+                self.failures[job.folder] = f"{type(outcome).__name__}: {outcome}"
+            else:
+                if self.ledger:
+                    self.ledger.record(self.setup.key(job.submission), outcome.verdict)
+                yield replace(outcome, fingerprint=fingerprint(job.submission))
+            while self.known:
+                yield self.known.popleft()
+        while self.known:
+            yield self.known.popleft()
+
+
+def measure_bases(
+    setup: GradingSetup, needed: Iterable[tuple[Method, Subject]], workers: int, cluster: str | None = None
+) -> Baselines:
+    """Measure what the bases themselves make of these pairs; once is enough for a whole class.
+
+    Raises `LoralabError` if a base cannot be measured.
+    """
+    jobs = [(setup.base, setup.heldout_seed, *which) for which in sorted(needed)]
+    baselines = {}
+    for (_, _, method, subject), outcome in run_all(_measure_base, jobs, workers, cluster) if jobs else ():
+        if isinstance(outcome, Exception):
+            why = str(outcome) if isinstance(outcome, LoralabError) else one_line(outcome)
+            raise GraderError(f"the base {setup.base.name} cannot be measured: {why}")
+        baselines[method, subject] = outcome
+    return baselines
+
+
+def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
+    base, heldout_seed, method, subject = job
+    return Evaluator(on_this_machine(base), heldout_seed).before(method, subject)
+
+
+def grade(job: GradingJob) -> Graded:
+    """One hand-in from its bytes to its verdict, in a folder that is gone afterwards."""
+    job = replace(job, setup=replace(job.setup, base=on_this_machine(job.setup.base)))
+    with folder_of_a_job(job.root) as folder:
+        try:
+            rebuilt = _rebuilt(job.submission)
+        except NotebookFailed as failure:
+            return Graded(_without_checks(job.submission, job.setup, "submission failed", str(failure)))
+        verdict = _run_and_judge(job, rebuilt, folder)
+        return Graded(verdict, rebuilt and _to_be_shown(job, rebuilt, folder), job.origin)
+
+
+def _rebuilt(submission: Submission) -> NotebookNode | None:
+    """None where no notebook was handed in. Raises `NotebookFailed`."""
+    return None if submission.notebook is None else rebuild(EXERCISES[submission.exercise], submission.notebook)
+
+
+def _run_and_judge(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> Verdict:
+    started = time.perf_counter()
+    try:
+        ran = _run(job, rebuilt, folder)
+    except (NotebookFailed, BadSubmission) as failure:
+        verdict = _without_checks(job.submission, job.setup, "submission failed", str(failure))
+        verdict.seconds["notebook"] = time.perf_counter() - started
+        return verdict
+    executed = time.perf_counter()
+    lay_out(ran.runs, ran.strays, folder / "collected")
+    evaluator = Evaluator(job.setup.base, job.setup.heldout_seed, baselines=job.baselines)
+    verdict = judge(evaluator, EXERCISES[job.submission.exercise], job.submission.student, folder / "collected")
+    if ran.failure:
+        verdict.message = f"{ran.failure}\n{verdict.message}".strip()
+    verdict.seconds |= {"notebook": executed - started, "evaluation": time.perf_counter() - executed}
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What is there to be evaluated, and how the notebook that made it ended, if it did not end well."""
+
+    runs: Runs
+    strays: tuple[str, ...]
+    failure: str = ""
+
+
+def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
+    """Runs the notebook if that is the mode. One that fails after it has saved a run is judged by what it saved."""
+    submission, setup, exercise = job.submission, job.setup, EXERCISES[job.submission.exercise]
+    if setup.mode == "artifacts":
+        return _Ran(submission.runs, submission.strays)
+    if rebuilt is None:
+        others = [stray for stray in submission.strays if stray.endswith(".ipynb")]
+        what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
+        raise BadSubmission(f"no {exercise.id}.ipynb in the hand-in: {what}")
+    failure = ""
+    try:
+        if setup.mode == "sandbox":
+            execute_in_sandbox(rebuilt, folder, exercise.id, setup.base, setup.seed, setup.limits_here())
+        else:
+            _execute_openly(rebuilt, folder, exercise, setup)
+    except NotebookFailed as problem:
+        failure = str(problem)
+    runs, strays = collect_runs(folder / "runs", exercise)
+    if failure and not runs:
+        raise NotebookFailed(failure)
+    return _Ran(runs, strays, failure)
+
+
+def _to_be_shown(job: GradingJob, rebuilt: NotebookNode, folder: Path) -> bytes:
+    """The notebook with the outputs of its run in `folder`, or without any if there are none that can be read."""
+    exercise = EXERCISES[job.submission.exercise]
+    try:
+        return harmless(exercise, rebuilt, job.origin, cells_of(collect_notebook(folder, exercise)))
+    except Exception:  # student code could write it, and no verdict hangs on it
+        return harmless(exercise, rebuilt, job.origin)
+
+
+def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, setup: GradingSetup) -> None:
+    """Run the notebook with all that the grader's own user can do: for those who trust its author."""
+    source = folder / "rebuilt" / f"{exercise.id}.ipynb"
+    source.parent.mkdir()
+    nbformat.write(rebuilt, source)
+    os.environ.update(GRADED)  # of this hand-in's own process
+    execute(source, folder, asked_for(setup.base), setup.seed, progress=False)
+
+
+def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) -> Verdict:
+    """The verdict on the run folders in `runs`."""
+    evidence: dict[str, Evidence] = {}
+    refused: dict[str, str] = {}
+    for run in exercise.runs:
+        try:
+            evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
+        except Refused as refusal:
+            refused[run.name] = str(refusal)
+    twice = handed_in_twice(exercise, evidence, evaluator.base)
+    refused |= twice
+    evidence = {name: one for name, one in evidence.items() if name not in twice}
+    verdict = Verdict(exercise=exercise.id, student=student, base=evaluator.base.name, state="graded")
+    if not evidence:
+        return verdict.model_copy(update={"state": "submission failed", "message": "\n".join(refused.values())})
+    bands = ExerciseBands.load(exercise.id).of(evaluator.base)
+    found = {
+        "checks": check_all(exercise, evidence, refused, bands, evaluator.base),
+        "claims": {name: one.claim for name, one in evidence.items()},
+        "perplexities": perplexities(evidence),
+    }
+    return verdict.model_copy(update=found)
+
+
+def _without_checks(who: Submission | SubmissionFolder, setup: GradingSetup, state: State, message: str) -> Verdict:
+    return Verdict(
+        exercise=who.exercise,
+        student=who.student,
+        base=setup.base.name,
+        state=state,
+        message=message,
+    )

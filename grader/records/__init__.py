@@ -1,0 +1,1 @@
+"""What is kept: the ledger of verdicts, nbgrader's gradebook, the notebooks that it shows."""

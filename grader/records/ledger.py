@@ -1,0 +1,242 @@
+"""The ledger: every verdict the moment it is reached, so that what was graded once is not graded again.
+
+One SQLite file, one transaction a verdict: a run that is killed anywhere has lost nothing but what it was at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from loralab.provenance import CODE, digest, files_below
+from loralab.record import now, versions
+
+from ..errors import LedgerError
+from ..exercises import ROOT
+from ..verdict import Verdict
+
+APPLICATION = 0x4C6F5241  # "LoRA": another program's database is not taken for a ledger
+
+# The steps from an empty file to the present tables. A ledger notes how many of them it has behind it, and takes the
+# others when it is opened. Steps are added at the end; one that is there is never changed, for it has been taken.
+MIGRATIONS = (
+    """
+    CREATE TABLE verdict (
+        id INTEGER PRIMARY KEY,
+        student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, base TEXT NOT NULL, mode TEXT NOT NULL,
+        grader_version TEXT NOT NULL, heldout_seed INTEGER NOT NULL,
+        state TEXT NOT NULL, recorded TEXT NOT NULL, verdict TEXT NOT NULL
+    );
+    CREATE INDEX verdict_key ON verdict (student, exercise, digest);
+    CREATE TABLE latest (
+        student TEXT NOT NULL, exercise TEXT NOT NULL, verdict INTEGER NOT NULL REFERENCES verdict (id),
+        PRIMARY KEY (student, exercise)
+    );
+    CREATE TABLE class (heldout_seed INTEGER NOT NULL);
+    """,
+    "DROP TABLE latest",  # which verdict counts is a matter of what is submitted, and nothing read this
+)
+
+# What decides a verdict beside the code: the notebooks, the base, and the pairs that it is measured on.
+DECISIVE_DATA = {"solutions": [".ipynb"], "exercises": [".ipynb"], "data/base": [], "data/desk": [], "data/pairs": []}
+# The code that decides none: it shows verdicts, or keeps them, or is another tool. A changed page regrades nobody.
+DECIDES_NOTHING = (
+    *("grader/reports", "grader/records", "grader/cli", "grader/__main__", "grader/release"),
+    *("grader/submission/sanitize", "grader/submission/similarity"),
+    *(
+        "loralab/ability",
+        "loralab/card",
+        "loralab/chat",
+        "loralab/cli",
+        "loralab/compare",
+        "loralab/export",
+        "loralab/fit",
+    ),
+    *("loralab/gate", "loralab/llamacpp", "loralab/sweep", "loralab/sweep_report", "loralab/train_command"),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that a verdict depends on: where nothing of it has changed, the verdict has not either.
+
+    `digest` is of the submission's content; `mode` says how its runs came about, as in "sandbox" or "artifacts".
+    """
+
+    student: str
+    exercise: str
+    digest: str
+    base: str
+    mode: str
+    grader_version: str
+    heldout_seed: int
+
+    @property
+    def origin(self) -> str:
+        """What a notebook that is shown was made from: a hand-in, and how it was run (SHA-256); nothing secret."""
+        made_from = [self.exercise, self.digest, self.base, self.mode]
+        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+class Ledger:
+    """The ledger at `path`, made if there is none (readable by its owner alone), and locked until it is closed.
+
+    `heldout_seed` draws the held-out pairs of the class. It is drawn once and kept; a given one is kept in its place.
+    One that an older grader wrote is brought up to the present tables.
+    Raises `LedgerError` if the file is no ledger, is damaged, is of a newer grader, or is in use by another run.
+    """
+
+    def __init__(self, path: Path, heldout_seed: int | None = None) -> None:
+        self.path = path
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            with self._explained():
+                self._take()
+                self.heldout_seed = self._seed(heldout_seed)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the ledger free for another run."""
+        self._database.close()
+
+    def find(self, key: Key) -> Verdict | None:
+        """Return the verdict recorded under `key`, or None; "grader failed" is no verdict and is never found.
+
+        One that is damaged is not found either, so that it is reached anew.
+        """
+        where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
+        query = f"SELECT verdict FROM verdict WHERE {where} AND state != 'grader failed' ORDER BY id DESC LIMIT 1"
+        with self._explained():
+            row = self._database.execute(query, _storable(key)).fetchone()
+        try:
+            return row and Verdict.model_validate(json.loads(row[0]))
+        except ValueError:
+            return None
+
+    def record(self, key: Key, verdict: Verdict) -> None:
+        """Keep `verdict`; when this returns it is on the disk."""
+        names = [field.name for field in fields(Key)] + ["state", "recorded", "verdict"]
+        insert = f"INSERT INTO verdict ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+        # Python's json keeps NaN and infinity, which a run that diverged may claim
+        values = (*_storable(key), verdict.state, now(), json.dumps(verdict.model_dump()))
+        with self._transaction():
+            self._database.execute(insert, values)
+
+    def _take(self) -> None:
+        """Lock the file, and bring it up to the present tables if it is a ledger and whole."""
+        # The first transaction's lock is kept; it ends with us.
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA synchronous = EXTRA")
+        with self._transaction():
+            application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+            new = not application and not version and not self._one("SELECT count(*) FROM sqlite_schema")
+            if application != APPLICATION and not new:
+                raise LedgerError(f"{self.path}: is the database of another program, not a ledger: name another file")
+            if version > len(MIGRATIONS):
+                raise LedgerError(
+                    f"{self.path}: a ledger of version {version}, and this grader knows versions up to {len(MIGRATIONS)}:"
+                    " use the grader that wrote it, or a newer one"
+                )
+            if (state := self._one("PRAGMA quick_check(1)")) != "ok":
+                raise sqlite3.DatabaseError(state)
+            for step in MIGRATIONS[version:]:
+                for statement in step.split(";"):
+                    self._database.execute(statement)
+            self._database.execute(f"PRAGMA application_id = {APPLICATION}")
+            self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _one(self, query: str) -> int | str:
+        """The one value that a query gives."""
+        return self._database.execute(query).fetchone()[0]
+
+    def _seed(self, given: int | None) -> int:
+        with self._transaction():
+            row = self._database.execute("SELECT heldout_seed FROM class").fetchone()
+            if row is not None and given in (None, row[0]):
+                return row[0]
+            seed = secrets.randbelow(2**31) if given is None else given
+            self._database.execute("DELETE FROM class")
+            self._database.execute("INSERT INTO class VALUES (?)", (seed,))
+        return seed
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing of what is inside. An error of the database becomes a `LedgerError`."""
+        with self._explained():
+            self._database.execute("BEGIN EXCLUSIVE")
+            try:
+                yield
+            except BaseException:
+                self._database.rollback()
+                raise
+            self._database.commit()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise LedgerError(
+                    f"{self.path}: another grading run has this ledger; wait until it has ended"
+                ) from None
+            raise LedgerError(f"{self.path}: cannot be used: {error}") from None
+        except OSError as error:
+            raise LedgerError(f"{self.path}: cannot be used: {error.strerror}") from None
+        except sqlite3.DatabaseError as error:
+            what = " ".join(str(error).split())
+            raise LedgerError(
+                f"{self.path}: is damaged or not a ledger ({what}): put back a copy of it, for it holds the class's"
+                " secret seed"
+            ) from None
+
+
+def _storable(key: Key) -> tuple[str | bytes | int, ...]:
+    """The key's values; a folder's name that is no valid text as bytes, which SQLite keeps apart from every text."""
+    return tuple(v.encode("utf-8", "surrogatepass") if _is_no_text(v) else v for v in astuple(key))
+
+
+def _is_no_text(value: str | int) -> bool:
+    return isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def decides(name: str) -> bool:
+    """Tell whether a file of the code, by its path in the repository, has a part in verdicts."""
+    return not any(name == f"{part}.py" or name.startswith(f"{part}/") for part in DECIDES_NOTHING)
+
+
+@cache
+def decisive_code() -> str:
+    """Return a hash of all that decides a verdict but the submission: code, notebooks, data and the main packages."""
+    code = {
+        f"{package}/{name}": path
+        for package in ("grader", "loralab")
+        for name, path in files_below(ROOT / package, CODE).items()
+        if decides(f"{package}/{name}")
+    }
+    data = {
+        f"{folder}/{name}": path
+        for folder, suffixes in DECISIVE_DATA.items()
+        for name, path in files_below(ROOT / folder, suffixes).items()
+    }
+    return hashlib.sha256((digest(code | data) + json.dumps(versions(), sort_keys=True)).encode()).hexdigest()

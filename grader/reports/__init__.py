@@ -1,0 +1,1 @@
+"""Verdicts for people: pages, tables and files. Nothing here decides one."""

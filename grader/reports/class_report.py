@@ -1,0 +1,94 @@
+"""The report on a class, or on few verdicts: one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from ..exercises import EXERCISES
+from ..submission import similarity
+from ..submission.similarity import Fingerprint
+from ..verdict import MAX_POINTS, Verdict
+from .class_stats import Reason, Summary, by_exercise, in_order
+from .html import link, write_page
+from .student_feedback import feedback_path
+from .svg import Bar, LossPlot, histogram, loss_plot, perplexity_bars
+
+FEW = 10  # verdicts, each of which then has a section of its own on the report
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A verdict in the overview, and where more is said of it ("" where nothing is)."""
+
+    verdict: Verdict
+    href: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the report shows of one exercise of a class."""
+
+    summary: Summary
+    picture: Markup
+    reasons: list[Reason]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What the report shows of one verdict where there are few."""
+
+    verdict: Verdict
+    anchor: str
+    losses: LossPlot
+    bars: list[Bar]
+
+
+def write_report(
+    verdicts: Sequence[Verdict],
+    folder: Path,
+    fingerprints: Mapping[tuple[str, str], Fingerprint] | None = None,
+    reference: Mapping[str, Fingerprint] | None = None,
+) -> Path:
+    """The report: one page with no outside files, which links to the feedback that is already in `folder`.
+
+    `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical hand-ins.
+    """
+    few = len(verdicts) <= FEW
+    verdicts = sorted(verdicts, key=lambda verdict: (in_order(verdict.student), verdict.exercise))
+    cells = {
+        (v.student, v.exercise): _Cell(v, _href(v, f"#s{i}" if few else "", folder)) for i, v in enumerate(verdicts)
+    }
+    summaries = by_exercise(verdicts)
+    return write_page(
+        "class_report.html.j2",
+        folder / "report.html",
+        total=Summary("", tuple(verdicts)),
+        summaries=summaries,
+        titles={exercise.id: exercise.title for exercise in EXERCISES.values()},
+        students=list(dict.fromkeys(verdict.student for verdict in verdicts)),
+        cells=cells,
+        parts=[] if few else [_part(summary) for summary in summaries],
+        sections=[_section(verdict, f"s{i}") for i, verdict in enumerate(verdicts)] if few else [],
+        groups=similarity.groups(fingerprints or {}, reference),
+        compared=len(fingerprints or {}),
+        max_points=MAX_POINTS,
+    )
+
+
+def _href(verdict: Verdict, anchor: str, folder: Path) -> str:
+    path = feedback_path(verdict.student, verdict.exercise)
+    return anchor or (link(path) if (folder / path).exists() else "")
+
+
+def _part(summary: Summary) -> _Part:
+    counts = summary.counts
+    return _Part(summary, histogram(summary.points, counts["submission failed"], MAX_POINTS), summary.reasons())
+
+
+def _section(verdict: Verdict, anchor: str) -> _Section:
+    losses = loss_plot({run: claim.losses for run, claim in verdict.claims.items()})
+    return _Section(verdict, anchor, losses, perplexity_bars(verdict.perplexities))

@@ -1,0 +1,48 @@
+"""Verdicts for other programs: results.json and grades.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from loralab.files import write_whole
+
+from ..text import spreadsheet_cell
+from ..verdict import MAX_POINTS, Verdict
+
+
+def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
+    """Every verdict as JSON, with all checks and the run's own record; the held-out seed is in the ledger alone.
+
+    NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
+    """
+    unfinished = folder / "results.json.part"  # verdict by verdict, since all at once may be much
+    with unfinished.open("w", encoding="ascii") as file:
+        for i, verdict in enumerate(verdicts):
+            file.write("[\n" if i == 0 else ",\n")
+            file.write(json.dumps(verdict.model_dump(), indent=1))
+        file.write("\n]\n" if verdicts else "[]\n")
+    unfinished.replace(folder / "results.json")
+
+
+def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
+    """One row a student and exercise; a text that a spreadsheet would run as a formula is marked as text.
+
+    What the grader failed at has neither points nor a pass or fail.
+    """
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
+    for verdict in verdicts:
+        texts = map(spreadsheet_cell, (verdict.student, verdict.exercise, verdict.state))
+        scored = ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
+        writer.writerow([*texts, *scored, spreadsheet_cell(_reasons(verdict))])
+    write_whole(folder / "grades.csv", "\ufeff" + rows.getvalue())  # the mark by which a spreadsheet knows UTF-8
+
+
+def _reasons(verdict: Verdict) -> str:
+    failed = [f"{check.label}: {check.message}" for check in verdict.checks if not check.passed]
+    return "; ".join([verdict.message, *failed] if verdict.message else failed)

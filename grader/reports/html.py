@@ -1,0 +1,45 @@
+"""The grader's HTML pages: what a page prints is sanitised and escaped wherever it comes from, and no page runs scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from loralab.files import write_whole
+
+from ..text import display, display_name
+
+PAGES = Environment(
+    loader=PackageLoader(__package__),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=lambda value: display(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters["name"] = display_name
+PAGES.filters["points"] = lambda value: f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+PAGES.filters["duration"] = duration
+
+
+def link(path: Path) -> str:
+    """A relative path as a link holds it."""
+    return quote(path.as_posix())
+
+
+def write_page(template: str, path: Path, **content: Any) -> Path:
+    """Render a template to `path`; the page appears whole or not at all."""
+    return write_whole(path, PAGES.get_template(template).render(**content))

@@ -1,0 +1,105 @@
+"""Verdicts as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..text import display, display_name
+from ..verdict import EXACT, HELD_OUT, MAX_POINTS, Check, State, Verdict
+from .class_report import FEW
+from .class_stats import STATES, Summary, by_exercise
+
+STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grader failed": "magenta"}
+
+
+def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
+    """One verdict as a table: check, expected, found, points, pass; below it every reason for a failure."""
+    console = console or Console()
+    title = Text(
+        f"{verdict.exercise}: {display_name(verdict.student)} on the {display_name(verdict.base)} base", style="bold"
+    )
+    if verdict.state != "graded":
+        console.print(title)
+        _print_reason(console, verdict.state, verdict.message)
+        return
+    console.print(_one_run(verdict, title) if len(verdict.runs) <= 1 else _many_runs(verdict, title))
+    for check in verdict.checks:
+        if check.name in (EXACT, HELD_OUT) and len(verdict.runs) > 1:
+            console.print(Text(display(f"{check.run}: {check.found}")))
+    if verdict.message:
+        _print_reason(console, "the notebook did not run to its end", verdict.message)
+    for check in verdict.checks:
+        if not check.passed:
+            _print_reason(console, check.label, check.message)
+    console.print(
+        f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
+    )
+
+
+def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
+    """A class as one table, an exercise a row; below it every hand-in that the grader failed at."""
+    console = console or Console()
+    students = len({verdict.student for verdict in verdicts})
+    table = Table(title=f"{len(verdicts)} hand-ins of {students} students", title_justify="left", title_style="bold")
+    table.add_column("exercise")
+    for heading in (*STATES, "passed", "mean", "median"):
+        table.add_column(heading, justify="right")
+    summaries = by_exercise(verdicts)
+    total = Summary("all", tuple(verdicts))
+    for summary in [*summaries, total] if len(summaries) > 1 else summaries:
+        counts = [Text(f"{n}", style=STYLES[state] if n else "dim") for state, n in summary.counts.items()]
+        middle = ["" if value is None else f"{value:.1f}" for value in (summary.mean, summary.median)]
+        table.add_row(
+            Text(display_name(summary.exercise)),
+            *counts,
+            f"{summary.passed}",
+            *middle,
+            end_section=summary is summaries[-1],
+        )
+    console.print(table)
+    console.print("Points are of those graded.", style="dim", highlight=False)
+    broken = total.of_state("grader failed")
+    for verdict in broken[:FEW]:
+        _print_reason(console, f"grader failed: {display_name(verdict.student)}, {verdict.exercise}", verdict.message)
+    if len(broken) > FEW:
+        console.print(f"and {len(broken) - FEW} more that the grader failed at, in report.html", highlight=False)
+
+
+def _print_reason(console: Console, what: str, message: str) -> None:
+    console.print(Text.assemble((display(what), "red"), ": ", display(message)))
+
+
+def _one_run(verdict: Verdict, title: Text) -> Table:
+    """What was expected and what was found, a check a row."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("check", "expected", "found", "points", "pass"):
+        table.add_column(heading, justify="right" if heading == "points" else "left", overflow="fold")
+    for check in verdict.checks:
+        texts = (Text(display(text)) for text in (check.name, check.expected, check.found))
+        table.add_row(*texts, f"{check.earned:g}/{check.points:g}", _mark(check))
+    return table
+
+
+def _many_runs(verdict: Verdict, title: Text) -> Table:
+    """Which check passed for which run, a check a row and a run a column."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("check")
+    for run in verdict.runs:
+        table.add_column(Text(display_name(run)), justify="center")
+    table.add_column("points", justify="right")
+    for name in dict.fromkeys(check.name for check in verdict.checks):
+        same = {check.run: check for check in verdict.checks if check.name == name}
+        marks = [_mark(same[run]) if run in same else "" for run in verdict.runs]
+        if "" in same:  # a check of the whole exercise
+            marks = [_mark(same[""]), *[""] * (len(marks) - 1)]
+        earned, points = (sum(getattr(check, what) for check in same.values()) for what in ("earned", "points"))
+        table.add_row(Text(name), *marks, f"{earned:.4g}/{points:.4g}")
+    return table
+
+
+def _mark(check: Check) -> str:
+    return "[green]yes[/green]" if check.passed else "[red]no[/red]"

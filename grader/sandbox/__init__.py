@@ -1,0 +1,1 @@
+"""Running notebooks that are not trusted."""

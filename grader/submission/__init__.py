@@ -1,0 +1,1 @@
+"""Submissions: found, read within bounds, rebuilt, compared; nothing of them is trusted."""

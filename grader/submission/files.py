@@ -1,0 +1,135 @@
+"""The files of a submitted folder, within bounds: nothing is followed, waited for or unpacked.
+
+Every folder and file is opened by the one around it and never through a link, so that nothing can be put in the place of
+what was looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..errors import BadSubmission
+from ..text import printable
+
+# In bytes. The largest honest submission, exercise 5 on Qwen2.5-0.5B with 32-bit adapters, has 231 MB.
+MAX_TOTAL = 300_000_000
+MAX_NOTEBOOK, MAX_JSON = 10_000_000, 1_000_000
+MAX_ENTRIES = 2_000  # files and folders
+MAX_DEPTH = 10  # folders within folders
+MAX_LABEL = 63  # characters of a file's name that are kept; in UTF-8 they fit into any file system's 255 bytes
+
+ONLY = "hand in the notebook and the run folders, or the zip that loralab.pack makes"
+Parts = tuple[str, ...]  # a path within a submission
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a hand-in: its path, how many bytes it says it has, and how to read at most so many of them."""
+
+    path: Parts
+    size: int
+    read: Callable[[int], bytes]
+
+
+def label(name: str) -> str:
+    """A name as it is shown and kept; of a long one its beginning and end."""
+    name, half = printable(name), MAX_LABEL // 2 - 1
+    return name if len(name) <= MAX_LABEL else f"{name[:half]}...{name[-half:]}"
+
+
+def show_path(path: Parts) -> str:
+    return "/".join(map(label, path if len(path) <= MAX_DEPTH else (*path[:2], "...", *path[-2:])))
+
+
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    """Open the folder and close it again. Raises `BadSubmission` if it is none."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        linked = error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink()
+        what = "is a symlink" if linked else f"cannot be opened as a folder ({error.strerror})"
+        raise BadSubmission(f"{label(path.name)} {what}: put a plain folder there") from None
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def walk(root: int) -> Iterator[File]:
+    """Every file in the folder; hidden ones excepted, and what macOS adds. Raises `BadSubmission` for what is no plain file."""
+    waiting: list[Parts] = [()]
+    seen = 0
+    while waiting:
+        folder = waiting.pop()
+        with _open_in(root, folder, os.O_DIRECTORY) as opened, os.scandir(opened) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > MAX_ENTRIES:
+                    raise BadSubmission(f"more than {MAX_ENTRIES:,} files and folders are in it: {ONLY}")
+                path = (*folder, entry.name)
+                if is_hidden(path):
+                    continue
+                status = refuse_unless_plain(path, entry.stat(follow_symlinks=False))
+                if stat.S_ISREG(status.st_mode):
+                    yield File(path, status.st_size, partial(read_in, root, path))
+                elif len(path) < MAX_DEPTH:
+                    waiting.append(path)
+                else:
+                    raise BadSubmission(f"{show_path(path)}: folders lie more than {MAX_DEPTH} deep: {ONLY}")
+
+
+def is_hidden(path: Parts) -> bool:
+    return any(name.startswith(".") or name == "__MACOSX" for name in path)
+
+
+def refuse_unless_plain(path: Parts, status: os.stat_result) -> os.stat_result:
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
+        raise BadSubmission(f"{show_path(path)} is {kind}: only plain files are taken in, put the file itself there")
+    return status
+
+
+KINDS = {
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@contextmanager
+def _open_in(root: int, path: Parts, kind: int = 0) -> Iterator[int]:
+    """Open what lies at `path` below the folder `root`, without following a link or waiting for a pipe."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    opened = os.dup(root)
+    try:
+        for depth, name in enumerate(path, 1):
+            inner = os.open(name, flags | (kind if depth == len(path) else os.O_DIRECTORY), dir_fd=opened)
+            os.close(opened)
+            opened = inner
+        yield opened
+    except OSError as error:
+        raise BadSubmission(
+            f"{show_path(path) or 'the folder'} cannot be read ({error.strerror}): hand it in again"
+        ) from None
+    finally:
+        os.close(opened)
+
+
+def read_in(root: int, path: Parts, most: int) -> bytes:
+    """At most so many bytes of the file; another name for a file that lies elsewhere is refused."""
+    with _open_in(root, path) as opened:
+        status = refuse_unless_plain(path, os.fstat(opened))
+        if status.st_nlink > 1:
+            raise BadSubmission(f"{show_path(path)} is a hard link to another file: put a copy there")
+        with open(opened, "rb", closefd=False) as file:
+            return file.read(most)

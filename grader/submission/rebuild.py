@@ -1,0 +1,143 @@
+"""Rebuilding a notebook: the instructor's own cells, and of the student's only the source of the solution cells."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nbformat import NotebookNode
+
+from ..errors import NotebookFailed
+from ..exercises import Exercise
+from ..text import printable
+from .files import MAX_NOTEBOOK
+
+MAX_SOURCE = 100_000  # characters of one cell
+MAX_NAMED = 5  # cells that a message names one by one
+FORMAT = 4
+
+
+class _Unreadable(ValueError):
+    """Not a notebook; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A solution cell as the student left it."""
+
+    grade_id: str
+    kind: str
+    source: str
+
+
+def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
+    """The released notebook with the student's solutions in it, and nothing else of what was handed in.
+
+    Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its solution cells are not
+    those of the exercise; it names the cells.
+    """
+    notebook = exercise.released()
+    wanted = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if _is_solution(cell)}
+    found = _read(submitted, f"{exercise.id}.ipynb")
+    wrong = list(_wrong(found, {grade_id: cell.cell_type for grade_id, cell in wanted.items()}))
+    if wrong:
+        more = f", and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+        raise NotebookFailed(
+            f"{exercise.id}.ipynb: {', '.join(wrong[:MAX_NAMED])}{more}: "
+            "take a fresh copy of the exercise and put your solutions into its cells"
+        )
+    for cell in found:
+        wanted[cell.grade_id].source = cell.source
+    return notebook
+
+
+def solution_sources(submitted: bytes) -> dict[str, str]:
+    """The sources of the solution cells by their grade_id (of two with the same, the last), whatever the exercise.
+
+    Raises `NotebookFailed` if `submitted` cannot be read as a notebook.
+    """
+    return {cell.grade_id: cell.source for cell in _read(submitted, "the notebook")}
+
+
+def _wrong(found: list[_Cell], kinds: dict[str, str]) -> Iterator[str]:
+    """What is wrong with the solution cells, where these ids with these types of cell are wanted."""
+    count = Counter(cell.grade_id for cell in found)
+    yield from (f"solution cell {name} is missing" for name in kinds if not count[name])
+    yield from (f"solution cell {name} is there {count[name]} times" for name in kinds if count[name] > 1)
+    for cell in found:
+        if cell.grade_id not in kinds:
+            yield f"{_named(cell)} is none of this exercise"
+        elif cell.kind != kinds[cell.grade_id]:
+            yield f"{_named(cell)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
+
+
+def _named(cell: _Cell) -> str:
+    return f"solution cell {printable(cell.grade_id[:60])}"
+
+
+def _read(submitted: bytes, where: str) -> list[_Cell]:
+    """The solution cells of a notebook.
+
+    What is not needed is not looked at: nbformat would take 10 s and 900 MB for 5 MB of empty objects in the metadata.
+    """
+    try:
+        return [cell for cell in map(_solution, cells_of(submitted)) if cell]
+    except _Unreadable as problem:
+        what = str(problem)
+    except RecursionError:
+        what = "it is nested too deep"
+    except ValueError as error:  # JSON that is none, and numbers too long to be read
+        what = f"it is not JSON ({printable(str(error))[:200]})"
+    raise NotebookFailed(f"{where}: cannot be read as a notebook: {what}: save it again, or hand in a fresh copy")
+
+
+def cells_of(submitted: bytes) -> list[dict[str, Any]]:
+    """The cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
+    if len(submitted) > MAX_NOTEBOOK:
+        raise _Unreadable(f"it has {len(submitted):,} bytes, more than the {MAX_NOTEBOOK:,} allowed")
+    try:
+        text = submitted.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _Unreadable(f"it is not UTF-8 text (byte {error.start:,})") from None
+    content = json.loads(text)
+    if not isinstance(content, dict) or "nbformat" not in content:
+        raise _Unreadable("it has no nbformat")
+    if content["nbformat"] != FORMAT:
+        raise _Unreadable(
+            f"it has nbformat {printable(repr(content['nbformat'])[:20])}, and {FORMAT} is read; a current JupyterLab saves it so"
+        )
+    cells = content.get("cells")
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise _Unreadable("its cells are no list of cells")
+    return cells
+
+
+def _solution(cell: dict[str, Any]) -> _Cell | None:
+    """The cell if it says that it is a solution."""
+    if not _is_solution(cell):
+        return None
+    grade_id, source = cell["metadata"]["nbgrader"].get("grade_id"), cell.get("source")
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        source = "".join(source)
+    found = _Cell(_text(grade_id), _text(cell.get("cell_type")), source)
+    if not isinstance(source, str):
+        raise _Unreadable(f"the source of {_named(found)} is no text")
+    if len(source) > MAX_SOURCE:
+        raise _Unreadable(f"{_named(found)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed")
+    if odd := next((letter for letter in source if letter == "\0" or "\ud800" <= letter <= "\udfff"), ""):
+        raise _Unreadable(f"{_named(found)} holds {printable(odd)}, which is no character of a text")
+    return found
+
+
+def _text(value: object) -> str:
+    """Whatever JSON has in the place of a word."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def _is_solution(cell: dict[str, Any]) -> bool:
+    metadata = cell.get("metadata")
+    nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    return isinstance(nbgrader, dict) and nbgrader.get("solution") is True

@@ -1,0 +1,91 @@
+"""A notebook that may be shown to people: the student's answers and outputs, with nothing in it that runs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+from nbgrader import utils
+
+from ..exercises import Exercise
+from ..text import code_block, display
+
+MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters per cell, characters per output
+MAX_OUTPUTS = 50
+MAX_IMAGE = 2_000_000  # bytes
+PNG = b"\x89PNG\r\n\x1a\n"
+OURS = "loralab"  # in a notebook's metadata: what it was made from
+
+
+def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: Iterable[dict[str, Any]] = ()) -> bytes:
+    """A notebook that may be shown: the released cells, what `rebuilt` has in the solution cells, and outputs.
+
+    The outputs, as plain text and PNG pictures, are those of the cells `executed`: JSON that a student's code may have
+    written, in which anything may stand for anything. `origin` says what it was made from, for `origin_of`.
+    """
+    outputs: dict[str, Any] = {}
+    for cell in executed:
+        if isinstance(name := cell.get("id"), str):
+            outputs.setdefault(name, cell.get("outputs"))
+    notebook = exercise.released()
+    for cell, answered in zip(notebook.cells, rebuilt.cells, strict=True):
+        if utils.is_solution(cell):
+            cell.source = _answer(cell, answered.source)
+        if cell.cell_type == "code":
+            cell.outputs = list(_outputs(outputs.get(cell.id)))
+    notebook.metadata[OURS] = {"origin": origin}
+    return f"{nbformat.writes(notebook)}\n".encode()
+
+
+def _answer(cell: NotebookNode, source: str) -> str:
+    """What the student wrote; prose as it was typed, because it would be rendered with all the HTML that it holds."""
+    if source == cell.source:  # nothing was written
+        return source
+    if cell.cell_type == "markdown":
+        return code_block(source, MAX_SOURCE)
+    return display(source, MAX_SOURCE)
+
+
+def _outputs(outputs: object) -> Iterator[NotebookNode]:
+    found = [output for output in outputs if isinstance(output, dict)] if isinstance(outputs, list) else []
+    for output in found[:MAX_OUTPUTS]:
+        data = output.get("data")
+        data = data if isinstance(data, dict) else {}
+        if picture := _png(_text(data.get("image/png"))):
+            yield new_output("display_data", {"image/png": picture})
+        elif text := _plain(_said(output, data)):
+            error = output.get("name") == "stderr" or output.get("output_type") == "error"
+            yield new_output("stream", name="stderr" if error else "stdout", text=text)
+    if len(found) > MAX_OUTPUTS:
+        yield new_output("stream", name="stdout", text=f"... ({len(found) - MAX_OUTPUTS:,} more outputs)\n")
+
+
+def _said(output: dict[str, Any], data: dict[str, Any]) -> str:
+    return _text(output.get("text")) or _text(output.get("traceback"), "\n") or _text(data.get("text/plain"))
+
+
+def _text(value: object, between: str = "") -> str:
+    """A text, or one that is kept line by line, as Jupyter does; "" for whatever else stands in its place."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return between.join(value)
+    return value if isinstance(value, str) else ""
+
+
+def _plain(text: str) -> str:
+    """As a terminal without colours would show it: of a line that was written over, what was written last."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return display("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
+
+
+def _png(encoded: str) -> str | None:
+    """The picture in base64 and nothing else, or None: it is written into a page as it is."""
+    try:
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return base64.b64encode(content).decode() if content.startswith(PNG) and len(content) <= MAX_IMAGE else None

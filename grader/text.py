@@ -1,0 +1,97 @@
+"""Text that others wrote (names, messages, claims), made safe for a page, a terminal, a spreadsheet or a file's name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import textwrap
+import unicodedata
+
+ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]")
+MAX_TEXT, MAX_NAME, MAX_FILE_NAME = 2000, 80, 100  # characters, characters, bytes
+CODE_WIDTH = 100  # characters
+MAX_MARKS = 4  # combining marks on one letter; scripts use up to three, and a tower of them hides other lines
+FORMULA_STARTS = frozenset("=+-@")
+# Excel reads a field anew after a semicolon where that is the list separator, whatever the quotes around it say.
+AFTER_SEMICOLON = re.compile(r"(;[\s'\"]*)(?=[=+\-@])")
+PLAIN_NAME = re.compile(r"\w(?:[\w.@+ -]*[\w@+-])?")
+RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+HASHED = re.compile(r".*-[0-9a-f]{16}")
+FOLDERS = re.compile(r"(?<![\w/:.~])(?:file://)?(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"<>()\[\],;:]+[/\\])+")
+
+
+def display(text: str, limit: int = MAX_TEXT) -> str:
+    """Return `text` without escape codes, control and direction characters, and not longer than `limit`.
+
+    Line ends stay, tabs become spaces. A byte that was no UTF-8 is shown by its number, so names stay different.
+    """
+    left_out = max(0, len(text) - limit)
+    text = ESCAPES.sub("", text[:limit]).replace("\r\n", "\n").replace("\t", "    ")
+    kept, marks = [], 0
+    for letter in text:
+        kind = unicodedata.category(letter)
+        marks = marks + 1 if kind in ("Mn", "Me") else 0
+        if letter == "\n" or (kind not in ("Cc", "Cf", "Cs", "Zl", "Zp") and marks <= MAX_MARKS):
+            kept.append(letter)
+        elif kind == "Cs":
+            kept.append(f"\\x{ord(letter) - 0xDC00:02x}" if 0xDC80 <= ord(letter) <= 0xDCFF else "\ufffd")
+        elif kind in ("Zl", "Zp"):
+            kept.append("\n")
+    return "".join(kept) + (f" ... ({left_out:,} more characters)" if left_out else "")
+
+
+def display_line(text: str, limit: int = MAX_TEXT) -> str:
+    """Return `text` as `display` does, on one line."""
+    return " ".join(display(text, limit).split())
+
+
+def display_name(text: str) -> str:
+    """Return a student's name on one line, or a note where nothing of it can be shown."""
+    return display_line(text, MAX_NAME) or "(a name that cannot be shown)"
+
+
+def without_folders(text: str) -> str:
+    """Return `text` with every absolute path cut down to its last part: the grader's own folders are private."""
+    return FOLDERS.sub("", text)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return `text` on one line, marked as text if it begins as a formula does."""
+    text = display_line(text)
+    text = AFTER_SEMICOLON.sub(r"\1'", text)
+    first = unicodedata.normalize("NFKC", text.lstrip(" '\"\u2018\u2019\u201c\u201d")[:1])
+    return f"'{text}" if first in FORMULA_STARTS else text
+
+
+def file_name(text: str) -> str:
+    """Return a name for a file or folder that leads nowhere else: `text` if it is harmless, else what is left of it and
+    a hash. Different texts have different names."""
+    plain = (
+        PLAIN_NAME.fullmatch(text)
+        and len(text.encode("utf-8", "surrogatepass")) <= MAX_FILE_NAME
+        and unicodedata.is_normalized("NFC", text)
+        and not RESERVED.fullmatch(text)
+        and not HASHED.fullmatch(text)
+    )
+    if plain:
+        return text
+    rest = re.sub(r"[^A-Za-z0-9]+", "-", display(text, 40)).strip("-")
+    return f"{rest or 'student'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
+def printable(text: str) -> str:
+    """Return `text` with what cannot be printed or encoded (control and direction marks, bytes that are not UTF-8) escaped.
+
+    Backslashes are escaped as well, so different texts stay different.
+    """
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
+
+
+def code_block(text: str, limit: int) -> str:
+    """Return at most `limit` characters of `text` as a Markdown code block, in which nothing is rendered.
+
+    nbgrader's pages render Markdown with HTML and formulas in it, and scripts would run in them.
+    """
+    lines = display(text, limit).splitlines()
+    wrapped = (textwrap.wrap(line, CODE_WIDTH, break_on_hyphens=False) or [""] for line in lines)
+    return "\n".join(f"    {part}".rstrip() for parts in wrapped for part in parts)
