@@ -92,8 +92,8 @@ def export(
 def read_run(folder: str | Path) -> Run:
     """Read a run folder. Raises `LoralabError` with one line if it is not that of a finished run with a LoRA adapter."""
     folder = Path(folder)
-    adapter = read_adapter(folder)
-    return Run(folder, RunRecord.load(folder), adapter.settings, adapter.weights)
+    record, adapter = RunRecord.load(folder), read_adapter(folder)
+    return Run(folder, record, adapter.settings, adapter.weights)
 
 
 def merge(run: Run, base: Base) -> PreTrainedModel:

@@ -132,8 +132,8 @@ def read_run(folder: Path, eval_file: str | Path | None = None) -> Run:
 
     Raises `LoralabError`, in one line, if `folder` holds no LoRA adapter, or if the pairs are not those of the run.
     """
-    adapter = read_adapter(folder)
     record = RunRecord.load(folder) if (folder / RECORD_FILE).is_file() else None
+    adapter = read_adapter(folder)
     choices = read_json(folder / CHOICES_FILE, Choices) if (folder / CHOICES_FILE).is_file() else Choices()
     pairs = _eval_pairs(folder, record, eval_file)
     return Run(folder, record, _training(folder, record), adapter.settings, adapter.weights, choices, pairs)
