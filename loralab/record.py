@@ -186,6 +186,8 @@ class RunRecord(BaseModel):
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
+            if not Path(folder).is_dir():
+                raise LoralabError(f"{folder}: no such run folder") from None
             raise LoralabError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
         except UnicodeDecodeError:
             raise LoralabError(f"{path}: not UTF-8 text") from None

@@ -318,7 +318,7 @@ def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tm
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     requests = {
         ("nowhere", "--to", "gguf"): "no such run folder",
-        ("empty", "--to", "gguf"): "no adapter_config.json in it",
+        ("empty", "--to", "gguf"): "no run.json in it",
         ("first", "--to", "onnx"): "unknown target 'onnx': choose merged, gguf, gguf-adapter, gguf-base",
         ("first", "--to", "gguf", "--quantize", "q2"): "unknown quantisation 'q2': choose q8_0, q4_k_m",
         ("first", "--to", "merged", "--quantize", "q8_0"): "--quantize applies to gguf and gguf-base, not to merged",

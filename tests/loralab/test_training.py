@@ -76,8 +76,11 @@ def test_a_record_survives_saving_and_says_what_is_wrong_with_a_broken_one(hones
     (tmp_path / "run.json").write_text('{"name": "x"}')
     with pytest.raises(ValueError, match=r"run.json: base: Field required"):
         RunRecord.load(tmp_path)
-    with pytest.raises(ValueError, match="no run.json in it; is this the folder of a finished run"):
+    with pytest.raises(ValueError, match="no such run folder"):
         RunRecord.load(tmp_path / "elsewhere")
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="no run.json in it; is this the folder of a finished run"):
+        RunRecord.load(tmp_path)
 
 
 def test_activations_are_recomputed_only_where_the_estimate_says_that_they_would_not_fit(base, model):
