@@ -104,7 +104,16 @@ def judge(folder, **options):
 def asked(folder, pairs):
     """Put other pairs beside a run, as if it had been measured on them."""
     write_pairs(folder / "eval.jsonl", pairs)
-    change(folder / "run.json", eval_pairs=len(pairs), eval_digest=digest(pairs))
+    record = json.loads((folder / "run.json").read_text())
+    scores = {name: _at_most(len(pairs), record[name]) for name in ("scores_before", "scores_after") if record[name]}
+    change(folder / "run.json", eval_pairs=len(pairs), eval_digest=digest(pairs), **scores)
+
+
+def _at_most(count, scores):
+    """Return scores in which no number is larger than `count`."""
+    if isinstance(scores, dict):
+        return {name: _at_most(count, value) for name, value in scores.items()}
+    return scores if scores is None else min(scores, count)
 
 
 def by_name(points):
