@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Annotated
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from tqdm.auto import tqdm
 
 from loralab import PROFILES, Base, choose_base
@@ -39,14 +37,18 @@ from .release import generate
 from .report import FEW, print_class, print_verdict, write_grades, write_report, write_results
 from .sandbox import SandboxMissing, available
 from .summary import in_order
+from .term import commands
+from .term.terminal import console
+from .term.terminal import one_line_for as _told
+from .term.terminal import say as _say
 from .verdict import Verdict
 from .watch import GIB, Limits
 
 app = typer.Typer(
     help="Grade exercises from the adapters that they save.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-console = Console()
 BUILD = Path("build")
+app.command()(commands.collect)
 
 
 def _exercises(names: list[str] | None) -> list[Exercise]:
@@ -139,20 +141,6 @@ def grade(
         _say("[yellow]left out[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
     raise typer.Exit(0 if _into_gradebook(verdicts, url) and not missed and not failed else 1)
-
-
-@contextmanager
-def _told(*problems: type[Exception]) -> Iterator[None]:
-    """Ends the command with a line and exit status 2 if one of these is raised."""
-    try:
-        yield
-    except problems as problem:
-        _say("[red]Error[/red]", str(problem))
-        raise typer.Exit(2) from None
-
-
-def _say(kind: str, what: str) -> None:
-    console.print(f"{kind}: {escape(what)}", highlight=False, soft_wrap=True)
 
 
 def _make_folder(out: Path) -> None:

@@ -190,15 +190,24 @@ def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _File:
-    """A file of a hand-in: its path, how many bytes it says it has, and how to read at most so many of them."""
+class File:
+    """A file of a submission: its path, how many bytes it says it has, and how to read at most so many of them."""
 
     path: Parts
     size: int
     read: Callable[[int], bytes]
 
+    def content(self) -> bytes:
+        """Return all of it. Raises `BadHandIn` if its size is not the one that it claims."""
+        content = self.read(self.size + 1)
+        if len(content) != self.size:
+            raise BadHandIn(
+                f"{_shown(self.path)} has not the {self.size:,} bytes that it says it has: hand it in again"
+            )
+        return content
 
-def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
+
+def _gather(files: Iterable[File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
     """The notebook and the runs among these files, read, and the paths of all else."""
     files = list(files)
     around = _around_everything(files, exercise)
@@ -214,11 +223,7 @@ def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, R
             raise BadHandIn(f"{_shown(file.path)}: {_shown(slot)} is there twice: keep one of them")
         total += file.size
         _refused_if_too_large(file, total)
-        taken[slot] = file.read(file.size + 1)
-        if len(taken[slot]) != file.size:
-            raise BadHandIn(
-                f"{_shown(file.path)} has not the {file.size:,} bytes that it says it has: hand it in again"
-            )
+        taken[slot] = file.content()
     runs = {
         run.name: {name: taken[run.name, name] for name in RUN_FILES if (run.name, name) in taken}
         for run in exercise.runs
@@ -227,7 +232,7 @@ def _gather(files: Iterable[_File], exercise: Exercise) -> tuple[bytes | None, R
     return notebook, {name: found for name, found in runs.items() if found}, tuple(sorted(strays))
 
 
-def _around_everything(files: Sequence[_File], exercise: Exercise) -> str:
+def _around_everything(files: Sequence[File], exercise: Exercise) -> str:
     """The one folder that everything lies in, whatever a system packs beside it; or else that of the exercise's name."""
     tops = {file.path[0] for file in files if file.path[0] != "__MACOSX" and not file.path[0].startswith(".")}
     loose = any(len(file.path) == 1 and file.path[0] in tops for file in files)
@@ -248,7 +253,7 @@ def _is_read(slot: Parts, exercise: Exercise) -> bool:
     return slot == (f"{exercise.id}.ipynb",)
 
 
-def _refused_if_too_large(file: _File, total: int) -> None:
+def _refused_if_too_large(file: File, total: int) -> None:
     most, advice = MAX_JSON, "no run has one that large, save it again"
     if file.path[-1] == ADAPTER_FILE:
         most, advice = MAX_TOTAL, "hand in the adapter, not a whole model"
@@ -294,7 +299,24 @@ def _folder(path: Path) -> Iterator[int]:
         os.close(opened)
 
 
-def _walk(root: int) -> Iterator[_File]:
+@contextmanager
+def files_in_folder(path: Path) -> Iterator[list[File]]:
+    """Yield the files in the folder, to be read before it is closed. Raises `BadHandIn`, also while they are read."""
+    with _folder(path) as opened:
+        yield list(_walk(opened))
+
+
+def file_in_folder(path: Path) -> File:
+    """Return the one file at `path`. Raises `BadHandIn` if it is no plain file, also while it is read."""
+
+    def read(most: int) -> bytes:
+        with _folder(path.parent) as opened:
+            return _read_in(opened, (path.name,), most)
+
+    return File((path.name,), _refused_unless_plain((path.name,), path.lstat()).st_size, read)
+
+
+def _walk(root: int) -> Iterator[File]:
     """Every file in the folder; hidden ones excepted, and what macOS adds. Raises `BadHandIn` for what is no plain file."""
     waiting: list[Parts] = [()]
     seen = 0
@@ -310,7 +332,7 @@ def _walk(root: int) -> Iterator[_File]:
                     continue
                 status = _refused_unless_plain(path, entry.stat(follow_symlinks=False))
                 if stat.S_ISREG(status.st_mode):
-                    yield _File(path, status.st_size, partial(_read_in, root, path))
+                    yield File(path, status.st_size, partial(_read_in, root, path))
                 elif len(path) < MAX_DEPTH:
                     waiting.append(path)
                 else:
@@ -378,7 +400,7 @@ class _Bounded(io.BytesIO):
         return super().read(size)
 
 
-def _gather_zip(zips: list[_File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
+def _gather_zip(zips: list[File], exercise: Exercise) -> tuple[bytes | None, Runs, tuple[str, ...]]:
     """As `_gather`, from the one zip of a hand-in. Raises `BadHandIn`, whatever is wrong with it."""
     first, *others = zips
     where = _shown(first.path)
@@ -386,18 +408,18 @@ def _gather_zip(zips: list[_File], exercise: Exercise) -> tuple[bytes | None, Ru
         raise BadHandIn(f"{where} and {_shown(others[0].path)} are both there: keep the one to be graded")
     if first.size > MAX_TOTAL:
         raise BadHandIn(f"{where} is too large, {first.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
-    with _told_of(where):
+    with told_of_zip(where):
         content = first.read(first.size)
         source = _Bounded(content)
         with zipfile.ZipFile(source) as archive:
             source.most = None
             entries = archive.infolist()
-            _refused_if_a_bomb(entries, len(content))
-            return _gather(list(_entries(archive, entries)), exercise)
+            return _gather(files_in_zip(archive, entries, len(content)), exercise)
 
 
 @contextmanager
-def _told_of(where: str) -> Iterator[None]:
+def told_of_zip(where: str) -> Iterator[None]:
+    """Turn whatever reading a zip raises into `BadHandIn`, in one line that begins with `where`."""
     try:
         yield
     except BadHandIn as problem:
@@ -405,6 +427,12 @@ def _told_of(where: str) -> Iterator[None]:
     except Exception as error:  # whatever a broken file does to its reader, it is the file's fault
         what = first_line(error)[:200]
         raise BadHandIn(f"{where}: cannot be read as a zip ({printable(what)}): pack and hand it in again") from None
+
+
+def files_in_zip(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], packed: int) -> list[File]:
+    """Return the files among these entries, which take `packed` bytes in the zip. Raises `BadHandIn`."""
+    _refused_if_a_bomb(entries, packed)
+    return list(_entries(archive, entries))
 
 
 def _refused_if_a_bomb(entries: list[zipfile.ZipInfo], packed: int) -> None:
@@ -418,7 +446,7 @@ def _refused_if_a_bomb(entries: list[zipfile.ZipInfo], packed: int) -> None:
         )
 
 
-def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[_File]:
+def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:
     """The files of a zip, hidden ones excepted."""
     seen = set()
     for info in entries:
@@ -435,7 +463,7 @@ def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterat
         if path in seen:
             raise BadHandIn(f"{_shown(path)} is in it twice: pack again")
         seen.add(path)
-        yield _File(path, info.file_size, partial(_unpack, archive, info))
+        yield File(path, info.file_size, partial(_unpack, archive, info))
 
 
 def _path(info: zipfile.ZipInfo) -> Parts:

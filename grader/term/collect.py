@@ -1,0 +1,216 @@
+"""Collecting a bulk download into `submitted/<student>/<exercise>/`, as often as one likes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loralab.files import whole_folder
+
+from .. import foreign
+from ..intake import BadHandIn, Parts, files_in_folder, printable
+from .downloads import Note, Upload, Uploaded, read_download
+from .guess import exercises_of, without_number
+from .roster import Entry, Roster, read_roster, write_roster
+
+EARLIER = "earlier"  # where superseded attempts are kept, in the course folder
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One submission of the download, and what became of it: "new", "updated", "unchanged" or "older"."""
+
+    entry: Entry
+    outcome: str
+
+
+def collect(download: Path, course: Path, exercise: str | None = None) -> Iterator[Collected | Note]:
+    """Bring the submissions of a download into the course; yield each, and a line for each thing that is kept aside or
+    left out.
+
+    What is there already is not written again; a newer one takes its place, and the older one is kept in `earlier/`.
+    The roster is written after each submission, so the command can be repeated if it was stopped. Raises `ValueError`
+    in one line if the download or the roster cannot be read.
+    """
+    roster = read_roster(course)
+    for upload in read_download(download):
+        if isinstance(upload, Note):
+            yield upload
+            continue
+        for one, files in _by_exercise(upload, exercise):
+            if one is None:
+                yield Note("left out", f"{_who(upload)}: {files}")
+            else:
+                yield from _bring(upload, one, files, course, roster)
+
+
+def _who(upload: Upload) -> str:
+    return foreign.line(f"{upload.owner.name} ({upload.owner.student})")
+
+
+def _by_exercise(upload: Upload, exercise: str | None) -> Iterator[tuple[str, list[Uploaded]] | tuple[None, str]]:
+    """The files of each exercise; those that say nothing belong to the only one there is, or are named."""
+    if exercise:
+        yield exercise, upload.files
+        return
+    of: dict[str, list[Uploaded]] = defaultdict(list)
+    unknown: list[Uploaded] = []
+    for file in upload.files:
+        found = exercises_of(file.path, file.content)
+        for one in found if len(found) == 1 else ():
+            of[one].append(file)
+        if len(found) != 1:
+            unknown.append(file)
+    if len(of) == 1:
+        of[next(iter(of))] += unknown
+        unknown = []
+    yield from of.items()
+    if unknown:
+        names = ", ".join("/".join(file.path) for file in unknown[:3])
+        yield None, foreign.line(f"{names}: of which exercise cannot be seen: name it with --exercise")
+
+
+def _bring(
+    upload: Upload, exercise: str, files: list[Uploaded], course: Path, roster: Roster
+) -> Iterator[Collected | Note]:
+    """Write one submission, if it is not there or is newer."""
+    counted, older = _attempts(files, exercise)
+    entry = _entry(upload, exercise, counted)
+    content = _contents(counted, exercise)
+    folder = course / "submitted" / entry.student / exercise
+    before = roster.get((entry.student, exercise))
+    who = f"{_who(upload)}, {exercise}"
+    try:
+        there = _digest_in(folder) if folder.is_dir() or folder.is_symlink() else ""
+    except BadHandIn as problem:
+        yield Note("left out", f"{who}: {printable(str(folder))} is there and cannot be read ({problem})")
+        return
+    if before and before.lms != entry.lms:
+        yield Note("left out", f"{who}: {entry.student} came from {before.lms} before: collect it into another course")
+        return
+    if there and there != entry.digest and (before is None or there != before.digest):
+        yield Note(
+            "left out", f"{who}: submitted/{entry.student}/{exercise} was changed or put there by hand: move it away"
+        )
+        return
+    outcome = _outcome(entry, before, there, course)
+    if outcome == "updated" and before:
+        _keep_aside(_read(folder), before, course)
+    if outcome in ("new", "updated"):
+        try:
+            _write(content, folder)
+        except OSError as error:  # a folder has the name of a file, a name is too long
+            yield Note("left out", f"{who}: its files cannot be written ({error.strerror})")
+            return
+    if outcome == "older":
+        _keep_aside(content, entry, course)
+    elif outcome != "unchanged" or before is None:
+        roster[entry.student, exercise] = entry
+        write_roster(roster, course)
+    yield Collected(entry, outcome)
+    yield from _aside(older, upload, exercise, course)
+
+
+def _outcome(entry: Entry, before: Entry | None, there: str, course: Path) -> str:
+    if there == entry.digest:
+        return "unchanged"
+    if not there or before is None:
+        return "new"
+    if entry.timestamp and entry.timestamp < before.timestamp:
+        return "older"
+    seen = _earlier(entry, course).exists()
+    return "older" if seen and entry.timestamp <= before.timestamp else "updated"
+
+
+def _entry(upload: Upload, exercise: str, files: list[Uploaded]) -> Entry:
+    last = max(files, key=_age)
+    owner = upload.owner
+    return Entry(
+        owner.student, owner.name, owner.lms, exercise, last.place.late,
+        max(file.timestamp for file in files), last.place.download, _digest(_contents(files, exercise)),
+    )  # fmt: skip
+
+
+def _age(file: Uploaded) -> tuple[int, str, int]:
+    """What is later is larger: Canvas's own number, the time, the number of a further copy."""
+    return file.place.number, file.timestamp, without_number(_stem(file.path[-1]))[1]
+
+
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _attempts(files: list[Uploaded], exercise: str) -> tuple[list[Uploaded], list[Uploaded]]:
+    """The files that count, and those that a later one of the same kind supersedes."""
+    versions: dict[object, list[Uploaded]] = defaultdict(list)
+    stems = {_stem(file.path[-1]) for file in files}
+    for file in files:
+        versions[_kind(file, exercise, stems)].append(file)
+    last = [max(same, key=_age) for same in versions.values()]
+    return last, [file for file in files if not any(file is one for one in last)]
+
+
+def _kind(file: Uploaded, exercise: str, stems: set[str]) -> object:
+    """Files of the same kind are attempts at the same thing: notebooks of the exercise, numbered copies of one name."""
+    name = file.path[-1]
+    if len(file.path) == 1 and name.lower().endswith(".ipynb") and exercises_of(file.path, file.content) <= {exercise}:
+        return "the notebook"
+    base, number = without_number(_stem(name))
+    if number and (base in stems or base == exercise):
+        return (*file.path[:-1], base, name.rsplit(".", 1)[-1].lower())
+    return (*file.path[:-1], _stem(name), name.rsplit(".", 1)[-1].lower())
+
+
+def _contents(files: Iterable[Uploaded], exercise: str) -> dict[Parts, bytes]:
+    """The files as intake expects them: the one notebook has the exercise's name."""
+    found = {file.path: file.content for file in files}
+    notebooks = [path for path in found if len(path) == 1 and path[0].lower().endswith(".ipynb")]
+    if len(notebooks) == 1 and exercises_of(notebooks[0], found[notebooks[0]]) <= {exercise}:
+        found[(f"{exercise}.ipynb",)] = found.pop(notebooks[0])
+    return found
+
+
+def _digest(content: dict[Parts, bytes]) -> str:
+    files = sorted(("/".join(path), hashlib.sha256(data).hexdigest()) for path, data in content.items())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _read(folder: Path) -> dict[Parts, bytes]:
+    with files_in_folder(folder) as files:
+        return {file.path: file.content() for file in files}
+
+
+def _digest_in(folder: Path) -> str:
+    return _digest(_read(folder))
+
+
+def _earlier(entry: Entry, course: Path) -> Path:
+    return course / EARLIER / entry.student / entry.exercise / entry.digest[:12]
+
+
+def _keep_aside(content: dict[Parts, bytes], entry: Entry, course: Path) -> None:
+    folder = _earlier(entry, course)
+    if not folder.exists():
+        _write(content, folder)
+
+
+def _aside(older: list[Uploaded], upload: Upload, exercise: str, course: Path) -> Iterator[str]:
+    """Keep the superseded files of one download, and name them."""
+    for file in older:
+        entry = _entry(upload, exercise, [file])
+        _keep_aside({file.path: file.content}, replace(entry, digest=_digest({file.path: file.content})), course)
+        yield Note(
+            "kept aside", f"{_who(upload)}, {exercise}: {foreign.line('/'.join(file.path))}: a later attempt counts"
+        )
+
+
+def _write(content: dict[Parts, bytes], folder: Path) -> None:
+    with whole_folder(folder) as unfinished:
+        for path, data in content.items():
+            target = unfinished.joinpath(*path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)

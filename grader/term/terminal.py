@@ -1,0 +1,27 @@
+"""What every command prints: one line for one thing, and one line and exit status 2 where it cannot do its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console()
+
+
+@contextmanager
+def one_line_for(*problems: type[Exception]) -> Iterator[None]:
+    """End the command with one line and exit status 2 if one of these is raised."""
+    try:
+        yield
+    except problems as problem:
+        say("[red]Error[/red]", str(problem))
+        raise typer.Exit(2) from None
+
+
+def say(kind: str, what: str) -> None:
+    """Print one line: its kind, which may have markup, and a text, which has none."""
+    console.print(f"{kind}: {escape(what)}", highlight=False, soft_wrap=True)
