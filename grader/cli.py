@@ -49,6 +49,7 @@ app = typer.Typer(
 )
 BUILD = Path("build")
 app.command()(commands.collect)
+app.command()(commands.export)
 
 
 def _exercises(names: list[str] | None) -> list[Exercise]:

@@ -133,7 +133,7 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
     with unfinished.open("w", encoding="ascii") as file:
         for i, verdict in enumerate(verdicts):
             file.write("[\n" if i == 0 else ",\n")
-            file.write(json.dumps(verdict.model_dump(), indent=1))
+            file.write(json.dumps(verdict.published(), indent=1))
         file.write("\n]\n" if verdicts else "[]\n")
     unfinished.replace(folder / "results.json")
 

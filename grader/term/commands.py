@@ -11,7 +11,8 @@ import typer
 from ..exercises import EXERCISES, ROOT
 from .collect import Collected
 from .collect import collect as collect_download
-from .roster import FILE
+from .export import export_canvas, export_moodle, read_grades
+from .roster import FILE, read_roster
 from .terminal import console, one_line_for, say
 
 Course = Annotated[Path, typer.Option(help="The course folder, with submitted/ in it.")]
@@ -44,3 +45,36 @@ def collect(
     outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("new", "updated", "unchanged", "older"))
     console.print(f"{len(students)} students, {outcomes}; the roster is {course / FILE}", highlight=False)
     raise typer.Exit(1 if counts["left out"] or not students else 0)
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="The folder for the filled sheet and feedback.zip.")],
+    moodle: Annotated[Path | None, typer.Option(help="Moodle's grading worksheet, as downloaded.")] = None,
+    canvas: Annotated[Path | None, typer.Option(help="Canvas's gradebook, as exported.")] = None,
+    course: Course = ROOT,
+    exercise: Annotated[str | None, typer.Option(callback=_known, help="The exercise (default: the only one.)")] = None,
+    assignment: Annotated[
+        str | None, typer.Option(help="Canvas's column, by name or number (default: the one named like the exercise).")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="The folder that grade wrote (default: build/grade in the course).")
+    ] = None,
+) -> None:
+    """Fill the sheet of Moodle or Canvas with the grades, and zip the feedback as they take it back."""
+    with one_line_for(ValueError, OSError):
+        if (moodle is None) == (canvas is None):
+            raise ValueError("name one sheet: --moodle worksheet.csv or --canvas gradebook.csv")
+        if assignment and moodle:
+            raise ValueError("--assignment names a column of Canvas's gradebook; a worksheet of Moodle has one grade")
+        grades = read_grades(results or results_folder(course), exercise, read_roster(course))
+        done = export_moodle(moodle, grades, out) if moodle else export_canvas(canvas, grades, out, assignment)
+    for line in done.lines:
+        say("[yellow]note[/yellow]", line)
+    console.print(
+        f"{done.grades} grades of {grades.exercise} in {done.sheet}, feedback in {done.feedback}", highlight=False
+    )
+
+
+def results_folder(course: Path) -> Path:
+    """Where `grade` writes the results of a course, unless it is told otherwise."""
+    return (Path() if course == ROOT else course) / "build" / "grade"

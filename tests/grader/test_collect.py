@@ -1,7 +1,6 @@
 """Bulk downloads of Moodle and Canvas, as their own code names the files, brought to where submissions are graded."""
 
 import csv
-import os
 import shutil
 import unicodedata
 import zipfile
@@ -233,4 +232,4 @@ def test_a_download_that_cannot_be_read_is_one_line(course, tmp_path, content):
         (tmp_path / "x.zip").write_bytes(content)
     status, said = collected(course, tmp_path / "x.zip")
     assert status == 2 and said.count("\n") == 1 and said.startswith("Error: ")
-    assert not os.listdir(course)
+    assert not list(course.iterdir())

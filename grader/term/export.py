@@ -1,0 +1,242 @@
+"""Grades and feedback for Moodle and Canvas: their own sheet with the grades in it, and a zip that they take back."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loralab.files import write_whole
+
+from .. import foreign
+from ..exercises import EXERCISES
+from ..feedback import feedback_path
+from ..verdict import MAX_POINTS, Verdict
+from .roster import Platform, Roster
+from .sheets import Sheet
+
+FEEDBACK = "feedback.zip"
+MAX_COMMENT = 1000  # characters
+PARTICIPANT = re.compile(r"\D*(\d+)")
+ASSIGNMENT = re.compile(r"(?P<title>.*) \((?P<number>\d+)\)", re.DOTALL)
+OURS = re.compile(rf"'?-?[\d.]+ of {MAX_POINTS} points")  # a comment that an earlier export wrote
+UNSAFE = re.compile(r'[_\\/:*?"<>|\x00-\x1f]')  # what Moodle takes out of a name, or reads as a separator
+POINTS_POSSIBLE = "Points Possible"
+NOT_TO_BE_GRADED = {"EX": "excused", "N/A": "not assigned to this student"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The two files, how many grades are in the sheet, and a line for each thing that was not done."""
+
+    sheet: Path
+    feedback: Path
+    grades: int
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Grades:
+    """The verdicts on one exercise by student, where their pages lie, and what the platform calls them."""
+
+    exercise: str
+    verdicts: dict[str, Verdict]
+    folder: Path
+    roster: Roster
+
+
+def read_grades(folder: Path, exercise: str | None, roster: Roster) -> Grades:
+    """Return the verdicts in a folder of results. Raises `ValueError` in one line if there are none, or of several exercises."""
+    path = folder / "results.json"
+    try:
+        verdicts = [Verdict.model_validate(one) for one in json.loads(path.read_bytes())]
+    except (OSError, ValueError):
+        raise ValueError(f"{path}: no results can be read there: grade the class first, or name --results") from None
+    found = sorted({verdict.exercise for verdict in verdicts})
+    if exercise is None and len(found) != 1:
+        raise ValueError(f"{path} has results of {', '.join(found) or 'no exercise'}: name one with --exercise")
+    exercise = exercise or found[0]
+    chosen = {verdict.student: verdict for verdict in verdicts if verdict.exercise == exercise}
+    if not chosen:
+        raise ValueError(f"{path} has no results of {exercise}, only of {', '.join(found)}: grade it first")
+    return Grades(exercise, chosen, folder, roster)
+
+
+def export_moodle(worksheet: Path, grades: Grades, out: Path) -> Exported:
+    """Fill Moodle's offline grading worksheet. Raises `ValueError` in one line."""
+    sheet = Sheet.read(worksheet, ["Identifier", "Grade"])
+    header = [name.casefold() for name in sheet.row(0)]
+    columns = {name: header.index(name) for name in header}
+    names: dict[str, str] = {}
+    lines: list[str] = []
+    written: set[str] = set()
+    for number in range(1, len(sheet.rows)):
+        row = sheet.row(number)
+        match = PARTICIPANT.fullmatch(row[columns["identifier"]]) if len(row) == len(header) else None
+        if match is None:
+            continue
+        verdict = grades.verdicts.get(match[1])
+        if verdict is None or verdict.final_points is None:
+            continue
+        names[verdict.student] = row[columns["full name"]] if "full name" in columns else ""
+        if _cell(row, columns, "grade can be changed").casefold() == "no":
+            lines.append(f"{verdict.student}: Moodle says that the grade cannot be changed: left as it is")
+            continue
+        largest = _cell(row, columns, "maximum grade")
+        sheet.put(number, columns["grade"], _grade(verdict.final_points, largest))
+        written.add(verdict.student)
+        if "feedback comments" in columns:
+            if row[columns["feedback comments"]] and not OURS.match(row[columns["feedback comments"]]):
+                lines.append(f"{verdict.student}: has a comment by hand, which stays")
+            else:
+                sheet.put(number, columns["feedback comments"], _comment(verdict))
+
+    def name_of(student: str) -> str:
+        download = _download(grades, student, "moodle")
+        if download and not _is_folder(download):  # of a download without folders
+            return f"{download.partition('assignsubmission_file_')[0]}assignsubmission_file_{grades.exercise}.html"
+        folder = download or f"{UNSAFE.sub(' ', names[student]) or 'Participant'}_{student}_assignsubmission_file_"
+        return f"{folder}/{grades.exercise}.html"
+
+    return _write(sheet, worksheet, grades, out, written, lines, name_of)
+
+
+def export_canvas(gradebook: Path, grades: Grades, out: Path, assignment: str | None = None) -> Exported:
+    """Fill one assignment's column of Canvas's gradebook. Raises `ValueError` in one line."""
+    sheet = Sheet.read(gradebook, ["ID"])
+    header = sheet.row(0)
+    column = _assignment(header, grades.exercise, assignment, gradebook)
+    identifier = header.index("ID")
+    largest, lines, written = str(MAX_POINTS), [], set()
+    for number in range(1, len(sheet.rows)):
+        row = sheet.row(number)
+        if len(row) != len(header):
+            continue
+        if row[0].strip() == POINTS_POSSIBLE:
+            largest = row[column]
+        verdict = grades.verdicts.get(row[identifier])
+        if verdict is None or verdict.final_points is None:
+            continue
+        if why := NOT_TO_BE_GRADED.get(row[column]):
+            lines.append(f"{verdict.student}: {why} in Canvas: left as it is")
+            continue
+        sheet.put(number, column, _grade(verdict.final_points, largest))
+        written.add(verdict.student)
+
+    def name_of(student: str) -> str:
+        download = _download(grades, student, "canvas")
+        return f"{download.rsplit('.', 1)[0]}.html" if download else ""
+
+    return _write(sheet, gradebook, grades, out, written, lines, name_of)
+
+
+def _cell(row: Sequence[str], columns: dict[str, int], name: str) -> str:
+    return row[columns[name]] if name in columns else ""
+
+
+def _assignment(header: Sequence[str], exercise: str, asked: str | None, path: Path) -> int:
+    """The column of the assignment: the one that is asked for, that names the exercise, or the only one."""
+    found = {number: match for number, name in enumerate(header) if (match := ASSIGNMENT.fullmatch(name))}
+    wanted = [asked] if asked else [exercise, EXERCISES[exercise].title]
+    named = [
+        number
+        for number, match in found.items()
+        if any(one in (match["number"], match[0], match["title"]) or (not asked and one in match[0]) for one in wanted)
+    ]
+    chosen = named or ([] if asked else list(found))
+    if len(chosen) != 1:
+        names = ", ".join(match[0] for match in found.values()) or "none"
+        raise ValueError(
+            f"{path}: which column is {asked or exercise}? name it with --assignment: {foreign.line(names)}"
+        )
+    return chosen[0]
+
+
+def _grade(points: float, largest: str) -> str:
+    """The points on the sheet's own scale, with its own decimal mark."""
+    try:
+        scale = float(largest.replace(",", ".")) / MAX_POINTS if largest.strip() else 1.0
+    except ValueError:
+        raise ValueError(
+            f"the largest grade {foreign.line(largest, 20)!r} is no number: give the assignment points"
+        ) from None
+    text = f"{round(points * scale, 2):g}"
+    return text.replace(".", ",") if "," in largest else text
+
+
+def _comment(verdict: Verdict) -> str:
+    """What the student reads in Moodle, on one line: the points, why they were adjusted, and what did not pass."""
+    parts = [f"{verdict.final_points:g} of {MAX_POINTS} points"]
+    if verdict.adjustments:
+        parts.append(
+            f"{verdict.points:g} before adjustment; {verdict.reasons}"
+            if verdict.points is not None
+            else verdict.reasons
+        )
+    parts += [foreign.without_folders(verdict.message)] if verdict.message else []
+    parts += [f"{check.run}: {check.name}" if check.run else check.name for check in verdict.checks if not check.passed]
+    return foreign.in_spreadsheet(html.escape(foreign.line("; ".join(parts), MAX_COMMENT), quote=False))
+
+
+def _download(grades: Grades, student: str, lms: Platform) -> str:
+    entry = grades.roster.get((student, grades.exercise))
+    return entry.download if entry and entry.lms == lms else ""
+
+
+def _is_folder(download: str) -> bool:
+    return bool(re.search(r"_assignsubmission_file_?$", download))
+
+
+def _write(
+    sheet: Sheet,
+    source: Path,
+    grades: Grades,
+    out: Path,
+    written: set[str],
+    lines: list[str],
+    name_of: Callable[[str], str],
+) -> Exported:
+    target = out / source.name
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"--out {out}: the sheet itself lies there and would be overwritten: name another folder")
+    graded = {student for student, verdict in grades.verdicts.items() if verdict.final_points is not None}
+    lines += [
+        f"{student}: graded, and has no row in {source.name}" for student in sorted(graded - written - _said(lines))
+    ]
+    pages = list(_pages(grades, sorted(written), name_of, lines))
+    write_whole(target, sheet.content())
+    return Exported(target, write_whole(out / FEEDBACK, _zipped(pages)), len(written), lines)
+
+
+def _said(lines: Sequence[str]) -> set[str]:
+    return {line.partition(":")[0] for line in lines}
+
+
+def _pages(
+    grades: Grades, students: Sequence[str], name_of: Callable[[str], str], lines: list[str]
+) -> Iterator[tuple[str, bytes]]:
+    for student in students:
+        page = grades.folder / feedback_path(student, grades.exercise)
+        name = name_of(student)
+        if not page.is_file():
+            lines.append(f"{student}: has no feedback page: run grade again, which writes it")
+        elif not name:
+            lines.append(
+                f"{student}: was not collected from this platform, so its feedback has no name there: left out"
+            )
+        else:
+            yield name, page.read_bytes()
+
+
+def _zipped(pages: Sequence[tuple[str, bytes]]) -> bytes:
+    """The zip of these pages, the same bytes for the same pages."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, page in pages:
+            archive.writestr(zipfile.ZipInfo(name), page, zipfile.ZIP_DEFLATED)
+    return content.getvalue()
