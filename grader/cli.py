@@ -21,6 +21,7 @@ from loralab import PROFILES, Base, choose_base
 from loralab.cluster import fingerprint as code_and_data
 from loralab.record import hardware, now, versions
 
+from . import foreign
 from .adapter import Refused
 from .autograded import answers_differ, origin_of, remove_autograded, write_autograded
 from .bands import Band, BaseBands, ExerciseBands, RunBands
@@ -38,6 +39,8 @@ from .report import FEW, print_class, print_verdict, write_grades, write_report,
 from .sandbox import SandboxMissing, available
 from .summary import in_order
 from .term import commands
+from .term.audit import differences, drawn, share_of
+from .term.term import Term
 from .term.terminal import console
 from .term.terminal import one_line_for as _told
 from .term.terminal import say as _say
@@ -50,6 +53,7 @@ app = typer.Typer(
 BUILD = Path("build")
 app.command()(commands.collect)
 app.command()(commands.export)
+app.command()(commands.regrade)
 
 
 def _exercises(names: list[str] | None) -> list[Exercise]:
@@ -87,6 +91,10 @@ def grade(
     ] = None,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The seed that the notebooks train with.")] = 0,
+    audit: Annotated[
+        str | None,
+        typer.Option(help="With --artifacts-only: run a random share of the notebooks after all, as in 10%."),
+    ] = None,
     heldout_seed: Annotated[
         int | None,
         typer.Option(
@@ -116,6 +124,7 @@ def grade(
     a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
     url = gradebook or default_url(course)
     with _told(GradebookError, LedgerError, SandboxMissing, ValueError):
+        share = _share(audit, artifacts_only and a_class)
         _make_folder(out)
         if artifacts is not None:
             places, mode = [_one_folder(artifacts, chosen)], "artifacts"
@@ -128,13 +137,31 @@ def grade(
         with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
             if a_class:
                 write_gradebook([], url)  # one that cannot be opened is told before the hours that grading takes
-            drawn = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
-            setting = Setting(base_used, ledger.heldout_seed if ledger else drawn, mode, seed, limits)
+            fresh = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
+            term = Term(course, ledger) if ledger else None
+            again = term.again if term else {}
+            setting = Setting(base_used, ledger.heldout_seed if ledger else fresh, mode, seed, limits, again)
             grading = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
+            if term:
+                term.history.remember(
+                    {
+                        "exercise": exercise, "artifacts_only": artifacts_only, "no_sandbox": no_sandbox, "base": base,
+                        "seed": seed, "minutes": minutes, "memory": memory, "workers": workers, "gradebook": gradebook,
+                    }
+                )  # fmt: skip
+                grading = term.adjusted(grading)
             hand_back = partial(_hand_back, course=course, out=out, url=url) if a_class else None
             graded = _each_as_it_ends(grading, len(places), hand_back)
-        verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
-        _report(verdicts, graded if a_class else [], out)
+            verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
+            _report(verdicts, graded if a_class else [], out)
+            if term:
+                _say_what_changed(term.publish(verdicts, out), out)
+            if share:
+                audited = drawn(places, share, setting.heldout_seed)
+                rerun = grade_class(
+                    audited, replace(setting, mode="sandbox"), ledger, min(workers, len(audited)), cluster
+                )
+                _say_what_differs(differences(rerun, graded), len(audited))
     if not a_class:
         raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
     missed = left_out(course / "submitted")
@@ -142,6 +169,36 @@ def grade(
         _say("[yellow]left out[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
     raise typer.Exit(0 if _into_gradebook(verdicts, url) and not missed and not failed else 1)
+
+
+def _share(audit: str | None, from_artifacts: bool) -> float:
+    """The share to audit, 0 for none. Raises `SandboxMissing` if notebooks cannot be run."""
+    if audit is None:
+        return 0.0
+    if not from_artifacts:
+        raise ValueError("--audit runs notebooks of a class that is graded with --artifacts-only: add that option")
+    _mode(artifacts_only=False, no_sandbox=False)
+    return share_of(audit)
+
+
+def _say_what_changed(lines: Sequence[str], out: Path) -> None:
+    for line in lines[:FEW]:
+        _say("[yellow]changed[/yellow]", line)
+    if lines:
+        more = f"and {len(lines) - FEW} more; " if len(lines) > FEW else ""
+        console.print(f"{more}all changes are in {out / 'changes.csv'} and changes.json", highlight=False)
+
+
+def _say_what_differs(audit: Generator[tuple[Verdict, str], None, None], total: int) -> None:
+    found = 0
+    for verdict, difference in tqdm(audit, total=total, desc="audit", unit="submission"):
+        if difference:
+            found += 1
+            _say(
+                "[yellow]audit[/yellow]",
+                f"{foreign.name(verdict.student)}, {verdict.exercise}: {foreign.line(difference)}",
+            )
+    console.print(f"audited {total}, of which {found} differ; no points were changed by it", highlight=False)
 
 
 def _make_folder(out: Path) -> None:

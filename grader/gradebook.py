@@ -114,7 +114,7 @@ def _writable(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:
         except UnusableName as unusable:
             left_out[verdict.student] = str(unusable)
         else:
-            if verdict.state != "grader failed":
+            if verdict.final_points is not None:
                 taken.append(verdict)
     return taken, list(left_out.values())
 
@@ -145,7 +145,7 @@ def _enter(gradebook: Gradebook, verdict: Verdict, sheet: Sheet) -> None:
     gradebook.update_or_create_student(verdict.student)
     gradebook.update_or_create_submission(verdict.exercise, verdict.student)
     entries = gradebook.find_submission_notebook(verdict.exercise, verdict.exercise, verdict.student)
-    share = verdict.points / MAX_POINTS
+    share = (verdict.final_points or 0.0) / MAX_POINTS
     for grade in entries.grades:
         if grade.name in sheet.scored:
             _score(grade, share * sheet.scored[grade.name])
@@ -168,12 +168,18 @@ def _comment(comment: Comment, verdict: Verdict) -> None:
 
 def _lines(verdict: Verdict) -> Iterator[str]:
     outcome = "every check passed." if verdict.passed else verdict.state if verdict.message else "what did not pass:"
-    yield f"{verdict.points:g} of {MAX_POINTS} points: {outcome}"
+    yield f"{verdict.final_points:g} of {MAX_POINTS} points: {outcome}"
+    if verdict.adjustments:
+        yield f"{_earned(verdict)}; {verdict.reasons}"
     if verdict.message:
         yield verdict.message
     for check in verdict.checks:
         if not check.passed:
             yield f"{check.run}: {check.name}: {check.message}" if check.run else f"{check.name}: {check.message}"
+
+
+def _earned(verdict: Verdict) -> str:
+    return "no points yet" if verdict.points is None else f"{verdict.points:g} before adjustment"
 
 
 def literal(text: str, limit: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +46,8 @@ class Setting:
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
     handed in are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
-    at: a notebook may use, for as long as it may run, the processors of the machine on which it does.
+    at: a notebook may use, for as long as it may run, the processors of the machine on which it does. `again` counts,
+    by student and exercise, how often somebody asked for a new verdict on the same submission.
     """
 
     base: Base
@@ -54,6 +55,7 @@ class Setting:
     mode: Mode = "sandbox"
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
+    again: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def key(self, hand_in: HandIn) -> Key:
         """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
@@ -61,12 +63,13 @@ class Setting:
         Raises `ValueError`, in one line, if the base cannot be had.
         """
         bounds = f", {replace(self.limits, cpu=0)}" if self.mode == "sandbox" else ""
+        again = self.again.get((hand_in.student, hand_in.exercise), 0)
         return Key(
             student=hand_in.student,
             exercise=hand_in.exercise,
             digest=hand_in.digest,
             base=f"{asked_for(self.base)}, {weights_of(self.base)}",
-            mode=f"{self.mode}, seed {self.seed}{bounds}",
+            mode=f"{self.mode}, seed {self.seed}{bounds}{f', again {again}' if again else ''}",
             grader_version=grader_version(),
             heldout_seed=self.heldout_seed,
         )

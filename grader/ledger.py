@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -142,6 +143,11 @@ class Ledger:
             rows = self._database.execute(f"{query} ORDER BY latest.student, latest.exercise").fetchall()
         return [self._read(text) for (text,) in rows]
 
+    def query(self, statement: str, values: tuple[str | float | None, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement in a transaction of its own, for the tables that other modules keep in this file."""
+        with self._transaction():
+            return self._database.execute(statement, values).fetchall()
+
     def _point_to(self, key: Key, row: int | None) -> None:
         values = (*_storable(key)[:2], row)
         self._database.execute(
@@ -237,11 +243,18 @@ def _is_no_text(value: str | int) -> bool:
 
 @cache
 def grader_version() -> str:
-    """A hash of all that decides a verdict but the submission: see `SOURCES`, and the versions of the main packages."""
-    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
+    """A hash of all that decides a verdict but the submission: of everything in `source_hashes`."""
+    return hashlib.sha256(json.dumps(source_hashes(), sort_keys=True).encode()).hexdigest()
+
+
+def source_hashes() -> dict[str, str]:
+    """The hash of each kind of `SOURCES`, and of the versions of the main packages, so that it is seen what changed."""
+    found = {"packages": hashlib.sha256(json.dumps(versions(), sort_keys=True).encode()).hexdigest()}
     for pattern in SOURCES:
+        digest = hashlib.sha256()
         for path in sorted(ROOT.glob(pattern)):
             content = path.read_bytes()
             digest.update(f"\n{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode())
             digest.update(content)
-    return digest.hexdigest()
+        found[pattern] = digest.hexdigest()
+    return found

@@ -40,6 +40,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     if verdict.state != "graded":
         console.print(title)
         _print_reason(console, verdict.state, verdict.message)
+        _print_adjustment(console, verdict)
         return
     console.print(_one_run(verdict, title) if len(verdict.runs) <= 1 else _many_runs(verdict, title))
     for check in verdict.checks:
@@ -53,6 +54,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     console.print(
         f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
     )
+    _print_adjustment(console, verdict)
 
 
 def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
@@ -77,11 +79,19 @@ def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> 
         )
     console.print(table)
     console.print("Points are of those graded.", style="dim", highlight=False)
+    if adjusted := sum(bool(verdict.adjustments) for verdict in verdicts):
+        console.print(f"Of {adjusted} other points count: report.html says why.", highlight=False)
     broken = total.of_state("grader failed")
     for verdict in broken[:FEW]:
         _print_reason(console, f"grader failed: {foreign.name(verdict.student)}, {verdict.exercise}", verdict.message)
     if len(broken) > FEW:
         console.print(f"and {len(broken) - FEW} more that the grader failed at, in report.html", highlight=False)
+
+
+def _print_adjustment(console: Console, verdict: Verdict) -> None:
+    if verdict.adjustments:
+        reasons = foreign.shown(verdict.reasons)
+        console.print(Text(f"{verdict.final_points:g} of {MAX_POINTS} points count ({reasons})"), soft_wrap=True)
 
 
 def _print_reason(console: Console, what: str, message: str) -> None:
@@ -141,15 +151,22 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
 def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
     """One row a student and exercise; a text that a spreadsheet would run as a formula is marked as text.
 
-    What the grader failed at has neither points nor a pass or fail.
+    What the grader failed at has neither points nor a pass or fail. If anything was adjusted (late, by hand), two more
+    columns have the points that count and why.
     """
+    adjusted = any(verdict.adjustments for verdict in verdicts)
     rows = io.StringIO(newline="")
     writer = csv.writer(rows, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
+    writer.writerow(
+        ["student", "exercise", "state", "points", "max_points", "passed", "message"]
+        + ["final_points", "adjustment"] * adjusted
+    )
     for verdict in verdicts:
         texts = map(foreign.in_spreadsheet, (verdict.student, verdict.exercise, verdict.state))
         scored = ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
-        writer.writerow([*texts, *scored, foreign.in_spreadsheet(_reasons(verdict))])
+        counts = "" if verdict.final_points is None else verdict.final_points
+        more = [counts, foreign.in_spreadsheet(verdict.reasons)] * adjusted
+        writer.writerow([*texts, *scored, foreign.in_spreadsheet(_reasons(verdict)), *more])
     write_whole(folder / "grades.csv", "\ufeff" + rows.getvalue())  # the mark by which a spreadsheet knows UTF-8
 
 
@@ -209,6 +226,7 @@ def write_report(
         titles={exercise.id: exercise.title for exercise in EXERCISES.values()},
         students=list(dict.fromkeys(verdict.student for verdict in verdicts)),
         cells=cells,
+        adjusted=[verdict for verdict in verdicts if verdict.adjustments],
         parts=[] if few else [_part(summary) for summary in summaries],
         sections=[_section(verdict, f"s{i}") for i, verdict in enumerate(verdicts)] if few else [],
         groups=similarity.groups(fingerprints or {}, reference),

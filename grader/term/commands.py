@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from .. import foreign
 from ..exercises import EXERCISES, ROOT
+from ..intake import find
+from ..ledger import Ledger, LedgerError
+from ..verdict import MAX_POINTS
 from .collect import Collected
 from .collect import collect as collect_download
 from .export import export_canvas, export_moodle, read_grades
+from .history import Decision, History, Kind
 from .roster import FILE, read_roster
 from .terminal import console, one_line_for, say
 
@@ -73,6 +78,56 @@ def export(
     console.print(
         f"{done.grades} grades of {grades.exercise} in {done.sheet}, feedback in {done.feedback}", highlight=False
     )
+
+
+def regrade(
+    student: Annotated[str, typer.Argument(help="The student's folder in submitted/.")],
+    exercise: Annotated[str, typer.Argument(callback=_known, help="The exercise.")],
+    note: Annotated[str, typer.Option(help="Why; it is kept, and shown beside points set by hand.")],
+    points: Annotated[
+        float | None, typer.Option(min=0, max=MAX_POINTS, help="Set these points by hand, and judge nothing again.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the points that were set by hand.")] = False,
+    course: Course = ROOT,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder that grade wrote (default: build/grade in the course).")
+    ] = None,
+) -> None:
+    """Judge one submission again, or set its points by hand; then bring all results up to date, as `grade` did last."""
+    from ..cli import grade
+
+    out = out or results_folder(course)
+    with one_line_for(ValueError, LedgerError):
+        options = _decide(student, exercise, note, points, remove, course, out)
+    grade(course=course, out=out, **options)
+
+
+def _decide(
+    student: str, exercise: str, note: str, points: float | None, remove: bool, course: Path, out: Path
+) -> dict[str, Any]:
+    """Keep the decision, and return the options with which the class was graded last. Raises `ValueError`."""
+    if points is not None and remove:
+        raise ValueError("--points sets points and --remove removes them: give one of the two")
+    if not note.strip():
+        raise ValueError("--note is empty: say why")
+    if not any((place.student, place.exercise) == (student, exercise) for place in find(course / "submitted")):
+        raise ValueError(
+            f"{course / 'submitted'} has no {foreign.line(student)}/{exercise}: name the folders as they are there"
+        )
+    if not (out / "ledger.db").is_file():
+        raise ValueError(f"{out} has no ledger.db: grade the class first, or name its results with --out")
+    with Ledger(out / "ledger.db") as ledger:
+        history = History(ledger)
+        options = history.recall()
+        if options is None:
+            raise ValueError(f"{out / 'ledger.db'} was written by an older version: run grade once more first")
+        if remove and (student, exercise) not in history.by_hand():
+            raise ValueError(f"{foreign.line(student)}, {exercise}: no points were set by hand, so none can be removed")
+        kind: Kind = "removed" if remove else "again" if points is None else "points"
+        history.decide(Decision(student, exercise, kind, points, foreign.line(note)))
+    if options["exercise"]:
+        options["exercise"] = sorted({*options["exercise"], exercise})
+    return options
 
 
 def results_folder(course: Path) -> Path:

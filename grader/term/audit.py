@@ -1,0 +1,59 @@
+"""The audit of a class that was graded from its run folders: a random share of the notebooks is run after all."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Generator, Sequence
+
+from .. import foreign
+from ..intake import Place
+from ..judging import Graded
+from ..verdict import Verdict
+
+MAX_NAMED = 5  # checks that a line names one by one
+
+
+def share_of(text: str) -> float:
+    """Return 0.1 for "10%" or "0.1". Raises `ValueError` in one line."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    share = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"--audit {foreign.line(text, 20)}: write a share as 10%")
+    return share
+
+
+def drawn(places: Sequence[Place], share: float, heldout_seed: int) -> list[Place]:
+    """The share of the submissions that is audited, at least one; the same one each time, and known to nobody before."""
+    ordered = sorted(places, key=lambda place: (place.exercise, place.student))
+    return random.Random(f"audit {heldout_seed}").sample(ordered, math.ceil(share * len(ordered)))
+
+
+def differences(
+    rerun: Generator[Graded, None, None], graded: Sequence[Graded]
+) -> Generator[tuple[Verdict, str], None, None]:
+    """Each audited verdict as it ends, and in words what its notebook makes other than the run folders; "" if nothing."""
+    before = {(one.verdict.student, one.verdict.exercise): one.verdict for one in graded}
+    for one in rerun:
+        yield one.verdict, _difference(before[one.verdict.student, one.verdict.exercise], one.verdict)
+
+
+def _difference(submitted: Verdict, rerun: Verdict) -> str:
+    if rerun.state == "grader failed":
+        return f"the grader failed, so nothing is known: {rerun.message}"
+    if rerun.state != submitted.state:
+        return f"{submitted.state} from the run folders; when its notebook is run: {rerun.state}: {rerun.message}"
+    passed = {(one.run, one.name): one.passed for one in rerun.checks}
+    other = [
+        f"{one.run}: {one.name}" if one.run else one.name
+        for one in submitted.checks
+        if passed.get((one.run, one.name)) is not one.passed
+    ]
+    if not other:
+        return ""
+    more = f" and {len(other) - MAX_NAMED} more" if len(other) > MAX_NAMED else ""
+    return (
+        f"{submitted.points:g} points from the run folders, {rerun.points:g} when its notebook is run; "
+        f"other outcome of {', '.join(other[:MAX_NAMED])}{more}"
+    )

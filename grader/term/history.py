@@ -1,0 +1,233 @@
+"""What people decided about verdicts, and what changed since the results were last written; kept in the ledger's file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from loralab.files import write_whole
+from loralab.record import now
+
+from .. import foreign
+from ..ledger import Key, Ledger, grader_version, source_hashes
+from ..verdict import Adjustment, Verdict
+
+Kind = Literal["again", "points", "removed"]
+AGAIN = re.compile(r", again \d+$")
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS decision (id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL,"
+    " kind TEXT NOT NULL, points REAL, note TEXT NOT NULL, recorded TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS published (student TEXT NOT NULL, exercise TEXT NOT NULL, verdict TEXT NOT NULL,"
+    " key TEXT NOT NULL, PRIMARY KEY (student, exercise))",
+    "CREATE TABLE IF NOT EXISTS sources (grader_version TEXT PRIMARY KEY, hashes TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS options (only INTEGER PRIMARY KEY CHECK (only = 1), value TEXT NOT NULL)",
+)
+# What a kind of source is called where a verdict changed because of it.
+SOURCE_NAMES = {
+    "packages": "versions of packages",
+    "grader/*.py": "grader code",
+    "grader/bands/*.json": "bands",
+    "loralab/*.py": "library code",
+    "solutions/*/*.ipynb": "solutions",
+    "exercises/*/*.ipynb": "exercises",
+    "data/base/*": "embedded base",
+    "data/desk/*": "fact tables",
+    "data/pairs/**/*.jsonl": "pairs",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What somebody decided: to judge again, to set points by hand, or to remove these points."""
+
+    student: str
+    exercise: str
+    kind: Kind
+    points: float | None
+    note: str
+    recorded: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing about a verdict that is not what it was; `check` is a check's name, or what else changed."""
+
+    student: str
+    exercise: str
+    check: str
+    before: str
+    after: str
+    why: str
+
+
+class History:
+    """The decisions and the results that were written last, in the file of an open ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        for table in TABLES:
+            ledger.query(table)
+
+    def decide(self, decision: Decision) -> None:
+        """Keep a decision; earlier ones stay in the history."""
+        values = astuple(replace(decision, recorded=now()))
+        self._ledger.query(
+            "INSERT INTO decision (student, exercise, kind, points, note, recorded) VALUES (?, ?, ?, ?, ?, ?)", values
+        )
+
+    def decisions(self) -> list[Decision]:
+        """Every decision, in their order."""
+        rows = self._ledger.query("SELECT student, exercise, kind, points, note, recorded FROM decision ORDER BY id")
+        return [Decision(*row) for row in rows]
+
+    def again(self) -> dict[tuple[str, str], int]:
+        """How often each submission is to be judged again."""
+        return Counter((one.student, one.exercise) for one in self.decisions() if one.kind == "again")
+
+    def by_hand(self) -> dict[tuple[str, str], Decision]:
+        """The points set by hand that hold, by student and exercise."""
+        last = {(one.student, one.exercise): one for one in self.decisions() if one.kind != "again"}
+        return {who: one for who, one in last.items() if one.kind == "points"}
+
+    def remember(self, options: dict[str, Any]) -> None:
+        """Keep the options with which the class was graded last."""
+        self._ledger.query("INSERT OR REPLACE INTO options VALUES (1, ?)", (json.dumps(options),))
+
+    def recall(self) -> dict[str, Any] | None:
+        """The options with which the class was graded last; None if it was not."""
+        rows = self._ledger.query("SELECT value FROM options")
+        return json.loads(rows[0][0]) if rows else None
+
+    def publish(self, verdicts: Sequence[Verdict]) -> list[Change]:
+        """Note that these are the results now; return what changed in those that were there before, and why."""
+        changes: list[Change] = []
+        for verdict in verdicts:
+            key = self._key_of(verdict)
+            who = verdict.student, verdict.exercise
+            rows = self._ledger.query("SELECT verdict, key FROM published WHERE student = ? AND exercise = ?", who)
+            text = _text(verdict)
+            if rows and rows[0] == (text, json.dumps(key)):
+                continue
+            if rows:
+                before, old = Verdict.model_validate(json.loads(rows[0][0])), json.loads(rows[0][1])
+                why = "; ".join(self._reasons(before, verdict, old, key)) or "unknown"
+                changes += [Change(*who, *differing, why) for differing in _differences(before, verdict)]
+            self._ledger.query("INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?)", (*who, text, json.dumps(key)))
+        return changes
+
+    def _key_of(self, verdict: Verdict) -> dict[str, Any]:
+        """What the verdict depended on; nothing if it is not in the ledger, as of a submission that cannot be opened."""
+        names = [field.name for field in fields(Key)]
+        rows = self._ledger.query(
+            f"SELECT verdict, {', '.join(names)} FROM verdict WHERE student = ? AND exercise = ? ORDER BY id DESC",
+            (verdict.student, verdict.exercise),
+        )
+        earned = _text(verdict.model_copy(update={"adjustments": []}))
+        same = (row for row in rows if _text(Verdict.model_validate(json.loads(row[0]))) == earned)
+        key = next((dict(zip(names, row[1:], strict=True)) for row in same), {})
+        if key.get("grader_version") == grader_version():
+            self._ledger.query(
+                "INSERT OR IGNORE INTO sources VALUES (?, ?)", (key["grader_version"], json.dumps(source_hashes()))
+            )
+        return key
+
+    def _reasons(self, before: Verdict, after: Verdict, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+        if not (old and new):
+            yield "the submission"
+        elif old != new:
+            named = {"digest": "the submission", "base": "the base", "heldout_seed": "the held-out seed"}
+            yield from (why for name, why in named.items() if old[name] != new[name])
+            if old["mode"] != new["mode"]:
+                yield from self._of_mode(after, old["mode"], new["mode"])
+            if old["grader_version"] != new["grader_version"]:
+                yield from self._of_version(old["grader_version"], new["grader_version"])
+        for kind, why in (("late", "the deadline, or the roster"), ("by hand", "points by hand")):
+            was, now_is = ([one for one in verdict.adjustments if one.kind == kind] for verdict in (before, after))
+            if was != now_is and (kind == "by hand" or [one.reason for one in was] != [one.reason for one in now_is]):
+                yield why
+
+    def _of_mode(self, verdict: Verdict, old: str, new: str) -> Iterator[str]:
+        if AGAIN.sub("", old) != AGAIN.sub("", new):
+            yield "how it was run"
+        else:
+            notes = [
+                one.note
+                for one in self.decisions()
+                if (one.student, one.exercise, one.kind) == (verdict.student, verdict.exercise, "again")
+            ]
+            yield f"judged again: {notes[-1]}" if notes else "judged again"
+
+    def _of_version(self, old: str, new: str) -> Iterator[str]:
+        known = dict(self._ledger.query("SELECT grader_version, hashes FROM sources"))
+        if old not in known or new not in known:
+            yield "the grader"
+            return
+        before, after = json.loads(known[old]), json.loads(known[new])
+        kinds = dict.fromkeys([*before, *after])
+        yield from (SOURCE_NAMES.get(kind, kind) for kind in kinds if before.get(kind) != after.get(kind))
+
+
+def _text(verdict: Verdict) -> str:
+    return json.dumps(verdict.model_dump())
+
+
+def _differences(before: Verdict, after: Verdict) -> Iterator[tuple[str, str, str]]:
+    """What differs: its name, and what it was and is; nothing if only the seconds do."""
+    pairs = [
+        ("state", before.state, after.state),
+        ("message", before.message, after.message),
+        ("points", _number(before.points), _number(after.points)),
+        ("final points", _number(before.final_points), _number(after.final_points)),
+        ("adjustment", before.reasons, after.reasons),
+    ]
+    old, new = ({_name(one.run, one.name): one for one in verdict.checks} for verdict in (before, after))
+    for name in dict.fromkeys([*old, *new]):
+        found = (f"{one.earned:.4g} of {one.points:.4g}" if one else "" for one in (old.get(name), new.get(name)))
+        pairs.append((name, *found))
+    return (pair for pair in pairs if pair[1] != pair[2])
+
+
+def _name(run: str, check: str) -> str:
+    return f"{run}: {check}" if run else check
+
+
+def _number(points: float | None) -> str:
+    return "" if points is None else f"{points:g}"
+
+
+def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
+    """The verdict with the points of a decision, whatever it had."""
+    one = Adjustment(
+        kind="by hand", points=decision.points or 0.0, reason=f"{decision.note} ({decision.recorded[:10]})"
+    )
+    return verdict.model_copy(update={"adjustments": [*verdict.adjustments, one]})
+
+
+def write_changes(changes: Sequence[Change], folder: Path) -> None:
+    """Write `changes.csv` and `changes.json`; a text that a spreadsheet would run is marked as text."""
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows)
+    writer.writerow([field.name for field in fields(Change)])
+    writer.writerows([foreign.in_spreadsheet(text) for text in astuple(one)] for one in changes)
+    write_whole(folder / "changes.csv", "\ufeff" + rows.getvalue())
+    write_whole(folder / "changes.json", json.dumps([asdict(one) for one in changes], indent=1) + "\n")
+
+
+def in_lines(changes: Sequence[Change]) -> list[str]:
+    """The changes of each verdict in one line."""
+    found: dict[tuple[str, str], list[Change]] = {}
+    for one in changes:
+        found.setdefault((one.student, one.exercise), []).append(one)
+    return [
+        f"{foreign.name(student)}, {exercise}: "
+        + "; ".join(foreign.line(f"{one.check} {one.before or '-'} -> {one.after or '-'}", 200) for one in same)
+        + f" (because of: {foreign.line(same[0].why)})"
+        for (student, exercise), same in found.items()
+    ]

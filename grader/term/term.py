@@ -1,0 +1,55 @@
+"""What a term adds when a class is graded: deadlines, points by hand, and what changed since the last results."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..ledger import Ledger
+from ..verdict import Verdict
+from .deadlines import lateness, read_rules
+from .history import History, in_lines, set_by_hand, write_changes
+from .roster import read_roster
+
+if TYPE_CHECKING:
+    from ..judging import Graded
+
+
+class Term:
+    """The rules, the roster and the decisions of a course, read once. Raises `ValueError` in one line."""
+
+    def __init__(self, course: Path, ledger: Ledger) -> None:
+        rules = read_rules(course)
+        self._late = lateness(rules, read_roster(course)) if rules else {}
+        self.history = History(ledger)
+        self._by_hand = self.history.by_hand()
+
+    @property
+    def again(self) -> Mapping[tuple[str, str], int]:
+        """How often each submission is to be judged again."""
+        return self.history.again()
+
+    def adjust(self, verdict: Verdict) -> Verdict:
+        """The verdict with what being late costs, and after that with the points set by hand."""
+        who = verdict.student, verdict.exercise
+        if late := self._late.get(who):
+            verdict = late.adjust(verdict)
+        if decision := self._by_hand.get(who):
+            verdict = set_by_hand(verdict, decision)
+        return verdict
+
+    def adjusted(self, grading: Generator[Graded, None, None]) -> Generator[Graded, None, None]:
+        """The same, each verdict adjusted; the ledger keeps what was earned."""
+        with closing(grading):
+            for one in grading:
+                yield replace(one, verdict=self.adjust(one.verdict))
+
+    def publish(self, verdicts: Sequence[Verdict], out: Path) -> list[str]:
+        """Note the results, write what changed in those of before, and return it in lines."""
+        changes = self.history.publish(verdicts)
+        if changes:
+            write_changes(changes, out)
+        return in_lines(changes)
