@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,13 +28,16 @@ class Collected:
     outcome: str
 
 
-def collect(download: Path, course: Path, exercise: str | None = None) -> Iterator[Collected | Note]:
+def collect(
+    download: Path, course: Path, exercise: str | None = None, times: Mapping[str, str] | None = None
+) -> Iterator[Collected | Note]:
     """Bring the submissions of a download into the course; yield each, and a line for each thing that is kept aside or
     left out.
 
     What is there already is not written again; a newer one takes its place, and the older one is kept in `earlier/`.
-    The roster is written after each submission, so the command can be repeated if it was stopped. Raises `ValueError`
-    in one line if the download or the roster cannot be read.
+    The roster is written after each submission, so the command can be repeated if it was stopped. `times` has the times
+    of submission by student, where they are known better than the download knows them. Raises `ValueError` in one line
+    if the download or the roster cannot be read.
     """
     roster = read_roster(course)
     for upload in read_download(download):
@@ -45,7 +48,7 @@ def collect(download: Path, course: Path, exercise: str | None = None) -> Iterat
             if one is None:
                 yield Note("left out", f"{_who(upload)}: {files}")
             else:
-                yield from _bring(upload, one, files, course, roster)
+                yield from _bring(upload, one, files, course, roster, times or {})
 
 
 def _who(upload: Upload) -> str:
@@ -75,11 +78,12 @@ def _by_exercise(upload: Upload, exercise: str | None) -> Iterator[tuple[str, li
 
 
 def _bring(
-    upload: Upload, exercise: str, files: list[Uploaded], course: Path, roster: Roster
+    upload: Upload, exercise: str, files: list[Uploaded], course: Path, roster: Roster, times: Mapping[str, str]
 ) -> Iterator[Collected | Note]:
     """Write one submission, if it is not there or is newer."""
     counted, older = _attempts(files, exercise)
     entry = _entry(upload, exercise, counted)
+    entry = replace(entry, timestamp=times.get(entry.student, entry.timestamp))
     content = _contents(counted, exercise)
     folder = course / "submitted" / entry.student / exercise
     before = roster.get((entry.student, exercise))
@@ -108,7 +112,7 @@ def _bring(
             return
     if outcome == "older":
         _keep_aside(content, entry, course)
-    elif outcome != "unchanged" or before is None:
+    elif outcome != "unchanged" or before is None or times.get(entry.student, before.timestamp) != before.timestamp:
         roster[entry.student, exercise] = entry
         write_roster(roster, course)
     yield Collected(entry, outcome)

@@ -15,7 +15,7 @@ from ..ledger import Ledger, LedgerError
 from ..verdict import MAX_POINTS
 from .collect import Collected
 from .collect import collect as collect_download
-from .export import export_canvas, export_moodle, read_grades
+from .export import export_canvas, export_moodle, read_grades, submission_times
 from .history import Decision, History, Kind
 from .roster import FILE, read_roster
 from .terminal import console, one_line_for, say
@@ -35,12 +35,18 @@ def collect(
     exercise: Annotated[
         str | None, typer.Option(callback=_known, help="The exercise they are of (default: seen from the files).")
     ] = None,
+    worksheet: Annotated[
+        Path | None, typer.Option(help="Moodle's grading worksheet, which knows when each student submitted.")
+    ] = None,
 ) -> None:
     """Bring a bulk download of Moodle or Canvas into submitted/<student>/<exercise>/ and the roster students.csv."""
     counts: Counter[str] = Counter()
     students = set()
     with one_line_for(ValueError, OSError):
-        for one in collect_download(download, course, exercise):
+        times, unclear = submission_times(worksheet) if worksheet else ({}, [])
+        for line in unclear:
+            say("[yellow]note[/yellow]", line)
+        for one in collect_download(download, course, exercise, times):
             if isinstance(one, Collected):
                 counts[one.outcome] += 1
                 students.add(one.entry.student)

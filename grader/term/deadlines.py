@@ -137,7 +137,8 @@ class Lateness:
 def lateness(rules: CourseRules, roster: Roster) -> dict[tuple[str, str], Lateness]:
     """What is late, by student and exercise; a student's budget is spent in the order of the due dates.
 
-    What Canvas says is in time is in time: its download has no times of submission.
+    Where the platform itself says whether it is late, as Canvas does, that counts and costs nothing: the times in such a
+    download are its own. Who empties `late` in the roster lets the time count.
     """
     late: dict[str, list[tuple[datetime, bool, Entry]]] = defaultdict(list)
     for (student, exercise), entry in roster.items():
@@ -156,9 +157,10 @@ def lateness(rules: CourseRules, roster: Roster) -> dict[tuple[str, str], Latene
 
 def _one(rules: CourseRules, due: datetime, extended: bool, entry: Entry, budget: int) -> tuple[Lateness | None, int]:
     """How late this one is, and what is left of the student's budget after it."""
+    if entry.late == "yes":
+        return Lateness(1.0, f"late, as {entry.lms} says, which does not say when: nothing is taken off"), budget
     if entry.submitted is None:
-        unknown = "late, as the platform says; no time is known, so nothing is taken off: enter it in students.csv"
-        return (Lateness(1.0, unknown) if entry.late else None), budget
+        return None, budget
     submitted = rules.in_zone(entry.submitted)
     behind = submitted.astimezone(UTC) - due.astimezone(UTC)
     if behind <= timedelta(minutes=rules.grace_minutes):

@@ -6,9 +6,11 @@ import html
 import io
 import json
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from loralab.files import write_whole
@@ -26,6 +28,15 @@ PARTICIPANT = re.compile(r"\D*(\d+)")
 ASSIGNMENT = re.compile(r"(?P<title>.*) \((?P<number>\d+)\)", re.DOTALL)
 OURS = re.compile(rf"'?-?[\d.]+ of {MAX_POINTS} points")  # a comment that an earlier export wrote
 UNSAFE = re.compile(r'[_\\/:*?"<>|\x00-\x1f]')  # what Moodle takes out of a name, or reads as a separator
+SUBMITTED = "Last modified (submission)"
+TIME_FORMATS = (
+    "%A, %d %B %Y, %I:%M %p",
+    "%A, %d %B %Y, %I:%M:%S %p",
+    "%A, %d %B %Y, %H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d %H:%M:%S",
+)
+TIME_FORMATS_IN_WORDS = "download the worksheet in English, or write the time into students.csv"
 POINTS_POSSIBLE = "Points Possible"
 NOT_TO_BE_GRADED = {"EX": "excused", "N/A": "not assigned to this student"}
 
@@ -65,6 +76,38 @@ def read_grades(folder: Path, exercise: str | None, roster: Roster) -> Grades:
     if not chosen:
         raise ValueError(f"{path} has no results of {exercise}, only of {', '.join(found)}: grade it first")
     return Grades(exercise, chosen, folder, roster)
+
+
+def submission_times(worksheet: Path) -> tuple[dict[str, str], list[str]]:
+    """When each participant submitted, in ISO 8601, by Moodle's worksheet; and a line for each time that is not understood.
+
+    Raises `ValueError` in one line if the worksheet cannot be read.
+    """
+    sheet = Sheet.read(worksheet, ["Identifier", SUBMITTED])
+    identifier, column = (sheet.row(0).index(name) for name in ("Identifier", SUBMITTED))
+    times: dict[str, str] = {}
+    lines: list[str] = []
+    for row in map(sheet.row, range(1, len(sheet.rows))):
+        match = PARTICIPANT.fullmatch(row[identifier]) if len(row) == len(sheet.row(0)) else None
+        if match is None or row[column].strip() in ("", "-"):
+            continue
+        if time := _time(row[column]):
+            times[match[1]] = time
+        else:
+            lines.append(
+                f"{match[1]}: time {foreign.line(row[column], 60)!r} is not understood: {TIME_FORMATS_IN_WORDS}"
+            )
+    return times, lines
+
+
+def _time(text: str) -> str:
+    plain = " ".join(unicodedata.normalize("NFKC", text).split())  # newer ones have a narrow space before AM and PM
+    for form in TIME_FORMATS:
+        try:
+            return datetime.strptime(plain, form).isoformat()
+        except ValueError:
+            continue
+    return ""
 
 
 def export_moodle(worksheet: Path, grades: Grades, out: Path) -> Exported:

@@ -144,6 +144,22 @@ def test_what_the_instructor_corrects_in_the_roster_stays(course, moodle_zip):
     assert "2026-09-30T23:58:00+09:00" in roster.read_text("utf-8")
 
 
+def test_moodles_worksheet_knows_when_each_was_submitted(course, moodle_zip, tmp_path):
+    worksheet = tmp_path / "worksheet.csv"
+    lines = ["Identifier,Last modified (submission)"]
+    lines += [f'Participant {number},"{time}"' for number, time in (
+        (12345, "Wednesday, 30 September 2026, 11:58\u202fPM"), (12346, "-"), (12347, "mercredi 30 septembre"),
+    )]  # fmt: skip
+    worksheet.write_text("\n".join(lines), "utf-8")
+    collected(course, moodle_zip)
+    status, said = collected(course, moodle_zip, "--worksheet", str(worksheet))
+    assert status == 0 and "4 unchanged" in said
+    assert "12347: time 'mercredi 30 septembre' is not understood: download the worksheet in English" in said
+    found = {student: one.timestamp for (student, _), one in read_roster(course).items()}
+    usual = "2026-10-01T12:00:00"
+    assert found == {"12345": "2026-09-30T23:58:00", "12346": usual, "12347": usual, "12348": usual}
+
+
 def test_which_exercise_is_seen_from_the_contents_and_else_is_asked_for(course, tmp_path):
     files = {
         moodle("Ann", 1, "homework.zip"): packed(EX2),

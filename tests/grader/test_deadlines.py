@@ -104,12 +104,12 @@ due = 2026-10-08T12:00:00
     assert "ill" not in found["12", EX1].reason
 
 
-def test_what_canvas_says_is_in_time_is_and_late_without_a_time_costs_nothing(tmp_path):
+def test_what_canvas_says_counts_and_costs_nothing_because_it_does_not_say_when(tmp_path):
     rules = "[late]\npercent_per_day = 10\n"
     time = "2026-10-20T12:00:00"
-    found = late(tmp_path, rules, ("ann", EX1, time, "no"), ("bob", EX1, "", "yes"), ("cem", EX1, "", ""))
+    found = late(tmp_path, rules, ("ann", EX1, time, "no"), ("bob", EX1, time, "yes"), ("cem", EX1, "", ""))
     assert {who: one.share for (who, _), one in found.items()} == {"bob": 1}
-    assert "no time is known" in found["bob", EX1].reason
+    assert "late, as moodle says, which does not say when" in found["bob", EX1].reason
 
 
 @pytest.mark.parametrize(
