@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,7 @@ from .report import FEW, print_class, print_verdict, write_grades, write_report,
 from .sandbox import SandboxMissing, available
 from .summary import in_order
 from .term import commands
-from .term.audit import differences, drawn, share_of
+from .term.audit import Audited, differences, drawn, share_of, write_audit
 from .term.term import Term
 from .term.terminal import console
 from .term.terminal import one_line_for as _told
@@ -153,22 +153,23 @@ def grade(
             hand_back = partial(_hand_back, course=course, out=out, url=url) if a_class else None
             graded = _each_as_it_ends(grading, len(places), hand_back)
             verdicts = sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
-            _report(verdicts, graded if a_class else [], out)
+            _report(verdicts, graded if a_class else [], out, term.names if term else {})
             if term:
                 _say_what_changed(term.publish(verdicts, out), out)
+            entered = a_class and _into_gradebook(verdicts, url)
             if share:
                 audited = drawn(places, share, setting.heldout_seed)
                 rerun = grade_class(
                     audited, replace(setting, mode="sandbox"), ledger, min(workers, len(audited)), cluster
                 )
-                _say_what_differs(differences(rerun, graded), len(audited))
+                _say_what_differs(differences(rerun, graded), len(audited), out)
     if not a_class:
         raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
     missed = left_out(course / "submitted")
     for what in missed:
         _say("[yellow]left out[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
-    raise typer.Exit(0 if _into_gradebook(verdicts, url) and not missed and not failed else 1)
+    raise typer.Exit(0 if entered and not missed and not failed else 1)
 
 
 def _share(audit: str | None, from_artifacts: bool) -> float:
@@ -189,16 +190,17 @@ def _say_what_changed(lines: Sequence[str], out: Path) -> None:
         console.print(f"{more}all changes are in {out / 'changes.csv'} and changes.json", highlight=False)
 
 
-def _say_what_differs(audit: Generator[tuple[Verdict, str], None, None], total: int) -> None:
-    found = 0
-    for verdict, difference in tqdm(audit, total=total, desc="audit", unit="submission"):
-        if difference:
-            found += 1
+def _say_what_differs(audit: Generator[Audited, None, None], total: int, out: Path) -> None:
+    found = list(tqdm(audit, total=total, desc="audit", unit="submission"))
+    for one in found:
+        if one.difference:
             _say(
                 "[yellow]audit[/yellow]",
-                f"{foreign.name(verdict.student)}, {verdict.exercise}: {foreign.line(difference)}",
+                f"{foreign.name(one.student)}, {one.exercise}: {foreign.line(one.difference)}",
             )
-    console.print(f"audited {total}, of which {found} differ; no points were changed by it", highlight=False)
+    differ = sum(bool(one.difference) for one in found)
+    path = write_audit(found, out)
+    console.print(f"audited {total}, of which {differ} differ ({path}); no points were changed by it", highlight=False)
 
 
 def _make_folder(out: Path) -> None:
@@ -306,7 +308,7 @@ def _bring_up_to_date(one: Graded, course: Path, url: str) -> None:
         write_autograded(*where, one.notebook, course)
 
 
-def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) -> None:
+def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path, names: Mapping[str, str]) -> None:
     """Everything about all verdicts, in the terminal and as files in `out`; `compared` are searched for identical ones."""
     if len(verdicts) <= FEW:
         for verdict in verdicts:
@@ -320,7 +322,7 @@ def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) 
         for name, exercise in EXERCISES.items()
     }
     found = {(one.verdict.student, one.verdict.exercise): one.fingerprint for one in compared}
-    report = write_report(verdicts, out, found, solutions)
+    report = write_report(verdicts, out, found, solutions, names)
     pages = f"{report.name}, feedback/" if compared else report.name
     console.print(f"results.json, grades.csv and {pages} are in {out}", highlight=False)
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import random
 import re
 from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from loralab.files import write_whole
 
 from .. import foreign
 from ..intake import Place
@@ -30,13 +37,31 @@ def drawn(places: Sequence[Place], share: float, heldout_seed: int) -> list[Plac
     return random.Random(f"audit {heldout_seed}").sample(ordered, math.ceil(share * len(ordered)))
 
 
-def differences(
-    rerun: Generator[Graded, None, None], graded: Sequence[Graded]
-) -> Generator[tuple[Verdict, str], None, None]:
-    """Each audited verdict as it ends, and in words what its notebook makes other than the run folders; "" if nothing."""
+@dataclass(frozen=True)
+class Audited:
+    """One audited submission: in words what its notebook makes other than its run folders, "" if nothing."""
+
+    student: str
+    exercise: str
+    difference: str
+
+
+def differences(rerun: Generator[Graded, None, None], graded: Sequence[Graded]) -> Generator[Audited, None, None]:
+    """Compare each audited verdict, as it ends, with the one from the run folders."""
     before = {(one.verdict.student, one.verdict.exercise): one.verdict for one in graded}
-    for one in rerun:
-        yield one.verdict, _difference(before[one.verdict.student, one.verdict.exercise], one.verdict)
+    with closing(rerun):
+        for one in rerun:
+            who = one.verdict.student, one.verdict.exercise
+            yield Audited(*who, _difference(before[who], one.verdict))
+
+
+def write_audit(audited: Sequence[Audited], folder: Path) -> Path:
+    """Write `audit.csv`; a text that a spreadsheet would run is marked as text."""
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows)
+    writer.writerow([field.name for field in fields(Audited)])
+    writer.writerows([foreign.in_spreadsheet(text) for text in astuple(one)] for one in audited)
+    return write_whole(folder / "audit.csv", "\ufeff" + rows.getvalue())
 
 
 def _difference(submitted: Verdict, rerun: Verdict) -> str:

@@ -150,31 +150,37 @@ def _stem(name: str) -> str:
 
 def _attempts(files: list[Uploaded], exercise: str) -> tuple[list[Uploaded], list[Uploaded]]:
     """The files that count, and those that a later one of the same kind supersedes."""
-    versions: dict[object, list[Uploaded]] = defaultdict(list)
+    notebooks = {file.path for file in _notebooks(files, exercise)}
     stems = {_stem(file.path[-1]) for file in files}
+    versions: dict[Parts | None, list[Uploaded]] = defaultdict(list)
     for file in files:
-        versions[_kind(file, exercise, stems)].append(file)
+        versions[None if file.path in notebooks else _without_number(file.path, stems, exercise)].append(file)
     last = [max(same, key=_age) for same in versions.values()]
     return last, [file for file in files if not any(file is one for one in last)]
 
 
-def _kind(file: Uploaded, exercise: str, stems: set[str]) -> object:
-    """Files of the same kind are attempts at the same thing: notebooks of the exercise, numbered copies of one name."""
-    name = file.path[-1]
-    if len(file.path) == 1 and name.lower().endswith(".ipynb") and exercises_of(file.path, file.content) <= {exercise}:
-        return "the notebook"
-    base, number = without_number(_stem(name))
-    if number and (base in stems or base == exercise):
-        return (*file.path[:-1], base, name.rsplit(".", 1)[-1].lower())
-    return (*file.path[:-1], _stem(name), name.rsplit(".", 1)[-1].lower())
+def _notebooks(files: Iterable[Uploaded], exercise: str) -> list[Uploaded]:
+    """The notebooks that may be the exercise's, whatever they are called: if there are any, those that surely are."""
+    loose = [file for file in files if len(file.path) == 1 and file.path[0].lower().endswith(".ipynb")]
+    of = [(file, exercises_of(file.path, file.content)) for file in loose]
+    return [file for file, found in of if found == {exercise}] or [file for file, found in of if not found]
+
+
+def _without_number(path: Parts, stems: set[str], exercise: str) -> Parts:
+    """The path without the number of a further copy, if it is one: `rank-4.zip` is none of `rank-16.zip`."""
+    stem, dot, ending = path[-1].rpartition(".")
+    base, number = without_number(stem)
+    copy = number and (base in stems or base == exercise)
+    return (*path[:-1], f"{base}{dot}{ending.lower()}" if copy else path[-1])
 
 
 def _contents(files: Iterable[Uploaded], exercise: str) -> dict[Parts, bytes]:
-    """The files as intake expects them: the one notebook has the exercise's name."""
+    """The files as intake expects them: the notebook has the exercise's name."""
     found = {file.path: file.content for file in files}
-    notebooks = [path for path in found if len(path) == 1 and path[0].lower().endswith(".ipynb")]
-    if len(notebooks) == 1 and exercises_of(notebooks[0], found[notebooks[0]]) <= {exercise}:
-        found[(f"{exercise}.ipynb",)] = found.pop(notebooks[0])
+    notebooks = _notebooks(files, exercise)
+    name = (f"{exercise}.ipynb",)
+    if len(notebooks) == 1 and name not in found:
+        found[name] = found.pop(notebooks[0].path)
     return found
 
 

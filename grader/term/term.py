@@ -23,7 +23,9 @@ class Term:
 
     def __init__(self, course: Path, ledger: Ledger) -> None:
         rules = read_rules(course)
-        self._late = lateness(rules, read_roster(course)) if rules else {}
+        roster = read_roster(course)
+        self.names = {entry.student: entry.name for entry in roster.values()}
+        self._late = lateness(rules, roster) if rules else {}
         self.history = History(ledger)
         self._by_hand = self.history.by_hand()
 

@@ -178,6 +178,23 @@ def test_which_exercise_is_seen_from_the_contents_and_else_is_asked_for(course, 
     assert status == 2 and "no exercise 'ex9'" in said
 
 
+def test_another_notebook_and_numbers_that_are_part_of_a_name_supersede_nothing(course, tmp_path):
+    files = {
+        canvas("ann", 1, 10, "Untitled (3).ipynb"): notebook(EX2, "mine"),
+        canvas("ann", 1, 11, "notes.ipynb"): b'{"nbformat": 4, "cells": []}',
+        canvas("ann", 1, 12, "rank-4.zip"): packed(EX2),
+        canvas("ann", 1, 13, "rank-16.zip"): packed(EX2),
+    }
+    status, said = collected(course, write_download(tmp_path / "canvas.zip", files))
+    assert status == 0 and "kept aside" not in said
+    assert sorted(tree(course / "submitted" / "1" / EX2)) == [
+        f"{EX2}.ipynb",
+        "notes.ipynb",
+        "rank-16.zip",
+        "rank-4.zip",
+    ]
+
+
 def test_hostile_entries_leave_out_their_student_and_nothing_else(course, tmp_path):
     good = [stored(moodle("Ann", 1, ZIP), packed())]
     bad = [

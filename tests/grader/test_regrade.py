@@ -158,7 +158,7 @@ def test_the_audit_draws_the_same_share_whatever_the_order_and_reports_what_diff
     rerun = (
         Graded(one) for one in (graded("a"), graded("b", fails={"chat template": "x"}), failed("c", "cell 3: boom"))
     )
-    assert [(verdict.student, text.partition(":")[0]) for verdict, text in differences(rerun, before)] == [
+    assert [(one.student, one.difference.partition(":")[0]) for one in differences(rerun, before)] == [
         ("a", ""),
         ("b", f"100 points from the run folders, {graded('b', fails={'chat template': 'x'}).points:g} when its notebook is run; "
               "other outcome of first-adapter"),
