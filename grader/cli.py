@@ -39,10 +39,10 @@ from .report import FEW, print_class, print_verdict, write_grades, write_report,
 from .sandbox import SandboxMissing, available
 from .summary import in_order
 from .term import commands
-from .term.audit import Audited, differences, drawn, share_of, write_audit
+from .term.audit import Audited, differences, draw_sample, share_of, write_audit
 from .term.term import Term
 from .term.terminal import console
-from .term.terminal import one_line_for as _told
+from .term.terminal import report_errors as _told
 from .term.terminal import say as _say
 from .verdict import Verdict
 from .watch import GIB, Limits
@@ -120,7 +120,7 @@ def grade(
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
     base_used = _base(base)
     results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
-    out = out or (BUILD if course == ROOT else course / BUILD) / results
+    out = out or commands.results_folder(course, results)
     a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
     url = gradebook or default_url(course)
     with _told(GradebookError, LedgerError, SandboxMissing, ValueError):
@@ -158,7 +158,7 @@ def grade(
                 _say_what_changed(term.publish(verdicts, out), out)
             entered = a_class and _into_gradebook(verdicts, url)
             if share:
-                audited = drawn(places, share, setting.heldout_seed)
+                audited = draw_sample(places, share, setting.heldout_seed)
                 rerun = grade_class(
                     audited, replace(setting, mode="sandbox"), ledger, min(workers, len(audited)), cluster
                 )

@@ -408,7 +408,7 @@ def _gather_zip(zips: list[File], exercise: Exercise) -> tuple[bytes | None, Run
         raise BadHandIn(f"{where} and {_shown(others[0].path)} are both there: keep the one to be graded")
     if first.size > MAX_TOTAL:
         raise BadHandIn(f"{where} is too large, {first.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
-    with told_of_zip(where):
+    with zip_errors_in_one_line(where):
         content = first.read(first.size)
         source = _Bounded(content)
         with zipfile.ZipFile(source) as archive:
@@ -418,7 +418,7 @@ def _gather_zip(zips: list[File], exercise: Exercise) -> tuple[bytes | None, Run
 
 
 @contextmanager
-def told_of_zip(where: str) -> Iterator[None]:
+def zip_errors_in_one_line(where: str) -> Iterator[None]:
     """Turn whatever reading a zip raises into `BadHandIn`, in one line that begins with `where`."""
     try:
         yield

@@ -31,8 +31,8 @@ def share_of(text: str) -> float:
     return share
 
 
-def drawn(places: Sequence[Place], share: float, heldout_seed: int) -> list[Place]:
-    """The share of the submissions that is audited, at least one; the same one each time, and known to nobody before."""
+def draw_sample(places: Sequence[Place], share: float, heldout_seed: int) -> list[Place]:
+    """Return the submissions to audit, at least one: the same each time, and unpredictable without the secret seed."""
     ordered = sorted(places, key=lambda place: (place.exercise, place.student))
     return random.Random(f"audit {heldout_seed}").sample(ordered, math.ceil(share * len(ordered)))
 

@@ -56,7 +56,7 @@ def _who(upload: Upload) -> str:
 
 
 def _by_exercise(upload: Upload, exercise: str | None) -> Iterator[tuple[str, list[Uploaded]] | tuple[None, str]]:
-    """The files of each exercise; those that say nothing belong to the only one there is, or are named."""
+    """Yield the files of each exercise; those that say nothing belong to the only one there is, or are named."""
     if exercise:
         yield exercise, upload.files
         return
@@ -74,13 +74,13 @@ def _by_exercise(upload: Upload, exercise: str | None) -> Iterator[tuple[str, li
     yield from of.items()
     if unknown:
         names = ", ".join("/".join(file.path) for file in unknown[:3])
-        yield None, foreign.line(f"{names}: of which exercise cannot be seen: name it with --exercise")
+        yield None, foreign.line(f"{names}: cannot tell the exercise: name it with --exercise")
 
 
 def _bring(
     upload: Upload, exercise: str, files: list[Uploaded], course: Path, roster: Roster, times: Mapping[str, str]
 ) -> Iterator[Collected | Note]:
-    """Write one submission, if it is not there or is newer."""
+    """Write one submission, unless it is there or a newer one is."""
     counted, older = _attempts(files, exercise)
     entry = _entry(upload, exercise, counted)
     entry = replace(entry, timestamp=times.get(entry.student, entry.timestamp))
@@ -91,7 +91,7 @@ def _bring(
     try:
         there = _digest_in(folder) if folder.is_dir() or folder.is_symlink() else ""
     except BadHandIn as problem:
-        yield Note("left out", f"{who}: {printable(str(folder))} is there and cannot be read ({problem})")
+        yield Note("left out", f"{who}: {printable(str(folder))} exists and cannot be read ({problem}): move it away")
         return
     if before and before.lms != entry.lms:
         yield Note("left out", f"{who}: {entry.student} came from {before.lms} before: collect it into another course")
@@ -140,7 +140,7 @@ def _entry(upload: Upload, exercise: str, files: list[Uploaded]) -> Entry:
 
 
 def _age(file: Uploaded) -> tuple[int, str, int]:
-    """What is later is larger: Canvas's own number, the time, the number of a further copy."""
+    """Return what is larger for a later file: Canvas's own number, the time, the number of a further copy."""
     return file.place.number, file.timestamp, without_number(_stem(file.path[-1]))[1]
 
 
@@ -149,7 +149,7 @@ def _stem(name: str) -> str:
 
 
 def _attempts(files: list[Uploaded], exercise: str) -> tuple[list[Uploaded], list[Uploaded]]:
-    """The files that count, and those that a later one of the same kind supersedes."""
+    """Return the files that count, and those that a later one of the same kind supersedes."""
     notebooks = {file.path for file in _notebooks(files, exercise)}
     stems = {_stem(file.path[-1]) for file in files}
     versions: dict[Parts | None, list[Uploaded]] = defaultdict(list)
@@ -160,14 +160,14 @@ def _attempts(files: list[Uploaded], exercise: str) -> tuple[list[Uploaded], lis
 
 
 def _notebooks(files: Iterable[Uploaded], exercise: str) -> list[Uploaded]:
-    """The notebooks that may be the exercise's, whatever they are called: if there are any, those that surely are."""
+    """Return the notebooks that may be the exercise's, whatever they are called: if there are any, those that surely are."""
     loose = [file for file in files if len(file.path) == 1 and file.path[0].lower().endswith(".ipynb")]
     of = [(file, exercises_of(file.path, file.content)) for file in loose]
     return [file for file, found in of if found == {exercise}] or [file for file, found in of if not found]
 
 
 def _without_number(path: Parts, stems: set[str], exercise: str) -> Parts:
-    """The path without the number of a further copy, if it is one: `rank-4.zip` is none of `rank-16.zip`."""
+    """Return the path without the number of a further copy, if it is one: `rank-4.zip` is none of `rank-16.zip`."""
     stem, dot, ending = path[-1].rpartition(".")
     base, number = without_number(stem)
     copy = number and (base in stems or base == exercise)
@@ -175,7 +175,7 @@ def _without_number(path: Parts, stems: set[str], exercise: str) -> Parts:
 
 
 def _contents(files: Iterable[Uploaded], exercise: str) -> dict[Parts, bytes]:
-    """The files as intake expects them: the notebook has the exercise's name."""
+    """Return the files as intake expects them: the notebook has the exercise's name."""
     found = {file.path: file.content for file in files}
     notebooks = _notebooks(files, exercise)
     name = (f"{exercise}.ipynb",)
@@ -209,7 +209,7 @@ def _keep_aside(content: dict[Parts, bytes], entry: Entry, course: Path) -> None
 
 
 def _aside(older: list[Uploaded], upload: Upload, exercise: str, course: Path) -> Iterator[str]:
-    """Keep the superseded files of one download, and name them."""
+    """Keep the superseded files of one download, and yield a line for each."""
     for file in older:
         entry = _entry(upload, exercise, [file])
         _keep_aside({file.path: file.content}, replace(entry, digest=_digest({file.path: file.content})), course)

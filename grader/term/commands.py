@@ -18,7 +18,7 @@ from .collect import collect as collect_download
 from .export import export_canvas, export_moodle, read_grades, submission_times
 from .history import Decision, History, Kind
 from .roster import FILE, read_roster
-from .terminal import console, one_line_for, say
+from .terminal import console, report_errors, say
 
 Course = Annotated[Path, typer.Option(help="The course folder, with submitted/ in it.")]
 
@@ -42,7 +42,7 @@ def collect(
     """Bring a bulk download of Moodle or Canvas into submitted/<student>/<exercise>/ and the roster students.csv."""
     counts: Counter[str] = Counter()
     students = set()
-    with one_line_for(ValueError, OSError):
+    with report_errors(ValueError, OSError):
         times, unclear = submission_times(worksheet) if worksheet else ({}, [])
         for line in unclear:
             say("[yellow]note[/yellow]", line)
@@ -72,7 +72,7 @@ def export(
     ] = None,
 ) -> None:
     """Fill the sheet of Moodle or Canvas with the grades, and zip the feedback as they take it back."""
-    with one_line_for(ValueError, OSError):
+    with report_errors(ValueError, OSError):
         if (moodle is None) == (canvas is None):
             raise ValueError("name one sheet: --moodle worksheet.csv or --canvas gradebook.csv")
         if assignment and moodle:
@@ -103,7 +103,7 @@ def regrade(
     from ..cli import grade
 
     out = out or results_folder(course)
-    with one_line_for(ValueError, LedgerError):
+    with report_errors(ValueError, LedgerError):
         options = _decide(student, exercise, note, points, remove, course, out)
     grade(course=course, out=out, **options)
 
@@ -127,7 +127,7 @@ def _decide(
         options = history.recall()
         if options is None:
             raise ValueError(f"{out / 'ledger.db'} was written by an older version: run grade once more first")
-        if remove and (student, exercise) not in history.by_hand():
+        if remove and (student, exercise) not in history.points_by_hand():
             raise ValueError(f"{foreign.line(student)}, {exercise}: no points were set by hand, so none can be removed")
         kind: Kind = "removed" if remove else "again" if points is None else "points"
         history.decide(Decision(student, exercise, kind, points, foreign.line(note)))
@@ -136,6 +136,6 @@ def _decide(
     return options
 
 
-def results_folder(course: Path) -> Path:
-    """Where `grade` writes the results of a course, unless it is told otherwise."""
-    return (Path() if course == ROOT else course) / "build" / "grade"
+def results_folder(course: Path, name: str = "grade") -> Path:
+    """Where the results of a course go, unless another folder is named; for this course, in the working folder."""
+    return (Path() if course == ROOT else course) / "build" / name

@@ -6,7 +6,7 @@ import math
 import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -33,11 +33,13 @@ def _exercise(value: Any) -> Any:
     return value
 
 
-def _zone(value: Any) -> Any:
+def _zone(value: Any) -> tzinfo:
     try:
-        return ZoneInfo(value) if isinstance(value, str) else value
-    except (LookupError, ValueError, OSError):
-        raise ValueError(f"no time zone {value!r}: write it as in Asia/Seoul or Europe/Berlin") from None
+        return UTC if value == "UTC" else ZoneInfo(value)
+    except (LookupError, ValueError, OSError, TypeError):
+        raise ValueError(
+            f"no time zone {value!r}: write it as in Asia/Seoul (no zone at all? pip install tzdata)"
+        ) from None
 
 
 Due = Annotated[datetime, BeforeValidator(_with_time)]
@@ -47,7 +49,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class LatePolicy(BaseModel):
-    """What being late costs: nothing for the days of a student's budget, then so much per day, down to a floor.
+    """The cost of being late: nothing for the days of a student's budget, then so much per day, down to a floor.
 
     Without `percent_per_day` a submission has no points once the budget is used up.
     """
@@ -71,7 +73,7 @@ class Extension(BaseModel):
     note: str = ""
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Extension:
+    def _check_due_or_days(self) -> Extension:
         if (self.due is None) == (self.days is None):
             raise ValueError("needs either due or days")
         return self
@@ -82,14 +84,14 @@ class CourseRules(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    timezone: Annotated[ZoneInfo, BeforeValidator(_zone)] = ZoneInfo("UTC")
+    timezone: Annotated[tzinfo, BeforeValidator(_zone)] = UTC
     grace_minutes: Annotated[int, Field(ge=0)] = 0
     due: dict[ExerciseId, Due] = {}
     late: LatePolicy | None = None
     extension: list[Extension] = []
 
     def due_for(self, student: str, exercise: str) -> tuple[datetime, bool] | None:
-        """When a student's submission is due, and whether that was extended; None if it is never due."""
+        """Return when a student's submission is due, and whether that was extended; None if it is never due."""
         if exercise not in self.due:
             return None
         due = usual = self.in_zone(self.due[exercise])
@@ -99,7 +101,7 @@ class CourseRules(BaseModel):
         return due, due > usual
 
     def in_zone(self, time: datetime) -> datetime:
-        """The time with a time zone."""
+        """Return the time in the course's zone; without an offset it is taken to be of that zone."""
         return time.replace(tzinfo=self.timezone) if time.tzinfo is None else time.astimezone(self.timezone)
 
 
@@ -126,7 +128,7 @@ class Lateness:
     reason: str
 
     def adjust(self, verdict: Verdict) -> Verdict:
-        """The verdict with this adjustment after its others; as it is if it has no points."""
+        """Return the verdict with this adjustment after its others; as it is if it has no points."""
         if verdict.final_points is None:
             return verdict
         points = round(verdict.final_points * self.share, 2)
@@ -135,10 +137,10 @@ class Lateness:
 
 
 def lateness(rules: CourseRules, roster: Roster) -> dict[tuple[str, str], Lateness]:
-    """What is late, by student and exercise; a student's budget is spent in the order of the due dates.
+    """Return what is late, by student and exercise; a student's budget is spent in the order of the due dates.
 
     Where the platform itself says whether it is late, as Canvas does, that counts and costs nothing: the times in such a
-    download are its own. Who empties `late` in the roster lets the time count.
+    download are those of the download. If `late` is empty in the roster, the time counts.
     """
     late: dict[str, list[tuple[datetime, bool, Entry]]] = defaultdict(list)
     for (student, exercise), entry in roster.items():
@@ -149,14 +151,16 @@ def lateness(rules: CourseRules, roster: Roster) -> dict[tuple[str, str], Latene
     for student, entries in late.items():
         budget = rules.late.budget_days if rules.late else 0
         for due, extended, entry in sorted(entries, key=lambda one: (one[0], one[2].exercise)):
-            one, budget = _one(rules, due, extended, entry, budget)
+            one, budget = _lateness(rules, due, extended, entry, budget)
             if one:
                 found[student, entry.exercise] = one
     return found
 
 
-def _one(rules: CourseRules, due: datetime, extended: bool, entry: Entry, budget: int) -> tuple[Lateness | None, int]:
-    """How late this one is, and what is left of the student's budget after it."""
+def _lateness(
+    rules: CourseRules, due: datetime, extended: bool, entry: Entry, budget: int
+) -> tuple[Lateness | None, int]:
+    """Return how late this one is, and what is left of the student's budget after it."""
     if entry.late == "yes":
         return Lateness(1.0, f"late, as {entry.lms} says, which does not say when: nothing is taken off"), budget
     if entry.submitted is None:
@@ -169,7 +173,7 @@ def _one(rules: CourseRules, due: datetime, extended: bool, entry: Entry, budget
     used = min(days, budget)
     share, cost = _cost(rules.late, days - used)
     words = [
-        f"submitted {submitted:%Y-%m-%d %H:%M}, due {due:%Y-%m-%d %H:%M} ({rules.timezone.key})"
+        f"submitted {submitted:%Y-%m-%d %H:%M}, due {due:%Y-%m-%d %H:%M} ({rules.timezone})"
         f"{', extended' if extended else ''}: {_days(days)} late",
         f"{used} of {_days(rules.late.budget_days)} of the budget used, {budget - used} left"
         if used and rules.late
@@ -180,7 +184,7 @@ def _one(rules: CourseRules, due: datetime, extended: bool, entry: Entry, budget
 
 
 def _cost(policy: LatePolicy | None, days: int) -> tuple[float, str]:
-    """The share of the points that is left after so many days beyond the budget, and why."""
+    """Return the share of the points that is left after so many days beyond the budget, and why."""
     if policy is None or days == 0:
         return 1.0, "nothing is taken off"
     if policy.percent_per_day is None:

@@ -1,4 +1,4 @@
-"""The bulk downloads of Moodle and Canvas: whose each file is, by the names that the platform gave, and when it is of.
+"""The bulk downloads of Moodle and Canvas: the owner of each file, by the name that the platform gave it, and its time.
 
 Moodle's own importer reads `<full name>_<participant>_assignsubmission_file_/...` (since 4.1 without the last
 underscore; without folders the file's name follows), Canvas `<name>[_LATE]_<user>_<file>_<file's name>`.
@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Literal
 
 from .. import foreign
-from ..intake import MAX_TOTAL, BadHandIn, File, Parts, file_in_folder, files_in_folder, files_in_zip, told_of_zip
+from ..intake import (
+    MAX_TOTAL,
+    BadHandIn,
+    File,
+    Parts,
+    file_in_folder,
+    files_in_folder,
+    files_in_zip,
+    zip_errors_in_one_line,
+)
 from .roster import Late, Platform
 
 MOODLE = re.compile(r"(?P<name>.+)_(?P<student>\d+)_(?P<plugin>assignsubmission_[a-z]+)(?:_(?P<rest>.*))?", re.DOTALL)
@@ -44,7 +53,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a file is; the same student if the platform's id is the same."""
+    """The student who uploaded a file; the platform's id tells students apart."""
 
     student: str
     lms: Platform
@@ -53,7 +62,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Place:
-    """Whose a file of the download is, and its path below the student's folder.
+    """The owner of a file of the download, and its path below the student's folder.
 
     `download` is the folder (Moodle) or the name (Canvas) in the download. Canvas also says whether it is late, and
     numbers its files: the larger, the later.
@@ -102,26 +111,26 @@ def read_download(path: Path) -> Iterator[Upload | Note]:
 
 
 def _from_zip(path: Path) -> Iterator[Upload | Note]:
-    with _opened(path) as archive:
+    with _open_zip(path) as archive:
         entries: dict[Parts, list[zipfile.ZipInfo]] = defaultdict(list)
         for info in archive.infolist():
             if not info.is_dir():
                 entries[_parts(info.filename)].append(info)
-        places, notes = _sorted_out(entries)
+        places, notes = _assign_owners(entries)
         yield from notes
         for owner, names in places.items():
             infos = [info for name in names for info in entries[name]]
             try:
-                with told_of_zip("its files"):
+                with zip_errors_in_one_line("its files"):
                     files = files_in_zip(archive, infos, sum(info.compress_size for info in infos))
-                    found = [_uploaded(file, names[file.path], _time(entries[file.path][0])) for file in files]
+                    found = [_read(file, names[file.path], _entry_time(entries[file.path][0])) for file in files]
             except BadHandIn as problem:
-                yield _left_out(owner, str(problem))
+                yield _note_left_out(owner, str(problem))
             else:
                 yield from _upload(owner, found)
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
+def _open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip; names without the mark of UTF-8 are read as UTF-8 where they can be, as macOS writes them."""
     try:
         try:
@@ -140,13 +149,13 @@ def _from_folder(path: Path) -> Iterator[Upload | Note]:
         and not _is_known(inner[0])
     ):
         path = inner[0]
-    places, notes = _sorted_out(((one.name,) for one in inner), folders={one.name for one in inner if one.is_dir()})
+    places, notes = _assign_owners(((one.name,) for one in inner), folders={one.name for one in inner if one.is_dir()})
     yield from notes
     for owner, names in places.items():
         try:
             found = [one for name, place in names.items() for one in _from_one(path / name[0], place)]
         except (BadHandIn, OSError) as problem:
-            yield _left_out(owner, str(problem))
+            yield _note_left_out(owner, str(problem))
         else:
             yield from _upload(owner, found)
 
@@ -160,45 +169,45 @@ def _is_known(path: Path) -> bool:
 
 
 def _from_one(path: Path, place: Place) -> Iterator[Uploaded]:
-    """What lies at one place of a downloaded folder: a student's folder, or one file."""
+    """Yield the files at one place of a downloaded folder: a student's folder, or one file."""
     if path.is_dir() or path.is_symlink():
         with files_in_folder(path) as files:
             if sum(file.size for file in files) > MAX_TOTAL:
                 raise BadHandIn(f"its files are too large, where {MAX_TOTAL:,} bytes are allowed")
             for file in files:
                 inner = Place(place.owner, tuple(map(_nfc, file.path)), place.download)
-                yield _uploaded(file, inner, _changed(path.joinpath(*file.path)))
+                yield _read(file, inner, _modification_time(path.joinpath(*file.path)))
     else:
         file = file_in_folder(path)
         if file.size > MAX_TOTAL:
             raise BadHandIn(f"it is too large, {file.size:,} bytes where {MAX_TOTAL:,} are allowed")
-        yield _uploaded(file, place, _changed(path))
+        yield _read(file, place, _modification_time(path))
 
 
-def _changed(path: Path) -> str:
+def _modification_time(path: Path) -> str:
     return datetime.fromtimestamp(int(path.lstat().st_mtime), UTC).isoformat()
 
 
-def _uploaded(file: File, place: Place, timestamp: str) -> Uploaded:
+def _read(file: File, place: Place, timestamp: str) -> Uploaded:
     return Uploaded(place, file.content(), timestamp)
 
 
 def _upload(owner: Owner, found: list[Uploaded]) -> Iterator[Upload | Note]:
-    """The upload, or a line if two of its files have the same path once their names are composed alike."""
+    """Yield the upload, or a line if two of its files have the same path once their names are composed alike."""
     if len({one.path for one in found}) < len(found):
-        yield _left_out(owner, "two of its files have the same name: keep one of them")
+        yield _note_left_out(owner, "two of its files have the same name: keep one of them")
     elif found:
         yield Upload(owner, found)
 
 
-def _left_out(owner: Owner, why: str) -> Note:
+def _note_left_out(owner: Owner, why: str) -> Note:
     return Note("left out", foreign.line(f"{owner.name} ({owner.student}): {why}"))
 
 
-def _sorted_out(
+def _assign_owners(
     names: Iterable[Parts], folders: Iterable[str] | None = None
 ) -> tuple[dict[Owner, dict[Parts, Place]], list[Note]]:
-    """The places by owner, and a line for each name that is nobody's; with `folders` the names are of one folder."""
+    """Return the places by owner, and a line for each name that has none; with `folders` the names are of one folder."""
     places: dict[Owner, dict[Parts, Place]] = defaultdict(dict)
     notes: dict[Note, None] = {}
     for name in sorted(names):
@@ -213,7 +222,7 @@ def _sorted_out(
 
 
 def _place(name: Parts, is_folder: bool) -> Place | Note:
-    """Whose the file of this path is, or why it is nobody's."""
+    """Return the owner of the file at this path and where it belongs, or why it has none."""
     for depth, part in enumerate(map(_nfc, name)):
         below = tuple(map(_nfc, name[depth + 1 :]))
         if match := MOODLE.fullmatch(part):
@@ -237,7 +246,7 @@ def _place(name: Parts, is_folder: bool) -> Place | Note:
 
 
 def _parts(name: str) -> Parts:
-    """The parts of an entry's path as intake counts them."""
+    """Return the parts of an entry's path as intake counts them."""
     return tuple(part for part in name.split("/") if part not in {"", "."})
 
 
@@ -245,8 +254,8 @@ def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _time(info: zipfile.ZipInfo) -> str:
-    """The time of an entry in ISO 8601: in UTC where it is there, else as it stands; "" if there is none."""
+def _entry_time(info: zipfile.ZipInfo) -> str:
+    """Return the time of an entry in ISO 8601: in UTC if the entry has that, else without an offset; "" if there is none."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack("<HH", extra[:4])

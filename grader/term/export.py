@@ -67,7 +67,7 @@ def read_grades(folder: Path, exercise: str | None, roster: Roster) -> Grades:
     try:
         verdicts = [Verdict.model_validate(one) for one in json.loads(path.read_bytes())]
     except (OSError, ValueError):
-        raise ValueError(f"{path}: no results can be read there: grade the class first, or name --results") from None
+        raise ValueError(f"{path}: has no results that can be read: grade the class first, or give --results") from None
     found = sorted({verdict.exercise for verdict in verdicts})
     if exercise is None and len(found) != 1:
         raise ValueError(f"{path} has results of {', '.join(found) or 'no exercise'}: name one with --exercise")
@@ -79,7 +79,7 @@ def read_grades(folder: Path, exercise: str | None, roster: Roster) -> Grades:
 
 
 def submission_times(worksheet: Path) -> tuple[dict[str, str], list[str]]:
-    """When each participant submitted, in ISO 8601, by Moodle's worksheet; and a line for each time that is not understood.
+    """Return when each participant submitted, in ISO 8601, by Moodle's worksheet; and a line for each time that is not understood.
 
     Raises `ValueError` in one line if the worksheet cannot be read.
     """
@@ -183,7 +183,7 @@ def _cell(row: Sequence[str], columns: dict[str, int], name: str) -> str:
 
 
 def _assignment(header: Sequence[str], exercise: str, asked: str | None, path: Path) -> int:
-    """The column of the assignment: the one that is asked for, that names the exercise, or the only one."""
+    """Return the column of the assignment: the one that is asked for, that names the exercise, or the only one."""
     found = {number: match for number, name in enumerate(header) if (match := ASSIGNMENT.fullmatch(name))}
     wanted = [asked] if asked else [exercise, EXERCISES[exercise].title]
     named = [
@@ -195,13 +195,13 @@ def _assignment(header: Sequence[str], exercise: str, asked: str | None, path: P
     if len(chosen) != 1:
         names = ", ".join(match[0] for match in found.values()) or "none"
         raise ValueError(
-            f"{path}: which column is {asked or exercise}? name it with --assignment: {foreign.line(names)}"
+            f"{path}: no single column fits {asked or exercise}: name one with --assignment: {foreign.line(names)}"
         )
     return chosen[0]
 
 
 def _grade(points: float, largest: str) -> str:
-    """The points on the sheet's own scale, with its own decimal mark."""
+    """Return the points on the sheet's own scale, with its own decimal mark."""
     try:
         scale = float(largest.replace(",", ".")) / MAX_POINTS if largest.strip() else 1.0
     except ValueError:
@@ -213,7 +213,7 @@ def _grade(points: float, largest: str) -> str:
 
 
 def _comment(verdict: Verdict) -> str:
-    """What the student reads in Moodle, on one line: the points, why they were adjusted, and what did not pass."""
+    """Return what the student reads in Moodle, on one line: the points, why they were adjusted, and what did not pass."""
     parts = [f"{verdict.final_points:g} of {MAX_POINTS} points"]
     if verdict.adjustments:
         parts.append(
@@ -246,17 +246,18 @@ def _write(
 ) -> Exported:
     target = out / source.name
     if target.exists() and target.samefile(source):
-        raise ValueError(f"--out {out}: the sheet itself lies there and would be overwritten: name another folder")
+        raise ValueError(f"--out {out}: the sheet is in this folder and would be overwritten: name another folder")
     graded = {student for student, verdict in grades.verdicts.items() if verdict.final_points is not None}
     lines += [
-        f"{student}: graded, and has no row in {source.name}" for student in sorted(graded - written - _said(lines))
+        f"{student}: graded, and has no row in {source.name}"
+        for student in sorted(graded - written - _mentioned(lines))
     ]
     pages = list(_pages(grades, sorted(written), name_of, lines))
     write_whole(target, sheet.content())
     return Exported(target, write_whole(out / FEEDBACK, _zipped(pages)), len(written), lines)
 
 
-def _said(lines: Sequence[str]) -> set[str]:
+def _mentioned(lines: Sequence[str]) -> set[str]:
     return {line.partition(":")[0] for line in lines}
 
 
@@ -277,7 +278,7 @@ def _pages(
 
 
 def _zipped(pages: Sequence[tuple[str, bytes]]) -> bytes:
-    """The zip of these pages, the same bytes for the same pages."""
+    """Return the zip of these pages, the same bytes for the same pages."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, page in pages:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from ..exercises import EXERCISES
-from ..intake import MAX_ENTRIES, Parts, told_of_zip
+from ..intake import MAX_ENTRIES, Parts, zip_errors_in_one_line
 from ..rebuild import cells_of
 
 NUMBERED = re.compile(r"(?:\s*\((\d+)\)|-(\d+))$")  # a browser's "name (1)", Canvas's "name-1"
@@ -25,7 +25,7 @@ def without_number(stem: str) -> tuple[str, int]:
 
 
 def exercises_of(path: Parts, content: bytes) -> set[str]:
-    """The exercises to which this file says it belongs: none, one, or several for a zip of several."""
+    """Return the exercises to which this file seems to belong: none, one, or several for a zip of several."""
     name = path[-1].lower()
     if name.endswith(".ipynb") and (found := _of_notebook(content)):
         return {found}
@@ -40,12 +40,12 @@ def exercises_of(path: Parts, content: bytes) -> set[str]:
 
 
 def _names_in(content: bytes) -> list[str]:
-    with told_of_zip("the zip"), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zip_errors_in_one_line("the zip"), zipfile.ZipFile(io.BytesIO(content)) as archive:
         return archive.namelist()[:MAX_ENTRIES]
 
 
 def _of_name(name: str) -> str | None:
-    """The exercise of this name (with whatever ending and number), or the one that has a run of this name."""
+    """Return the exercise of this name (with whatever ending and number), or the one that has a run of this name."""
     stem = without_number(name.rsplit(".", 1)[0] if "." in name else name)[0]
     plain = re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", stem)).strip("_").lower()
     return plain if plain in EXERCISES else _runs().get(name)
@@ -57,7 +57,7 @@ def _runs() -> dict[str, str]:
 
 
 def _of_notebook(content: bytes) -> str | None:
-    """The exercise with most of the marks that no other exercise has; None if there is no such one."""
+    """Return the exercise with most of the marks that no other exercise has; None if there is no such one."""
     try:
         cells = cells_of(content)
     except (ValueError, RecursionError):
@@ -71,14 +71,14 @@ def _of_notebook(content: bytes) -> str | None:
 
 @cache
 def _marks() -> dict[str, str]:
-    """The marks that only one exercise has, and which one."""
+    """Return the marks that only one exercise has, and which one."""
     found = {exercise.id: set(_marks_of(exercise.released().cells)) for exercise in EXERCISES.values()}
     count = Counter(mark for marks in found.values() for mark in marks)
     return {mark: exercise for exercise, marks in found.items() for mark in marks if count[mark] == 1}
 
 
 def _marks_of(cells: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """What tells a cell from others: its id, nbgrader's checksum of it, and its source."""
+    """Yield what identifies each cell: its id, nbgrader's checksum of it, and its source."""
     for cell in cells:
         metadata, source = cell.get("metadata"), cell.get("source")
         nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None

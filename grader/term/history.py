@@ -83,16 +83,16 @@ class History:
         )
 
     def decisions(self) -> list[Decision]:
-        """Every decision, in their order."""
+        """Return every decision, in their order."""
         rows = self._ledger.query("SELECT student, exercise, kind, points, note, recorded FROM decision ORDER BY id")
         return [Decision(*row) for row in rows]
 
     def again(self) -> dict[tuple[str, str], int]:
-        """How often each submission is to be judged again."""
+        """Count how often each submission is to be judged again."""
         return Counter((one.student, one.exercise) for one in self.decisions() if one.kind == "again")
 
-    def by_hand(self) -> dict[tuple[str, str], Decision]:
-        """The points set by hand that hold, by student and exercise."""
+    def points_by_hand(self) -> dict[tuple[str, str], Decision]:
+        """Return the points set by hand that are in force, by student and exercise."""
         last = {(one.student, one.exercise): one for one in self.decisions() if one.kind != "again"}
         return {who: one for who, one in last.items() if one.kind == "points"}
 
@@ -101,12 +101,12 @@ class History:
         self._ledger.query("INSERT OR REPLACE INTO options VALUES (1, ?)", (json.dumps(options),))
 
     def recall(self) -> dict[str, Any] | None:
-        """The options with which the class was graded last; None if it was not."""
+        """Return the options with which the class was graded last; None if it was not."""
         rows = self._ledger.query("SELECT value FROM options")
         return json.loads(rows[0][0]) if rows else None
 
     def publish(self, verdicts: Sequence[Verdict]) -> list[Change]:
-        """Note that these are the results now; return what changed in those that were there before, and why."""
+        """Store these as the current results; return what changed in those that were there before, and why."""
         changes: list[Change] = []
         for verdict in verdicts:
             key = self._key_of(verdict)
@@ -123,7 +123,7 @@ class History:
         return changes
 
     def _key_of(self, verdict: Verdict) -> dict[str, Any]:
-        """What the verdict depended on; nothing if it is not in the ledger, as of a submission that cannot be opened."""
+        """Return what the verdict depended on; nothing if it is not in the ledger, as of a submission that cannot be opened."""
         names = [field.name for field in fields(Key)]
         rows = self._ledger.query(
             f"SELECT verdict, {', '.join(names)} FROM verdict WHERE student = ? AND exercise = ? ORDER BY id DESC",
@@ -179,7 +179,7 @@ def _text(verdict: Verdict) -> str:
 
 
 def _differences(before: Verdict, after: Verdict) -> Iterator[tuple[str, str, str]]:
-    """What differs: its name, and what it was and is; nothing if only the seconds do."""
+    """Yield what differs: its name, and what it was and is; nothing if only the seconds do."""
     pairs = [
         ("state", before.state, after.state),
         ("message", before.message, after.message),
@@ -203,7 +203,7 @@ def _number(points: float | None) -> str:
 
 
 def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
-    """The verdict with the points of a decision, whatever it had."""
+    """Return the verdict with the points of a decision in place of its own."""
     one = Adjustment(
         kind="by hand", points=decision.points or 0.0, reason=f"{decision.note} ({decision.recorded[:10]})"
     )
@@ -220,8 +220,8 @@ def write_changes(changes: Sequence[Change], folder: Path) -> None:
     write_whole(folder / "changes.json", json.dumps([asdict(one) for one in changes], indent=1) + "\n")
 
 
-def in_lines(changes: Sequence[Change]) -> list[str]:
-    """The changes of each verdict in one line."""
+def format_changes(changes: Sequence[Change]) -> list[str]:
+    """Format the changes of each verdict as one line."""
     found: dict[tuple[str, str], list[Change]] = {}
     for one in changes:
         found.setdefault((one.student, one.exercise), []).append(one)

@@ -1,4 +1,4 @@
-"""A grade sheet of somebody else's: cells are filled, and every other byte stays as it is."""
+"""A grade sheet of another system: some cells are filled, and every other byte stays as it is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sheet:
         except UnicodeDecodeError:
             encoding = "latin-1"
             text = content[len(mark) :].decode(encoding)
-        sheets = [cls(mark, encoding, delimiter, *_split(text, delimiter)) for delimiter in DELIMITERS]
+        sheets = [cls(mark, encoding, delimiter, *split_cells(text, delimiter)) for delimiter in DELIMITERS]
         best = max(sheets, key=lambda sheet: len(set(columns) & set(sheet.row(0))))
         if missing := [column for column in columns if column not in best.row(0)]:
             raise ValueError(
@@ -47,7 +47,7 @@ class Sheet:
         return best
 
     def row(self, number: int) -> list[str]:
-        """The texts of a row's cells; none if there is no such row."""
+        """Return the texts of a row's cells; none if there is no such row."""
         return [_text(cell) for cell in self.rows[number]] if number < len(self.rows) else []
 
     def put(self, number: int, column: int, text: str) -> None:
@@ -60,13 +60,13 @@ class Sheet:
         self.rows[number][column] = '"' + text.replace('"', '""') + '"' if quoted else text
 
     def content(self) -> bytes:
-        """The whole file."""
+        """Return the bytes of the whole file."""
         lines = (self.delimiter.join(row) + end for row, end in zip(self.rows, self.ends, strict=True))
         return self.mark + "".join(lines).encode(self.encoding)
 
 
-def _split(text: str, delimiter: str) -> tuple[list[list[str]], list[str]]:
-    """The cells of each row and the end of each line, all as they stand."""
+def split_cells(text: str, delimiter: str) -> tuple[list[list[str]], list[str]]:
+    """Return the cells of each row and the end of each line, all as they stand."""
     cell = re.compile(rf'((?:"(?:[^"]|"")*")|[^{delimiter}\r\n]*)({delimiter}|\r\n|\n|\r|\Z)')
     rows: list[list[str]] = []
     ends: list[str] = []

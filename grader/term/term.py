@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..ledger import Ledger
 from ..verdict import Verdict
 from .deadlines import lateness, read_rules
-from .history import History, in_lines, set_by_hand, write_changes
+from .history import History, format_changes, set_by_hand, write_changes
 from .roster import read_roster
 
 if TYPE_CHECKING:
@@ -27,31 +27,31 @@ class Term:
         self.names = {entry.student: entry.name for entry in roster.values()}
         self._late = lateness(rules, roster) if rules else {}
         self.history = History(ledger)
-        self._by_hand = self.history.by_hand()
+        self._points_by_hand = self.history.points_by_hand()
 
     @property
     def again(self) -> Mapping[tuple[str, str], int]:
-        """How often each submission is to be judged again."""
+        """Count how often each submission is to be judged again."""
         return self.history.again()
 
     def adjust(self, verdict: Verdict) -> Verdict:
-        """The verdict with what being late costs, and after that with the points set by hand."""
+        """Return the verdict with the cost of being late, and then with the points set by hand."""
         who = verdict.student, verdict.exercise
         if late := self._late.get(who):
             verdict = late.adjust(verdict)
-        if decision := self._by_hand.get(who):
+        if decision := self._points_by_hand.get(who):
             verdict = set_by_hand(verdict, decision)
         return verdict
 
     def adjusted(self, grading: Generator[Graded, None, None]) -> Generator[Graded, None, None]:
-        """The same, each verdict adjusted; the ledger keeps what was earned."""
+        """Yield the same with each verdict adjusted; the ledger keeps what was earned."""
         with closing(grading):
             for one in grading:
                 yield replace(one, verdict=self.adjust(one.verdict))
 
     def publish(self, verdicts: Sequence[Verdict], out: Path) -> list[str]:
-        """Note the results, write what changed in those of before, and return it in lines."""
+        """Store the results; write what changed since the last ones, and return it as lines."""
         changes = self.history.publish(verdicts)
         if changes:
             write_changes(changes, out)
-        return in_lines(changes)
+        return format_changes(changes)

@@ -13,7 +13,7 @@ console = Console()
 
 
 @contextmanager
-def one_line_for(*problems: type[Exception]) -> Iterator[None]:
+def report_errors(*problems: type[Exception]) -> Iterator[None]:
     """End the command with one line and exit status 2 if one of these is raised."""
     try:
         yield

@@ -170,7 +170,7 @@ def test_which_exercise_is_seen_from_the_contents_and_else_is_asked_for(course, 
     download = write_download(tmp_path / "moodle.zip", files)
     status, said = collected(course, download)
     assert status == 1
-    assert "left out: Bob (2): work.zip: of which exercise cannot be seen: name it with --exercise" in said
+    assert "left out: Bob (2): work.zip: cannot tell the exercise: name it with --exercise" in said
     assert set(tree(course / "submitted")) == {f"1/{EX2}/homework.zip", f"1/{EX1}/{EX1}.ipynb"}
     assert collected(course, download, "--exercise", EX1)[0] == 0
     assert tree(course / "submitted")[f"3/{EX1}/{EX1}.ipynb"] == files[moodle("Cem", 3, "Untitled.ipynb")]

@@ -5,12 +5,15 @@ import io
 import zipfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from grader.cli import app
 from grader.feedback import write_feedback
 from grader.report import write_results
 from grader.term.roster import Entry, write_roster
+from grader.term.sheets import Sheet, split_cells
 from grader.verdict import Adjustment
 from tests.platforms import EX1, EX2, RUN, canvas, moodle
 from tests.verdicts import failed, graded
@@ -167,7 +170,7 @@ def test_a_sheet_in_an_old_encoding_stays_byte_for_byte(course):
     [
         ("moodle", b"Name,Note\n", ("--exercise", EX1), "has no column 'Identifier', 'Grade': download it again"),
         ("moodle", WORKSHEET.encode(), (), "has results of ex1_first_adapter, ex2_rank_sweep: name one with --exercise"),
-        ("canvas", b"Student,ID,A (1),B (2)\n", ("--exercise", EX1), "name it with --assignment: A (1), B (2)"),
+        ("canvas", b"Student,ID,A (1),B (2)\n", ("--exercise", EX1), "name one with --assignment: A (1), B (2)"),
         ("canvas", GRADEBOOK.encode(), ("--exercise", "ex4_qlora"), "has no results of ex4_qlora"),
         ("moodle", WORKSHEET.replace("100.00", "Good").encode(), ("--exercise", EX1), "the largest grade 'Good' is no number"),
         ("moodle", WORKSHEET.encode(), ("--canvas", "x.csv"), "name one sheet"),
@@ -177,6 +180,26 @@ def test_a_sheet_that_cannot_be_filled_is_one_line_and_nothing_is_written(course
     status, said, filled = export(course, platform, content, *options)
     assert (status, filled) == (2, b"") and message in said and said.count("\n") == 1
     assert not (course / "out").exists()
+
+
+LETTERS = st.text('aé0",;\t\r\n =-@', max_size=30)
+
+
+@given(LETTERS, st.sampled_from(",;\t"))
+def test_whatever_a_sheet_holds_it_is_written_as_it_was_read(text, delimiter):
+    assert Sheet(b"", "utf-8", delimiter, *split_cells(text, delimiter)).content() == text.encode()
+
+
+@given(st.lists(st.lists(LETTERS, min_size=2, max_size=4), max_size=4), LETTERS, st.sampled_from(",;\t"))
+def test_cells_are_those_that_csv_reads_and_a_filled_one_is_its_text(rows, text, delimiter):
+    written = io.StringIO(newline="")
+    csv.writer(written, delimiter=delimiter).writerows(rows)
+    sheet = Sheet(b"", "utf-8", delimiter, *split_cells(written.getvalue(), delimiter))
+    assert [sheet.row(number) for number in range(len(sheet.rows))] == rows
+    for number, row in enumerate(rows):
+        sheet.put(number, 1, text)
+        row[1] = text
+    assert cells(sheet.content(), "utf-8", delimiter) == rows
 
 
 def test_the_sheet_itself_is_never_overwritten(course):

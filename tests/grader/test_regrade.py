@@ -11,7 +11,7 @@ from grader import ledger as ledger_module
 from grader.cli import app
 from grader.ledger import Key, Ledger, grader_version
 from grader.term import history as module
-from grader.term.audit import differences, drawn, share_of
+from grader.term.audit import differences, draw_sample, share_of
 from grader.term.history import Decision, History, set_by_hand, write_changes
 from tests.grader.test_grade_command import hand_in
 from tests.platforms import EX1
@@ -87,13 +87,13 @@ def test_points_by_hand_hold_over_every_verdict_until_they_are_removed(ledger):
     history.decide(Decision("Ann", EX1, "points", 60, "first thought"))
     history.decide(Decision("Ann", EX1, "points", 80, "=good essay"))
     history.decide(Decision("Ann", EX1, "again", None, "flaky"))
-    decision = history.by_hand()["Ann", EX1]
+    decision = history.points_by_hand()["Ann", EX1]
     for verdict in (graded(), failed("Ann"), failed("Ann", "out of memory", "grader failed")):
         adjusted = set_by_hand(verdict, decision)
         assert (adjusted.final_points, adjusted.points) == (80, verdict.points)
         assert adjusted.reasons.startswith("by hand: =good essay (20")
     history.decide(Decision("Ann", EX1, "removed", None, "appeal withdrawn"))
-    assert history.by_hand() == {} and history.again() == {("Ann", EX1): 1}
+    assert history.points_by_hand() == {} and history.again() == {("Ann", EX1): 1}
     assert [one.note for one in history.decisions()] == ["first thought", "=good essay", "flaky", "appeal withdrawn"]
 
 
@@ -151,9 +151,9 @@ def test_the_audit_draws_the_same_share_whatever_the_order_and_reports_what_diff
     from grader.judging import Graded
 
     places = [Place(f"s{number}", EX1, None) for number in range(40)]
-    chosen = drawn(places, share_of("10%"), 5)
-    assert len(chosen) == 4 and drawn(places[::-1], 0.1, 5) == chosen != drawn(places, 0.1, 6)
-    assert len(drawn(places[:3], 0.1, 5)) == 1
+    chosen = draw_sample(places, share_of("10%"), 5)
+    assert len(chosen) == 4 and draw_sample(places[::-1], 0.1, 5) == chosen != draw_sample(places, 0.1, 6)
+    assert len(draw_sample(places[:3], 0.1, 5)) == 1
     before = [Graded(graded("a")), Graded(graded("b")), Graded(graded("c"))]
     rerun = (
         Graded(one) for one in (graded("a"), graded("b", fails={"chat template": "x"}), failed("c", "cell 3: boom"))
