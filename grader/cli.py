@@ -135,10 +135,10 @@ def grade(
         places.sort(key=lambda place: -len(EXERCISES[place.exercise].runs))  # a long one begun last would run alone
         _say_where_bands_are_missing(base_used, places)
         with Ledger(out / "ledger.db", heldout_seed) if a_class else nullcontext() as ledger:
+            term = Term(course, ledger) if ledger else None
             if a_class:
                 write_gradebook([], url)  # one that cannot be opened is told before the hours that grading takes
             fresh = secrets.randbelow(2**31) if heldout_seed is None else heldout_seed
-            term = Term(course, ledger) if ledger else None
             again = term.again if term else {}
             setting = Setting(base_used, ledger.heldout_seed if ledger else fresh, mode, seed, limits, again)
             grading = grade_class(places, setting, ledger, min(workers, len(places)), cluster)
@@ -159,9 +159,8 @@ def grade(
             entered = a_class and _into_gradebook(verdicts, url)
             if share:
                 audited = draw_sample(places, share, setting.heldout_seed)
-                rerun = grade_class(
-                    audited, replace(setting, mode="sandbox"), ledger, min(workers, len(audited)), cluster
-                )
+                run_again = replace(setting, mode="sandbox")
+                rerun = grade_class(audited, run_again, ledger, min(workers, len(audited)), cluster)
                 _say_what_differs(differences(rerun, graded), len(audited), out)
     if not a_class:
         raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)

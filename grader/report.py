@@ -80,7 +80,9 @@ def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> 
     console.print(table)
     console.print("Points are of those graded.", style="dim", highlight=False)
     if adjusted := sum(bool(verdict.adjustments) for verdict in verdicts):
-        console.print(f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.", highlight=False)
+        console.print(
+            f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.", highlight=False
+        )
     broken = total.of_state("grader failed")
     for verdict in broken[:FEW]:
         _print_reason(console, f"grader failed: {foreign.name(verdict.student)}, {verdict.exercise}", verdict.message)

@@ -5,13 +5,16 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
+from grader.cli import app
 from grader.feedback import write_feedback
 from grader.gradebook import _lines
 from grader.report import print_verdict, write_grades, write_report, write_results
 from grader.term.deadlines import lateness, read_rules
 from grader.term.roster import Entry, read_roster, write_roster
 from grader.verdict import Verdict
+from tests.grader.test_grade_command import hand_in
 from tests.grader.test_report import printed
 from tests.platforms import EX1, EX2
 from tests.verdicts import failed, graded
@@ -131,6 +134,15 @@ def test_a_bad_file_is_one_line(tmp_path, text, message):
         read_rules(tmp_path)
     assert message in str(problem.value) and "\n" not in str(problem.value)
     assert str(problem.value).startswith(f"{tmp_path / 'course.toml'}: ")
+
+
+def test_the_command_says_so_before_anything_is_graded(tmp_path):
+    hand_in(tmp_path, "# mine")
+    (tmp_path / "course.toml").write_text("grace_minutes = -1")
+    done = CliRunner().invoke(app, ["grade", EX1, "--course", str(tmp_path), "--artifacts-only"])
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "course.toml: grace_minutes: Input should be greater than or equal to 0" in done.output
+    assert not (tmp_path / "gradebook.db").exists() and not list(tmp_path.rglob("results.json"))
 
 
 @pytest.fixture
