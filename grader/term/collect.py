@@ -44,37 +44,34 @@ def collect(
         if isinstance(upload, Note):
             yield upload
             continue
-        for one, files in _by_exercise(upload, exercise):
-            if one is None:
-                yield Note("left out", f"{_who(upload)}: {files}")
-            else:
-                yield from _bring(upload, one, files, course, roster, times or {})
+        of, unknown = _by_exercise(upload, exercise)
+        for one, files in of.items():
+            yield from _bring(upload, one, files, course, roster, times or {})
+        if unknown:
+            names = foreign.line(", ".join("/".join(file.path) for file in unknown[:3]))
+            yield Note("left out", f"{_who(upload)}: {names}: cannot tell the exercise: name it with --exercise")
 
 
 def _who(upload: Upload) -> str:
     return foreign.line(f"{upload.owner.name} ({upload.owner.student})")
 
 
-def _by_exercise(upload: Upload, exercise: str | None) -> Iterator[tuple[str, list[Uploaded]] | tuple[None, str]]:
-    """Yield the files of each exercise; those that say nothing belong to the only one there is, or are named."""
+def _by_exercise(upload: Upload, exercise: str | None) -> tuple[dict[str, list[Uploaded]], list[Uploaded]]:
+    """Return the files of each exercise, and those of unknown ones; these belong to the exercise if there is only one."""
     if exercise:
-        yield exercise, upload.files
-        return
+        return {exercise: upload.files}, []
     of: dict[str, list[Uploaded]] = defaultdict(list)
     unknown: list[Uploaded] = []
     for file in upload.files:
         found = exercises_of(file.path, file.content)
-        for one in found if len(found) == 1 else ():
-            of[one].append(file)
-        if len(found) != 1:
+        if len(found) == 1:
+            of[found.pop()].append(file)
+        else:
             unknown.append(file)
     if len(of) == 1:
         of[next(iter(of))] += unknown
         unknown = []
-    yield from of.items()
-    if unknown:
-        names = ", ".join("/".join(file.path) for file in unknown[:3])
-        yield None, foreign.line(f"{names}: cannot tell the exercise: name it with --exercise")
+    return of, unknown
 
 
 def _bring(
@@ -208,7 +205,7 @@ def _keep_aside(content: dict[Parts, bytes], entry: Entry, course: Path) -> None
         _write(content, folder)
 
 
-def _aside(older: list[Uploaded], upload: Upload, exercise: str, course: Path) -> Iterator[str]:
+def _aside(older: list[Uploaded], upload: Upload, exercise: str, course: Path) -> Iterator[Note]:
     """Keep the superseded files of one download, and yield a line for each."""
     for file in older:
         entry = _entry(upload, exercise, [file])

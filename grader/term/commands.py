@@ -73,12 +73,15 @@ def export(
 ) -> None:
     """Fill the sheet of Moodle or Canvas with the grades, and zip the feedback as they take it back."""
     with report_errors(ValueError, OSError):
-        if (moodle is None) == (canvas is None):
-            raise ValueError("name one sheet: --moodle worksheet.csv or --canvas gradebook.csv")
         if assignment and moodle:
             raise ValueError("--assignment names a column of Canvas's gradebook; a worksheet of Moodle has one grade")
         grades = read_grades(results or results_folder(course), exercise, read_roster(course))
-        done = export_moodle(moodle, grades, out) if moodle else export_canvas(canvas, grades, out, assignment)
+        if moodle and not canvas:
+            done = export_moodle(moodle, grades, out)
+        elif canvas and not moodle:
+            done = export_canvas(canvas, grades, out, assignment)
+        else:
+            raise ValueError("name one sheet: --moodle worksheet.csv or --canvas gradebook.csv")
     for line in done.lines:
         say("[yellow]note[/yellow]", line)
     console.print(

@@ -97,7 +97,7 @@ class CourseRules(BaseModel):
         due = usual = self.in_zone(self.due[exercise])
         for one in self.extension:
             if one.student == student and one.exercise in (None, exercise):
-                due = max(due, self.in_zone(one.due) if one.due else usual + one.days * DAY)
+                due = max(due, self.in_zone(one.due) if one.due else usual + (one.days or 0) * DAY)
         return due, due > usual
 
     def in_zone(self, time: datetime) -> datetime:
@@ -144,9 +144,9 @@ def lateness(rules: CourseRules, roster: Roster) -> dict[tuple[str, str], Latene
     """
     late: dict[str, list[tuple[datetime, bool, Entry]]] = defaultdict(list)
     for (student, exercise), entry in roster.items():
-        due = rules.due_for(student, exercise)
-        if due and entry.late != "no":
-            late[student].append((*due, entry))
+        rule = rules.due_for(student, exercise)
+        if rule and entry.late != "no":
+            late[student].append((*rule, entry))
     found = {}
     for student, entries in late.items():
         budget = rules.late.budget_days if rules.late else 0

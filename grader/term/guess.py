@@ -27,8 +27,8 @@ def without_number(stem: str) -> tuple[str, int]:
 def exercises_of(path: Parts, content: bytes) -> set[str]:
     """Return the exercises to which this file seems to belong: none, one, or several for a zip of several."""
     name = path[-1].lower()
-    if name.endswith(".ipynb") and (found := _of_notebook(content)):
-        return {found}
+    if name.endswith(".ipynb") and (exercise := _of_notebook(content)):
+        return {exercise}
     if found := {one for part in path if (one := _of_name(part))}:
         return found
     if not name.endswith(".zip"):

@@ -17,7 +17,7 @@ from loralab.record import now
 
 from .. import foreign
 from ..ledger import Key, Ledger, grader_version, source_hashes
-from ..verdict import Adjustment, Verdict
+from ..verdict import Adjustment, Check, Verdict
 
 Kind = Literal["again", "points", "removed"]
 AGAIN = re.compile(r", again \d+$")
@@ -189,13 +189,16 @@ def _differences(before: Verdict, after: Verdict) -> Iterator[tuple[str, str, st
     ]
     old, new = ({_name(one.run, one.name): one for one in verdict.checks} for verdict in (before, after))
     for name in dict.fromkeys([*old, *new]):
-        found = (f"{one.earned:.4g} of {one.points:.4g}" if one else "" for one in (old.get(name), new.get(name)))
-        pairs.append((name, *found))
+        pairs.append((name, _earned(old.get(name)), _earned(new.get(name))))
     return (pair for pair in pairs if pair[1] != pair[2])
 
 
 def _name(run: str, check: str) -> str:
     return f"{run}: {check}" if run else check
+
+
+def _earned(check: Check | None) -> str:
+    return f"{check.earned:.4g} of {check.points:.4g}" if check else ""
 
 
 def _number(points: float | None) -> str:

@@ -20,6 +20,8 @@ from ..summary import in_order
 FILE = "students.csv"
 Platform = Literal["moodle", "canvas"]
 Late = Literal["yes", "no", ""]
+PLATFORMS: tuple[Platform, ...] = ("moodle", "canvas")
+LATE: tuple[Late, ...] = ("yes", "no", "")
 # What a spreadsheet might run, or a file's name might break a row with.
 UNSAFE = re.compile(r"^\W|[%;\x00-\x1f]")
 
@@ -69,15 +71,14 @@ def read_roster(course: Path) -> Roster:
 
 
 def _entry(row: dict[str, str]) -> Entry:
-    lms, late = row["lms"], row["late"]
-    if lms not in ("moodle", "canvas") or late not in ("yes", "no", ""):
-        raise ValueError(f"lms {lms!r}, late {late!r}")
-    entry = Entry(
-        row["student"], row["name"], lms, row["exercise"], late, row["timestamp"],
-        unquote(row["download"], errors="surrogateescape"), row["digest"],
-    )  # fmt: skip
-    _ = entry.submitted  # a time that is none
-    return entry
+    lms: Platform | None = next((one for one in PLATFORMS if one == row["lms"]), None)
+    late: Late | None = next((one for one in LATE if one == row["late"]), None)
+    if lms is None or late is None:
+        raise ValueError(f"lms {row['lms']!r}, late {row['late']!r}")
+    if row["timestamp"]:
+        datetime.fromisoformat(row["timestamp"])  # raises if it is no time
+    download = unquote(row["download"])
+    return Entry(row["student"], row["name"], lms, row["exercise"], late, row["timestamp"], download, row["digest"])
 
 
 def write_roster(roster: Roster, course: Path) -> None:

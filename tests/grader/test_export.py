@@ -173,7 +173,7 @@ def test_a_sheet_in_an_old_encoding_stays_byte_for_byte(course):
         ("canvas", b"Student,ID,A (1),B (2)\n", ("--exercise", EX1), "name one with --assignment: A (1), B (2)"),
         ("canvas", GRADEBOOK.encode(), ("--exercise", "ex4_qlora"), "has no results of ex4_qlora"),
         ("moodle", WORKSHEET.replace("100.00", "Good").encode(), ("--exercise", EX1), "the largest grade 'Good' is no number"),
-        ("moodle", WORKSHEET.encode(), ("--canvas", "x.csv"), "name one sheet"),
+        ("moodle", WORKSHEET.encode(), ("--canvas", "x.csv", "--exercise", EX1), "name one sheet"),
     ],
 )  # fmt: skip
 def test_a_sheet_that_cannot_be_filled_is_one_line_and_nothing_is_written(course, platform, content, options, message):
