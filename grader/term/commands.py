@@ -103,7 +103,7 @@ def regrade(
     ] = None,
 ) -> None:
     """Judge one submission again, or set its points by hand; then bring all results up to date, as `grade` did last."""
-    from ..cli import grade
+    from ..cli import grade  # which registers this command
 
     out = out or results_folder(course)
     with report_errors(ValueError, LedgerError):
