@@ -63,7 +63,7 @@ def read_roster(course: Path) -> Roster:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         entries = [_entry(row) for row in rows]
-    except (UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
+    except (csv.Error, KeyError, TypeError, ValueError) as error:  # a short row has None in it
         raise ValueError(
             f"{path}: cannot be read as the roster ({error}): keep the columns {', '.join(COLUMNS)}, in UTF-8"
         ) from None

@@ -259,6 +259,22 @@ def test_names_that_a_spreadsheet_would_run_are_text_in_the_roster_and_the_downl
     assert read_roster(course)["7", EX1].download == f"{odd}_7_assignsubmission_file_"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b",moodle,", b",blackboard,"), (b"2026-10-01T12", b"1 October"), (b",digest", b""), (b"1,Ann,moodle", b"1,Ann\r\n"),
+     (b"Ann", b"\xff")],
+)  # fmt: skip
+def test_a_roster_that_cannot_be_read_is_one_line_and_stays(course, tmp_path, old, new):
+    download = write_download(tmp_path / "m.zip", {moodle("Ann", 1, ZIP): packed()})
+    collected(course, download)
+    roster = course / "students.csv"
+    broken = roster.read_bytes().replace(old, new, 1)
+    roster.write_bytes(broken)
+    status, said = collected(course, download)
+    assert status == 2 and said.count("\n") == 1 and "students.csv: cannot be read as the roster (" in said
+    assert roster.read_bytes() == broken
+
+
 @pytest.mark.parametrize("content", [None, b"not a zip"])
 def test_a_download_that_cannot_be_read_is_one_line(course, tmp_path, content):
     if content:
