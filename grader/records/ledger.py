@@ -75,25 +75,10 @@ DECISIVE_DATA = {
 }
 # The code that decides none: it shows verdicts, or keeps them, or is another tool. A changed page regrades nobody.
 DECIDES_NOTHING = (
-    *(
-        "grader/term",
-        "grader/reports",
-        "grader/records",
-        "grader/cli",
-        "grader/console",
-        "grader/__main__",
-        "grader/release",
-    ),
+    *("grader/term", "grader/reports", "grader/records", "grader/release"),
+    *("grader/cli", "grader/console", "grader/__main__"),
     *("grader/submission/sanitize", "grader/submission/similarity"),
-    *(
-        "loralab/ability",
-        "loralab/card",
-        "loralab/chat",
-        "loralab/cli",
-        "loralab/compare",
-        "loralab/export",
-        "loralab/fit",
-    ),
+    *("loralab/ability", "loralab/chat", "loralab/cli", "loralab/compare", "loralab/export", "loralab/fit"),
     *("loralab/gate", "loralab/llamacpp", "loralab/sweep", "loralab/sweep_report", "loralab/train_command"),
 )
 
