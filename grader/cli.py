@@ -74,9 +74,8 @@ class _Request:
 
 
 def _exercises(names: list[str] | None) -> list[Exercise]:
-    unknown = set(names or ()) - EXERCISES.keys()
-    if unknown:
-        raise typer.BadParameter(f"no exercise {sorted(unknown)[0]!r}; there are: {', '.join(EXERCISES)}")
+    for name in names or ():
+        commands.known(name)
     return [EXERCISES[name] for name in names or EXERCISES]
 
 
@@ -134,13 +133,10 @@ def grade(
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     course = course.resolve()
-    default = results_folder(
-        course, "grade" if artifacts is None else "artifacts"
-    )  # one folder's verdict is no class's
+    results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
+    out = out or results_folder(course, results)
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
-    request = _Request(
-        _exercises(exercise), course, _base(base), seed, heldout_seed, limits, workers, cluster, out or default
-    )
+    request = _Request(_exercises(exercise), course, _base(base), seed, heldout_seed, limits, workers, cluster, out)
     a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
     with report_errors():
         share = _audited_share(audit, artifacts_only and a_class)

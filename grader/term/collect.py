@@ -37,7 +37,8 @@ def collect(
 
     What is there already is not written again; a newer one takes its place, and the older one is kept in `earlier/`.
     The roster is written after each submission, so the command can be repeated if it was stopped. `times` has the times
-    of submission by student, where they are known better than the download knows them. Raises `GraderError` if the download or the roster cannot be read.
+    of submission by student, where they are known better than the download knows them. Raises `GraderError` if the
+    download cannot be read, or the roster cannot be read or written.
     """
     roster = read_roster(course)
     for upload in read_download(download):
@@ -131,14 +132,14 @@ def _entry(upload: Upload, exercise: str, files: list[Uploaded]) -> Entry:
     last = max(files, key=_age)
     owner = upload.owner
     return Entry(
-        owner.student, owner.name, owner.lms, exercise, last.place.late,
-        max(file.timestamp for file in files), last.place.download, _digest(_contents(files, exercise)),
+        owner.student, owner.name, owner.lms, exercise, last.parsed.late,
+        max(file.timestamp for file in files), last.parsed.download, _digest(_contents(files, exercise)),
     )  # fmt: skip
 
 
 def _age(file: Uploaded) -> tuple[int, str, int]:
     """Return what is larger for a later file: Canvas's own number, the time, the number of a further copy."""
-    return file.place.number, file.timestamp, without_number(_stem(file.path[-1]))[1]
+    return file.parsed.number, file.timestamp, without_number(_stem(file.path[-1]))[1]
 
 
 def _stem(name: str) -> str:
@@ -223,4 +224,6 @@ def _write(content: dict[Parts, bytes], folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
     except OSError as error:  # a folder has the name of a file, a name is too long, the disk is full
-        raise GraderError(f"its files cannot be written to {folder} ({error.strerror})") from None
+        raise GraderError(
+            f"its files cannot be written to {folder} ({error.strerror}): make room there, or permit it"
+        ) from None

@@ -20,10 +20,11 @@ from .export import export_canvas, export_moodle, read_grades, submission_times
 from .history import Decision, History, Kind
 from .roster import FILE, read_roster
 
-Course = Annotated[Path, typer.Option(help="The course folder, with submitted/ in it.")]
+Course = Annotated[Path, typer.Option(file_okay=False, help="The course folder, with submitted/ in it.")]
 
 
 def known(exercise: str | None) -> str | None:
+    """Return the exercise if it is one, or None for None. Raises `BadParameter`."""
     if exercise is not None and exercise not in EXERCISES:
         raise typer.BadParameter(f"no exercise {exercise!r}; there are: {', '.join(EXERCISES)}")
     return exercise

@@ -54,8 +54,8 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The owner of a file of the download, and its path below the student's folder.
+class ParsedName:
+    """What the name of a file in the download says: its owner, and its path below the student's folder.
 
     `download` is the folder (Moodle) or the name (Canvas) in the download. Canvas also says whether it is late, and
     numbers its files: the larger, the later.
@@ -70,16 +70,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """One uploaded file, and where the download has it."""
+    """One uploaded file, and what its name in the download says."""
 
-    place: Place
+    parsed: ParsedName
     content: bytes
     timestamp: str
 
     @property
     def path(self) -> Parts:
         """The path below the student's folder."""
-        return self.place.path
+        return self.parsed.path
 
 
 @dataclass
@@ -95,9 +95,9 @@ def read_download(path: Path) -> Iterator[Upload | Note]:
 
     Raises `GraderError` if `path` is neither a zip nor a folder.
     """
-    if not path.exists():
-        raise GraderError(f"{path}: no such file: name the zip that Moodle or Canvas made, or its folder")
     try:
+        if not path.exists():
+            raise GraderError(f"{path}: no such file: name the zip that Moodle or Canvas made, or its folder")
         yield from _from_folder(path.resolve()) if path.is_dir() else _from_zip(path)
     except OSError as error:
         raise GraderError(f"{path}: cannot be read ({error.strerror}): download it again") from None
@@ -109,9 +109,9 @@ def _from_zip(path: Path) -> Iterator[Upload | Note]:
         for info in archive.infolist():
             if not info.is_dir():
                 entries[_parts(info.filename)].append(info)
-        places, notes = _assign_owners(entries)
+        owned, notes = _assign_owners(entries)
         yield from notes
-        for owner, names in places.items():
+        for owner, names in owned.items():
             infos = [info for name in names for info in entries[name]]
             try:
                 with report_zip_errors("its files"):
@@ -144,11 +144,11 @@ def _from_folder(path: Path) -> Iterator[Upload | Note]:
         and not _is_known(inner[0])
     ):
         path = inner[0]
-    places, notes = _assign_owners(((one.name,) for one in inner), folders={one.name for one in inner if one.is_dir()})
+    owned, notes = _assign_owners(((one.name,) for one in inner), folders={one.name for one in inner if one.is_dir()})
     yield from notes
-    for owner, names in places.items():
+    for owner, names in owned.items():
         try:
-            found = [one for name, place in names.items() for one in _from_one(path / name[0], place)]
+            found = [one for name, parsed in names.items() for one in _from_entry(path / name[0], parsed)]
         except (BadSubmission, OSError) as problem:
             yield _note_left_out(owner, str(problem))
         else:
@@ -163,22 +163,22 @@ def _is_known(path: Path) -> bool:
     return bool(MOODLE.fullmatch(_nfc(path.name)) or CANVAS.fullmatch(_nfc(path.name)))
 
 
-def _from_one(path: Path, place: Place) -> Iterator[Uploaded]:
-    """Yield the files at one place of a downloaded folder: a student's folder, or one file."""
+def _from_entry(path: Path, parsed: ParsedName) -> Iterator[Uploaded]:
+    """Yield the files of one entry of a downloaded folder: those of a student's folder, or one file."""
     if path.is_dir() or path.is_symlink():
         with open_folder(path) as opened:
             files = list(walk(opened))
             if sum(file.size for file in files) > MAX_TOTAL:
                 raise BadSubmission(f"its files are too large, where {MAX_TOTAL:,} bytes are allowed")
             for file in files:
-                inner = Place(place.owner, tuple(map(_nfc, file.path)), place.download)
+                inner = ParsedName(parsed.owner, tuple(map(_nfc, file.path)), parsed.download)
                 yield Uploaded(inner, file.content(), _modification_time(path.joinpath(*file.path)))
     else:
         with open_folder(path.parent) as opened:
             content = read_in(opened, (path.name,), MAX_TOTAL + 1)
         if len(content) > MAX_TOTAL:
             raise BadSubmission(f"it is too large, more than the {MAX_TOTAL:,} bytes that are allowed")
-        yield Uploaded(place, content, _modification_time(path))
+        yield Uploaded(parsed, content, _modification_time(path))
 
 
 def _modification_time(path: Path) -> str:
@@ -199,23 +199,23 @@ def _note_left_out(owner: Owner, why: str) -> Note:
 
 def _assign_owners(
     names: Iterable[Parts], folders: Iterable[str] | None = None
-) -> tuple[dict[Owner, dict[Parts, Place]], list[Note]]:
-    """Return the places by owner, and a line for each name that has none; with `folders` the names are of one folder."""
-    places: dict[Owner, dict[Parts, Place]] = defaultdict(dict)
+) -> tuple[dict[Owner, dict[Parts, ParsedName]], list[Note]]:
+    """Return the names by owner, and a line for each name that has none; with `folders` the names are of one folder."""
+    owned: dict[Owner, dict[Parts, ParsedName]] = defaultdict(dict)
     notes: dict[Note, None] = {}
     for name in sorted(names):
         if not name or any(part.startswith(HIDDEN) and part != ".." for part in name):
             continue
-        found = _place(name, is_folder=folders is not None and name[0] in folders)
+        found = _parse_name(name, is_folder=folders is not None and name[0] in folders)
         if isinstance(found, Note):
             notes[found] = None
         else:
-            places[found.owner][name] = found
-    return places, list(notes)
+            owned[found.owner][name] = found
+    return owned, list(notes)
 
 
-def _place(name: Parts, is_folder: bool) -> Place | Note:
-    """Return the owner of the file at this path and where it belongs, or why it has none."""
+def _parse_name(name: Parts, is_folder: bool) -> ParsedName | Note:
+    """Return what the name of the file at this path says, or why it has no owner."""
     for depth, part in enumerate(map(_nfc, name)):
         below = tuple(map(_nfc, name[depth + 1 :]))
         if match := MOODLE.fullmatch(part):
@@ -225,16 +225,18 @@ def _place(name: Parts, is_folder: bool) -> Place | Note:
                 )
             owner = Owner(match["student"], "moodle", match["name"])
             if below or is_folder:
-                return Place(owner, below, name[depth])
+                return ParsedName(owner, below, name[depth])
             if match["rest"]:
-                return Place(owner, (match["rest"],), name[depth])
+                return ParsedName(owner, (match["rest"],), name[depth])
         if below or is_folder:
             continue
         if CANVAS_TEXT.fullmatch(part):
             return Note("ignored", display_line(f"{part}: typed into the platform, not a file"))
         if match := CANVAS_ANONYMOUS.fullmatch(part) or CANVAS.fullmatch(part):
             owner = Owner(match["student"], "canvas", match["name"])
-            return Place(owner, (match["rest"],), name[depth], "yes" if match["late"] else "no", int(match["file"]))
+            return ParsedName(
+                owner, (match["rest"],), name[depth], "yes" if match["late"] else "no", int(match["file"])
+            )
     return Note("left out", display_line(f"{'/'.join(name[:2])}: no name that Moodle or Canvas gives to a submission"))
 
 

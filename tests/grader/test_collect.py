@@ -276,6 +276,16 @@ def test_a_roster_that_cannot_be_read_is_one_line_and_stays(course, tmp_path, ol
     assert roster.read_bytes() == broken
 
 
+def test_a_course_that_cannot_be_written_is_one_line(tmp_path, course, moodle_zip):
+    (tmp_path / "file").write_text("no folder")
+    status, said = collected(tmp_path / "file", moodle_zip)
+    assert status == 2 and "Invalid value for '--course'" in said and not (tmp_path / "submitted").exists()
+    (course / "students.csv").mkdir()
+    status, said = collected(course, moodle_zip)
+    assert status == 2 and said.count("\n") == 1 and "students.csv: cannot be read (Is a directory)" in said
+    assert not (course / "submitted").exists()
+
+
 @pytest.mark.parametrize("content", [None, b"not a zip"])
 def test_a_download_that_cannot_be_read_is_one_line(course, tmp_path, content):
     if content:

@@ -202,6 +202,13 @@ def test_cells_are_those_that_csv_reads_and_a_filled_one_is_its_text(rows, text,
     assert cells(sheet.content(), "utf-8", delimiter) == rows
 
 
+def test_an_out_below_a_file_is_one_line(course):
+    status, said, _ = export(
+        course, "moodle", WORKSHEET.encode(), "--exercise", EX1, "--out", course / "sheet.csv" / "x"
+    )
+    assert status == 2 and said.count("\n") == 1 and "cannot be written (Not a directory): name another folder" in said
+
+
 def test_the_sheet_itself_is_never_overwritten(course):
     status, said, _ = export(course, "moodle", WORKSHEET.encode(), "--exercise", EX1, "--out", course)
     assert status == 2 and "would be overwritten: name another folder" in said
