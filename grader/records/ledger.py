@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from functools import cache
@@ -164,6 +164,11 @@ class Ledger:
         """Run a statement in a transaction of its own, for the tables of `term.history`, and return its rows."""
         with self._transaction():
             return self._database.execute(statement, values).fetchall()
+
+    def write(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
+        """Run a statement for each of these rows, for all of them or for none."""
+        with self._transaction():
+            self._database.executemany(statement, rows)
 
     def _take(self) -> None:
         """Lock the file, and bring it up to the present tables if it is a ledger and whole."""

@@ -95,23 +95,32 @@ class History:
         rows = self._ledger.query("SELECT value FROM options")
         return json.loads(rows[0][0]) if rows else None
 
-    def publish(self, verdicts: Sequence[Verdict]) -> list[Change]:
-        """Store these as the current results; return what changed in those that were there before, and why."""
-        changes: list[Change] = []
+    def publish(self, verdicts: Sequence[Verdict], folder: Path) -> list[Change]:
+        """Store these as the current results; return what changed in those that were there before, and why.
+
+        The changes are in `folder` before the results are stored: if this is stopped, the next time finds them again.
+        """
         self._remember_parts()
+        changes: list[Change] = []
+        rows: list[tuple[str, str, str, str]] = []
         for verdict in verdicts:
             key = self._key_of(verdict)
-            who = verdict.student, verdict.exercise
-            rows = self._ledger.query("SELECT verdict, key FROM published WHERE student = ? AND exercise = ?", who)
-            text = _text(verdict)
-            if rows and rows[0] == (text, json.dumps(key)):
-                continue
-            if rows:
-                before, old = Verdict.model_validate(json.loads(rows[0][0])), json.loads(rows[0][1])
-                why = "; ".join(self._reasons(before, verdict, old, key)) or "unknown"
-                changes += [Change(*who, *differing, why) for differing in _differences(before, verdict)]
-            self._ledger.query("INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?)", (*who, text, json.dumps(key)))
+            changes += self._changes(verdict, key)
+            rows.append((verdict.student, verdict.exercise, _text(verdict), json.dumps(key)))
+        if changes:
+            write_changes(changes, folder)
+        self._ledger.write("INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?)", rows)
         return changes
+
+    def _changes(self, verdict: Verdict, key: dict[str, Any]) -> list[Change]:
+        """Return what changed in one verdict, nothing if it is the first."""
+        who = verdict.student, verdict.exercise
+        rows = self._ledger.query("SELECT verdict, key FROM published WHERE student = ? AND exercise = ?", who)
+        if not rows:
+            return []
+        before, old = Verdict.model_validate(json.loads(rows[0][0])), json.loads(rows[0][1])
+        why = "; ".join(self._reasons(before, verdict, old, key)) or "unknown"
+        return [Change(*who, *differing, why) for differing in _differences(before, verdict)]
 
     def _remember_parts(self) -> None:
         """Keep the hash of each part of the present grader, so that a later one can tell what it has otherwise."""

@@ -11,7 +11,7 @@ from ..pipeline import Graded
 from ..records.ledger import Ledger
 from ..verdict import Verdict
 from .deadlines import lateness, read_rules
-from .history import History, format_changes, set_by_hand, write_changes
+from .history import History, format_changes, set_by_hand
 from .roster import read_roster
 
 
@@ -48,7 +48,4 @@ class Term:
 
     def publish(self, verdicts: Sequence[Verdict], out: Path) -> list[str]:
         """Store the results; write what changed since the last ones, and return it as lines."""
-        changes = self.history.publish(verdicts)
-        if changes:
-            write_changes(changes, out)
-        return format_changes(changes)
+        return format_changes(self.history.publish(verdicts, out))

@@ -14,7 +14,7 @@ from grader.records import ledger as ledger_module
 from grader.records.ledger import Key, Ledger, decisive_code, decisive_parts
 from grader.submission.find import SubmissionFolder
 from grader.term.audit import differences, draw_sample, share_of
-from grader.term.history import PART_NAMES, Decision, History, set_by_hand, write_changes
+from grader.term.history import PART_NAMES, Decision, History, set_by_hand
 from tests.grader.test_grade_command import submit
 from tests.platforms import EX1
 from tests.verdicts import failed, graded
@@ -30,7 +30,7 @@ def ledger(tmp_path):
 
 def publish(ledger, verdict, **key):
     ledger.record(replace(KEY, grader_version=decisive_code(), **key), verdict)
-    return History(ledger).publish([verdict])
+    return History(ledger).publish([verdict], ledger.path.parent)
 
 
 @pytest.fixture
@@ -57,10 +57,18 @@ def test_a_change_is_told_check_by_check_with_what_it_comes_from(ledger, sources
     told = {one.check: (one.before, one.after) for one in found}
     assert set(told) == {"points", "final points", "first-adapter: chat template"}
     assert told["first-adapter: chat template"][0].startswith("0 of ") and told["points"][1] == "100"
-    write_changes(found, tmp_path)
     with (tmp_path / "changes.csv").open(encoding="utf-8-sig", newline="") as file:
         assert list(csv.DictReader(file)) == json.loads((tmp_path / "changes.json").read_text())
     assert publish(ledger, graded()) == []  # the same again
+
+
+def test_changes_that_cannot_be_written_are_found_again(ledger, tmp_path):
+    publish(ledger, graded(fails={"chat template": "no"}))
+    (tmp_path / "changes.csv").mkdir()
+    with pytest.raises(IsADirectoryError):
+        publish(ledger, graded(), digest="d2")
+    (tmp_path / "changes.csv").rmdir()
+    assert publish(ledger, graded(), digest="d2") != []
 
 
 @pytest.mark.parametrize(
@@ -80,7 +88,9 @@ def test_seconds_alone_are_no_change_and_a_submission_that_cannot_be_opened_is_o
     publish(ledger, graded())
     slower = graded().model_copy(update={"seconds": {"notebook": 99.0}})
     assert publish(ledger, slower, digest="d2") == []
-    found = History(ledger).publish([failed("Ann", "a symlink")])  # intake's verdicts are not in the ledger
+    found = History(ledger).publish(
+        [failed("Ann", "a symlink")], ledger.path.parent
+    )  # intake's verdicts are not in the ledger
     assert {one.why for one in found} == {"the submission"} and "state" in {one.check for one in found}
 
 
