@@ -180,6 +180,7 @@ def regrade(
 
 def _grade_folders(request: _Request, folders: list[SubmissionFolder], mode: Mode) -> bool:
     """Grade what is no class, and tell whether all of it passed."""
+    _say_where_bands_are_missing(request.base, folders)
     seed = secrets.randbelow(2**31) if request.heldout_seed is None else request.heldout_seed
     verdicts = _in_order(_each_as_it_ends(_grade(request, folders, request.setup(mode, seed)), len(folders)))
     _report(verdicts, [], request.out)
@@ -192,6 +193,7 @@ def _grade_submitted(request: _Request, mode: Mode, url: str, options: dict[str,
     `options` are kept for a later `regrade`; of the notebooks a `share` is audited.
     """
     folders = _class(request.course, request.exercises)
+    _say_where_bands_are_missing(request.base, folders)
     with Ledger(request.out / "ledger.db", request.heldout_seed) as ledger:
         term = Term(request.course, ledger)
         write_gradebook([], url)  # fail early if it cannot be opened
@@ -217,7 +219,6 @@ def _grade_submitted(request: _Request, mode: Mode, url: str, options: dict[str,
 def _grade(
     request: _Request, folders: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger | None = None
 ) -> Generator[Graded, None, None]:
-    _say_where_bands_are_missing(request.base, folders)
     # The longest first: one that is begun last would run alone.
     folders = sorted(folders, key=lambda one: -len(EXERCISES[one.exercise].runs))
     return grade_class(folders, setup, ledger, min(request.workers, len(folders)), request.cluster)
