@@ -40,14 +40,26 @@ def open_zip(file: File) -> Iterator[list[File]]:
     where = show_path(file.path)
     if file.size > MAX_TOTAL:
         raise BadSubmission(f"{where} is too large, {file.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
-    try:
-        content = file.read(file.size)
+    content = file.read(file.size)
+    with open_archive(content, where) as archive:
+        yield files_in_zip(archive, archive.infolist(), len(content))
+
+
+@contextmanager
+def open_archive(content: bytes, where: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip in memory, if its table of contents is within bounds. Raises `BadSubmission`, as `open_zip`."""
+    with report_zip_errors(where):
         source = _Bounded(content)
         with zipfile.ZipFile(source) as archive:
             source.most = None
-            entries = archive.infolist()
-            _refuse_if_a_bomb(entries, len(content))
-            yield list(_entries(archive, entries))
+            yield archive
+
+
+@contextmanager
+def report_zip_errors(where: str) -> Iterator[None]:
+    """Turn whatever reading a zip raises into `BadSubmission`, in one line that begins with `where`."""
+    try:
+        yield
     except BadSubmission as problem:
         raise BadSubmission(f"{where}: {problem}") from None
     except Exception as error:  # whatever a broken file does to its reader, it is the file's fault
@@ -55,6 +67,12 @@ def open_zip(file: File) -> Iterator[list[File]]:
         raise BadSubmission(
             f"{where}: cannot be read as a zip ({printable(what)}): pack and hand it in again"
         ) from None
+
+
+def files_in_zip(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], packed: int) -> list[File]:
+    """Return the files among these entries, which take `packed` bytes in the zip. Raises `BadSubmission`."""
+    _refuse_if_a_bomb(entries, packed)
+    return list(_entries(archive, entries))
 
 
 def _refuse_if_a_bomb(entries: list[zipfile.ZipInfo], packed: int) -> None:

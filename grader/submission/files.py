@@ -31,11 +31,20 @@ Parts = tuple[str, ...]  # a path within a submission
 
 @dataclass(frozen=True)
 class File:
-    """A file of a hand-in: its path, how many bytes it says it has, and how to read at most so many of them."""
+    """A file of a submission: its path, how many bytes it says it has, and how to read at most so many of them."""
 
     path: Parts
     size: int
     read: Callable[[int], bytes]
+
+    def content(self) -> bytes:
+        """Return all of it. Raises `BadSubmission` if its size is not the one that it claims."""
+        content = self.read(self.size + 1)
+        if len(content) != self.size:
+            raise BadSubmission(
+                f"{show_path(self.path)} has not the {self.size:,} bytes that it says it has: hand it in again"
+            )
+        return content
 
 
 def label(name: str) -> str:

@@ -120,11 +120,7 @@ def _gather(files: Iterable[File], exercise: Exercise) -> tuple[bytes | None, Ru
             raise BadSubmission(f"{show_path(file.path)}: {show_path(slot)} is there twice: keep one of them")
         total += file.size
         _refuse_if_too_large(file, total)
-        taken[slot] = file.read(file.size + 1)
-        if len(taken[slot]) != file.size:
-            raise BadSubmission(
-                f"{show_path(file.path)} has not the {file.size:,} bytes that it says it has: hand it in again"
-            )
+        taken[slot] = file.content()
     runs = {
         run.name: {name: taken[run.name, name] for name in RUN_FILES if (run.name, name) in taken}
         for run in exercise.runs
