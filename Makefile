@@ -40,8 +40,9 @@ proof: $(READY)  ## run the tests that take minutes each: true model shapes, eve
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tools.colab
 
-lint: $(READY)
+lint: $(READY)  ## check the code: ruff, its format, and the types of loralab
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)  ## let ruff write the code's form, notebooks included
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
@@ -73,6 +74,9 @@ $(TRL)/ready: $(READY)
 
 bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md (long; on a machine with nothing else to do)
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training --base smollm2-135m
+	$(BIN)/python -m benchmarks.dropout
+	$(BIN)/python -m benchmarks.wait_policy
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.ranks_and_targets
 	$(BIN)/python -m benchmarks.start_up
@@ -90,4 +94,4 @@ base: $(READY)  ## pretrain the embedded base from scratch, measure it and write
 	$(BIN)/python data/recipes/pretrain.py && $(BIN)/python data/recipes/bars.py
 
 clean:  ## delete scratch (not .venv, not runs/, and nothing of what was graded)
-	rm -rf build/chapters build/class build/trl .pytest_cache .ruff_cache
+	rm -rf build/chapters build/class build/trl .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,45 +70,86 @@ def compared(training: dict[str, Any]) -> str:
 
 
 def of_training(result: dict[str, Any]) -> list[str]:
-    """Tokens a second of every recipe, with the range over the rounds, and their perplexities."""
+    """Return tokens per second of every recipe, with the range over the rounds, and their perplexities."""
+    base = result["base"]
+    name = "training" if base == "embedded" else f"training-{base}"
     recipes = dict(sorted(result["recipes"].items(), key=lambda item: item[1]["tokens_per_second"]))
-    names, of = list(recipes), list(recipes.values())
+    labels, of = list(recipes), list(recipes.values())
     axes = plt.subplots(figsize=(8, 4.6), layout="constrained")[1]
     speeds = [one["tokens_per_second"] for one in of]
     reach = [
         [one["tokens_per_second"] - one["lowest"] for one in of],
         [one["highest"] - one["tokens_per_second"] for one in of],
     ]
-    colours = [COLOURS[1] if name == "loralab" else COLOURS[0] for name in names]
-    axes.barh(names, speeds, xerr=reach, color=colours, ecolor="#444444", capsize=3)
-    axes.set(
-        xlabel="useful tokens a second (padding not counted)", title="Training the embedded base, r = 16 on q, k, v, o"
-    )
+    colours = [COLOURS[1] if label == "loralab" else COLOURS[0] for label in labels]
+    axes.barh(labels, speeds, xerr=reach, color=colours, ecolor="#444444", capsize=3)
+    axes.set(xlabel="useful tokens per second (padding not counted)", title=f"Training {base}, r = 16 on q, k, v, o")
     axes.grid(axis="x", alpha=0.3)
     rows = [
         (
-            f"**{name}**" if name == "loralab" else name,
+            f"**{label}**" if label == "loralab" else label,
             one["note"],
             f"{one['tokens_per_second']:,.0f}",
             f"{one['lowest']:,.0f} to {one['highest']:,.0f}",
             f"{one['loralab_is_faster_by']:.2f}",
+            f"{one['matmul_share']:.0%}",
             f"{one['ppl']:.2f}",
         )
-        for name, one in reversed(recipes.items())
+        for label, one in reversed(recipes.items())
     ]
     return [
-        "## Training",
+        f"## Training {base}",
         "",
-        f"The same adapter on the same {result['pairs']} pairs for {result['epochs']} epochs, 16 pairs a step, the recipes "
-        f"alternating for {len(result['rounds'])} rounds, each training in a process of its own. loralab trains with nothing "
-        "but settings of transformers and a data collator; *written-out attention* is the same in a plain `Trainer`.",
+        f"The same adapter on the same {result['pairs']} pairs, {result['epochs']} epochs, 16 pairs per step, the recipes "
+        f"alternating for {len(result['rounds'])} rounds, each run in a process of its own. loralab trains with nothing "
+        "but settings of transformers and a data collator. *Matmul share*: useful arithmetic (4 FLOPs per parameter and "
+        "token) against the rate of the model's own matmuls, measured by the same process.",
         "",
-        *figure("training", "Tokens a second of each recipe"),
-        *table(("recipe", "what it is", "tokens/s", "range", "loralab is faster by", "held-out PPL"), rows),
+        *figure(name, f"Tokens per second of each recipe on {base}"),
+        *table(("recipe", "what it is", "tokens/s", "range", "loralab is faster by", "matmul share", "held-out PPL"), rows),
         "What made it faster:",
         "",
         *faster(result),
-        *origin(result, "training"),
+        *origin(result, "training" if base == "embedded" else f"training --base {base}"),
+    ]  # fmt: skip
+
+
+def of_dropout(result: dict[str, Any]) -> list[str]:
+    """Return what LoRA's dropout costs, and what it brings."""
+    mean, low, high = result["exact_without_minus_with"]
+    rows = [
+        (
+            dropout,
+            f"{statistics.fmean(run['exact'] for run in runs):.3f}",
+            f"{statistics.geometric_mean(run['ppl'] for run in runs):.4f}",
+        )
+        for dropout, runs in result["runs"].items()
+    ]
+    seeds = len(next(iter(result["runs"].values())))
+    return [
+        "## Dropout",
+        "",
+        f"Exercise 1's training on the embedded base, {seeds} pairs of runs with the same seed, {result['messages']} fresh "
+        f"messages each. Exact match without dropout minus with it: {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}). "
+        f"Without dropout a training is {result['faster_without_by']:.2f} times as fast.",
+        "",
+        *table(("lora_dropout", "exact match", "PPL"), rows),
+        *origin(result, "dropout"),
+    ]  # fmt: skip
+
+
+def of_waiting(result: dict[str, Any]) -> list[str]:
+    """Return what spinning threads cost where two processes train side by side."""
+    rows = [(policy, f"×{ratio:.1f}") for policy, ratio in result["two_against_alone"].items()]
+    return [
+        "## Two processes on the same cores",
+        "",
+        "Threads of OpenMP that wait for work *spin* by default; with `OMP_WAIT_POLICY=PASSIVE`, which `import loralab` sets, "
+        f"they *sleep*. A training alone then takes {result['sleep_against_spin_alone']:.2f} times as long; two that shared "
+        "the processors fairly would take twice as long as one.",
+        "",
+        *table(("waiting threads", "two side by side, against one alone"), rows),
+        *origin(result, "wait_policy"),
     ]  # fmt: skip
 
 
@@ -252,6 +294,9 @@ def of_gpu(result: dict[str, Any]) -> list[str]:
 
 SECTIONS = {
     "training": of_training,
+    "training-smollm2-135m": of_training,
+    "dropout": of_dropout,
+    "wait_policy": of_waiting,
     "cost": of_cost,
     "start_up": of_start,
     "grading": of_grading,

@@ -1,9 +1,10 @@
-"""Exact match and perplexity on fresh messages after exercise 1's training, for three ranks and three choices of targets.
+"""Exact match, perplexity and forgetting after exercise 1's training, by rank, targets, base, and LoRA or QLoRA.
 
-Every run trains on the first hundred pairs at the base's own learning rate and epochs, and answers messages of the seen
+Every run trains on the first hundred pairs at the base's own learning rate and epochs, and answers fresh messages of the seen
 and of unseen forms. Intervals are over the seeds, by the t distribution: runs of other seeds differ by more than the draw of
-their messages explains. Writes
-`benchmarks/results/ranks_and_targets.json` and the picture of the README.
+their messages explains. Finished runs are kept in `build/`, so that an interrupted measurement resumes. Writes
+`benchmarks/results/ranks_and_targets.json` and the picture of the README (embedded base), or
+`ranks_and_targets-<base>.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -22,63 +27,96 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.measured import RESULTS, save
-from loralab import choose_base, data_path, load_model, load_tokenizer, perplexity, read_pairs, train
+from loralab import Base, choose_base, data_path, load_model, load_tokenizer, nf4, perplexity, read_pairs, train
+from loralab.files import write_whole
 from loralab.plots import COLOURS
 from loralab.pool import processors, run_all
 from loralab.scores import question_control, score_answers
 from loralab.shapes import TARGETS
 from loralab.triage import draw
 
-NAME = "ranks_and_targets"
 PICTURE = RESULTS.parents[1] / "docs" / "ranks-and-targets.png"
-BASE = choose_base("embedded")
+KEPT = RESULTS.parents[1] / "build" / "ranks_and_targets"
 RANKS = (4, 16, 64)
 GROUPS = {"qv": "q, v", "qkvo": "q, k, v, o", "all": "all linear"}
 MESSAGES = 100  # per seed
-GradingSetup = tuple[str, int, int] | int  # targets, rank and seed; a seed alone is the base without training
 
 
-def measure_one(setting: GradingSetup) -> dict[str, float]:
-    """Return what one trained run, or the base alone, makes of fresh messages; `exact` and `exact_unseen` are counts."""
-    seed = setting if isinstance(setting, int) else setting[-1]
-    tokenizer, model = load_tokenizer(BASE), load_model(BASE)
-    if not isinstance(setting, int):
-        model = _trained(model, tokenizer, *setting)
-    fresh = draw(seed, MESSAGES)
-    return {
+@dataclass(frozen=True)
+class Run:
+    """One run to measure; with rank 0 the base without training."""
+
+    base: str
+    seed: int
+    method: str = "lora"
+    targets: str = "qkvo"
+    rank: int = 0
+
+    @property
+    def file(self) -> Path:
+        """Where the run's measurements are kept."""
+        return KEPT / ("-".join(map(str, astuple(self))) + ".json")
+
+
+def measure_one(run: Run) -> dict[str, float]:
+    """Return what a run makes of fresh messages and of general pairs; `exact` and `exact_unseen` are counts."""
+    if run.file.exists():
+        return json.loads(run.file.read_text("utf-8"))
+    base = choose_base(run.base)
+    tokenizer = load_tokenizer(base)
+    model = load_model(base, quantization=nf4() if run.method == "qlora" else None)
+    found = {}
+    if run.rank:
+        model, record = _trained(model, tokenizer, base, run)
+        found = {"seconds": record.seconds, "adapter_bytes": record.adapter_bytes, "trainable": record.trainable}
+    fresh = draw(run.seed, MESSAGES)
+    found |= {
         "ppl": perplexity(model, tokenizer, fresh),
-        "question_gain": question_control(model, tokenizer, fresh, BASE.max_length).gain,
+        "general_ppl": perplexity(model, tokenizer, read_pairs(data_path("pairs/general.jsonl"))),
+        "question_gain": question_control(model, tokenizer, fresh, base.max_length).gain,
         "exact": score_answers(model, tokenizer, fresh).exact,
-        "exact_unseen": score_answers(model, tokenizer, draw(seed, MESSAGES, "unseen")).exact,
+        "exact_unseen": score_answers(model, tokenizer, draw(run.seed, MESSAGES, "unseen")).exact,
     }
+    KEPT.mkdir(parents=True, exist_ok=True)
+    write_whole(run.file, json.dumps(found))
+    return found
 
 
-def _trained(model, tokenizer, targets: str, rank: int, seed: int):
-    torch.manual_seed(seed)
+def _trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: Base, run: Run):
+    torch.manual_seed(run.seed)
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=TARGETS[targets], task_type="CAUSAL_LM"
+        r=run.rank,
+        lora_alpha=2 * run.rank,
+        lora_dropout=0.05,
+        target_modules=list(TARGETS[run.targets]),
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, config)
     pairs = read_pairs(data_path("pairs/train.jsonl"))[:100]
     with tempfile.TemporaryDirectory() as folder:
-        train(model, tokenizer, pairs, folder, BASE, seed=seed, quiet=True)
-    return model
+        record = train(model, tokenizer, pairs, folder, base, seed=run.seed, quiet=True)
+    return model, record
 
 
-def measure(seeds: int) -> dict:
+def measure(base: str, method: str, groups: Sequence[str], ranks: Sequence[int], seeds: int) -> dict[str, Any]:
     """Return what was measured before training and after it, by targets and rank, a list of one entry per seed."""
-    jobs = [*range(seeds), *product(GROUPS, RANKS, range(seeds))]
+    before = [Run(base, seed, method) for seed in range(seeds)]
+    after = [Run(base, seed, method, *of) for seed, *of in product(range(seeds), groups, ranks)]
     found = {}
-    for job, outcome in tqdm(run_all(measure_one, jobs, processors()), total=len(jobs), desc="runs"):
+    runs = [*before, *after]
+    for run, outcome in tqdm(run_all(measure_one, runs, processors()), total=len(runs), desc="runs"):
         if isinstance(outcome, Exception):
             raise outcome
-        found[job] = outcome
-    after = {
-        group: {str(rank): [found[group, rank, seed] for seed in range(seeds)] for rank in RANKS} for group in GROUPS
+        found[run] = outcome
+    by_rank = {
+        group: {str(rank): [found[Run(base, seed, method, group, rank)] for seed in range(seeds)] for rank in ranks}
+        for group in groups
     }
-    return {"before": [found[seed] for seed in range(seeds)], "after": after, "seeds": seeds, "messages": MESSAGES}
+    about = {"base": base, "method": method, "seeds": seeds, "messages": MESSAGES}
+    return {"before": [found[run] for run in before], "after": by_rank} | about
 
 
 def share(runs: list[dict], field: str = "exact") -> tuple[float, float, float]:
@@ -127,16 +165,27 @@ def draw_picture(results: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    save(NAME, measure(parser.parse_args().seeds))
-    results = json.loads((RESULTS / f"{NAME}.json").read_text("utf-8"))
-    draw_picture(results)
-    print("targets     rank  PPL    exact match          unseen forms         question gain")
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--method", choices=("lora", "qlora"), default="lora")
+    parser.add_argument("--targets", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
+    chosen = parser.parse_args()
+    results = measure(chosen.base, chosen.method, chosen.targets, chosen.ranks, chosen.seeds)
+    parts = [part for part, usual in ((chosen.base, "embedded"), (chosen.method, "lora")) if part != usual]
+    save("-".join(["ranks_and_targets", *parts]), results)
+    if not parts and (tuple(chosen.targets), tuple(chosen.ranks)) == (tuple(GROUPS), RANKS):
+        draw_picture(results)
+    print("targets     rank  PPL    exact match          unseen forms         question gain  general PPL")
     for group, by_rank in results["after"].items():
         for rank, runs in by_rank.items():
             gain = statistics.fmean(run["question_gain"] for run in runs)
+            general = statistics.geometric_mean(run["general_ppl"] for run in runs)
             exact, unseen = share(runs), share(runs, "exact_unseen")
             exact, unseen = (f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in (exact, unseen))
-            print(f"{GROUPS[group]:<11} {rank:>4}  {ppl(runs):<6.3f} {exact:<20} {unseen:<20} {gain:.2f}")
+            line = (
+                f"{GROUPS[group]:<11} {rank:>4}  {ppl(runs):<6.3f} {exact:<20} {unseen:<20} {gain:<14.2f} {general:.1f}"
+            )
+            print(line)
 
 
 if __name__ == "__main__":

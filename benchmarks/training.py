@@ -1,27 +1,35 @@
-"""What a training costs: the source's recipe, TRL, a plain Trainer and loralab, and what each setting in between saves.
+"""What training costs: the source's recipe, TRL, a plain Trainer and loralab, and what each setting in between saves.
 
-Every recipe trains the same adapter (r = 16 on q, k, v, o) on the same 300 pairs, 16 pairs a step, each in a process of
-its own; the recipes alternate, and a figure is the median over the rounds. Writes `benchmarks/results/training.json`.
-TRL is not among the course's packages: `make bench` gives it an environment of its own.
+Every recipe trains the same adapter (r = 16 on q, k, v, o) on the same pairs, 16 pairs per step, each in a process of its
+own; the recipes alternate, and a figure is the median over the rounds. Each process also measures the rate of this
+machine's matmuls on the model's own shapes, and what share of it the training reaches. Writes
+`benchmarks/results/training.json` (the embedded base) or `training-<base>.json`. TRL is not among the course's packages:
+`make bench` gives it an environment of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import timeit
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import linear
 from transformers import (
+    AutoConfig,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
     PreTrainedModel,
@@ -50,7 +58,7 @@ from loralab.collate import AnswersAtTheEnd
 
 ROOT = Path(__file__).parents[1]
 TRL_PYTHON = ROOT / "build" / "trl" / "bin" / "python"
-PAIRS, EPOCHS, LEARNING_RATE = 300, 2, 5e-3
+PAIRS = {"embedded": (300, 2), "smollm2-135m": (64, 1)}  # and epochs
 
 
 @dataclass(frozen=True)
@@ -62,21 +70,24 @@ class Recipe:
     accumulation: int = 1
     collator: str = "padded"
     attention: str = "sdpa"
+    dropout: float = 0.05
+    bf16_weights: bool = False
+    compiled: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
 SOURCE = {"batch": 4, "accumulation": 4}
 BF16 = {"bf16": True}
-# The way from the source's recipe to loralab's, one setting at a time.
-LADDER = {
-    "source": Recipe("every text padded to 512 tokens, 4 x 4 pairs a step, fp32", **SOURCE, collator="to 512"),
+FASTEST = {"collator": "answers", "attention": "eager", "arguments": BF16}  # where bf16 pays
+PLAIN = {
+    "source": Recipe("every text padded to 512 tokens, 4 x 4 pairs per step, fp32", **SOURCE, collator="to 512"),
     "dynamic padding": Recipe("padded to the longest text of its batch", **SOURCE),
     "one batch": Recipe("16 pairs at once in place of 4 x 4"),
     "answers' logits": Recipe("no logits for prompts", collator="answers"),
-    "bf16 products": Recipe("autocast on a CPU that multiplies in bf16", collator="answers", arguments=BF16),
-    "written-out attention": Recipe(
-        'attn_implementation="eager"', collator="answers", attention="eager", arguments=BF16
-    ),
+}
+IN_BF16 = {
+    "bf16 matmuls": Recipe("autocast", collator="answers", arguments=BF16),
+    "written-out attention": Recipe('attn_implementation="eager"', **FASTEST),
 }
 ASIDE = {
     "source, bf16": Recipe("the source's recipe with its bf16=True", **SOURCE, collator="to 512", arguments=BF16),
@@ -84,22 +95,31 @@ ASIDE = {
         "a batch as one long text, position ids in place of a mask; tried, not used", collator="flat", arguments=BF16
     ),
     "length grouping": Recipe(
-        "batches of texts of like length; tried, not used",
-        collator="answers",
-        attention="eager",
-        arguments=BF16 | {"train_sampling_strategy": "group_by_length"},
+        "batches of texts of similar length; tried, not used",
+        **FASTEST | {"arguments": BF16 | {"train_sampling_strategy": "group_by_length"}},
     ),
+    "bf16 weights": Recipe(
+        "frozen weights cast once, not in every step; tried, not used", **FASTEST, bf16_weights=True
+    ),
+    "compiled": Recipe("each decoder layer by torch.compile; tried, not used", **FASTEST, compiled=True),
+    "no dropout": Recipe("lora_dropout=0", **FASTEST, dropout=0.0),
 }
 TRL = {
-    "TRL": ("SFTTrainer with its defaults, 4 x 4 pairs a step", {}),
+    "TRL": ("SFTTrainer with its defaults, 4 x 4 pairs per step", {}),
     "TRL, packing": ("SFTTrainer with packing=True; fewer and longer steps", {"packing": True}),
 }
 OURS = "loralab"
 NOTES = (
-    {name: recipe.note for name, recipe in (LADDER | ASIDE).items()}
+    {name: recipe.note for name, recipe in (PLAIN | IN_BF16 | ASIDE).items()}
     | {name: note for name, (note, _) in TRL.items()}
     | {OURS: "loralab.train with batch_size=16"}
 )
+
+
+def ladder(base: str) -> list[str]:
+    """Return the way from the source's recipe to loralab's on this machine, one setting at a time."""
+    width = AutoConfig.from_pretrained(choose_base(base).source).hidden_size
+    return [*PLAIN, *(IN_BF16 if precision(width=width).compute == torch.bfloat16 else {})]
 
 
 @dataclass(frozen=True)
@@ -115,16 +135,16 @@ class Task:
     seed: int
 
     @classmethod
-    def new(cls, folder: str, seed: int) -> Task:
-        base = choose_base("embedded")
+    def new(cls, name: str, folder: str, seed: int, dropout: float) -> Task:
+        base = choose_base(name)
         adapter = LoraConfig(
             r=16,
             lora_alpha=32,
-            lora_dropout=0.05,
+            lora_dropout=dropout,
             target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
             task_type="CAUSAL_LM",
         )
-        pairs = read_pairs(data_path("pairs/train.jsonl"))[:PAIRS]
+        pairs = read_pairs(data_path("pairs/train.jsonl"))[: PAIRS[name][0]]
         torch.manual_seed(seed)
         return cls(base, load_model(base), load_tokenizer(base), adapter, pairs, folder, seed)
 
@@ -137,8 +157,8 @@ class Task:
             "output_dir": self.folder,
             "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": accumulation,
-            "num_train_epochs": EPOCHS,
-            "learning_rate": LEARNING_RATE,
+            "num_train_epochs": PAIRS[self.base.name][1],
+            "learning_rate": self.base.learning_rate,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 2,
             "logging_steps": 1,
@@ -151,11 +171,18 @@ class Task:
         }
 
 
-def measure(name: str, seed: int) -> dict[str, float]:
-    """Train by the recipe called `name`: seconds, useful (not padding) tokens a second, held-out perplexity, memory."""
+def measure(name: str, base: str, seed: int) -> dict[str, float]:
+    """Train by the recipe called `name`: seconds, useful (not padding) tokens per second, held-out perplexity, memory.
+
+    `matmul_share` is the share of this machine's matmul rate that the training reaches: 4 FLOPs per parameter and token
+    are useful, since frozen weights need no gradient.
+    """
+    recipe = (PLAIN | IN_BF16 | ASIDE).get(name)
     with tempfile.TemporaryDirectory() as folder:
-        task = Task.new(folder, seed)
-        tokens = EPOCHS * sum(len(one["input_ids"]) for one in task.encoded())
+        task = Task.new(base, folder, seed, recipe.dropout if recipe else 0.05)
+        tokens = PAIRS[base][1] * sum(len(one["input_ids"]) for one in task.encoded())
+        parameters = task.model.num_parameters()
+        rate = max(matmul_rate(task.model, dtype) for dtype in (torch.float32, torch.bfloat16))
         reset_peak_memory()
         trained, start = _prepared(name, task)
         started = time.perf_counter()
@@ -165,16 +192,29 @@ def measure(name: str, seed: int) -> dict[str, float]:
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "ppl": perplexity(trained, task.tokenizer, evaluation, task.base.max_length),
+        "ppl": perplexity(trained.float(), task.tokenizer, evaluation, task.base.max_length),
         "peak_memory": memory,
+        "matmul_rate": rate,
+        "matmul_share": 4 * parameters * tokens / seconds / rate,
     }
+
+
+@torch.inference_mode()
+def matmul_rate(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 1024) -> float:
+    """Return the FLOPs per second of products with the model's linear layers, each shape as often as it occurs."""
+    shapes = Counter(tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear))
+    seconds = 0.0
+    for (out, into), number in shapes.items():
+        values, weights = torch.randn(tokens, into, dtype=dtype), torch.randn(out, into, dtype=dtype)
+        seconds += number * min(timeit.repeat(lambda v=values, w=weights: linear(v, w), number=1, repeat=5))
+    return 2 * tokens * sum(math.prod(shape) * number for shape, number in shapes.items()) / seconds
 
 
 def _prepared(name: str, task: Task) -> tuple[PeftModel, Callable[[], object]]:
     """The model to be trained, and what trains it."""
     if name == OURS:
         return _with_loralab(task)
-    return _with_trl(task, TRL[name][1]) if name in TRL else _with_trainer(task, (LADDER | ASIDE)[name])
+    return _with_trl(task, TRL[name][1]) if name in TRL else _with_trainer(task, (PLAIN | IN_BF16 | ASIDE)[name])
 
 
 def _with_trainer(task: Task, recipe: Recipe) -> tuple[PeftModel, Callable[[], object]]:
@@ -186,6 +226,13 @@ def _with_trainer(task: Task, recipe: Recipe) -> tuple[PeftModel, Callable[[], o
     }[recipe.collator]()
     adapted = get_peft_model(task.model, task.adapter)
     task.model.set_attn_implementation(recipe.attention)
+    if recipe.bf16_weights:
+        for module in adapted.modules():
+            if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
+                module.to(torch.bfloat16)
+    if recipe.compiled:
+        for layer in task.model.model.layers:
+            layer.compile()
     settings = TrainingArguments(**task.arguments(recipe.batch, recipe.accumulation) | recipe.arguments)
     return adapted, Trainer(adapted, settings, train_dataset=task.encoded(), data_collator=collator).train
 
@@ -209,20 +256,20 @@ def _with_trl(task: Task, further: dict[str, Any]) -> tuple[PeftModel, Callable[
 
 def _with_loralab(task: Task) -> tuple[PeftModel, Callable[[], object]]:
     adapted = get_peft_model(task.model, task.adapter)
-    settings = {"epochs": EPOCHS, "batch_size": 16, "learning_rate": LEARNING_RATE, "seed": task.seed, "quiet": True}
+    settings = {"epochs": PAIRS[task.base.name][1], "batch_size": 16, "seed": task.seed, "quiet": True}
     return adapted, lambda: train(adapted, task.tokenizer, task.pairs, task.folder, task.base, **settings)
 
 
-def _in_its_own_process(name: str, seed: int) -> dict[str, float]:
+def _in_its_own_process(name: str, base: str, seed: int) -> dict[str, float]:
     python = TRL_PYTHON if name in TRL else sys.executable
-    command = [str(python), "-m", "benchmarks.training", "--only", name, "--seed", str(seed)]
+    command = [str(python), "-m", "benchmarks.training", "--only", name, "--base", base, "--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+def summarise(rounds: list[dict[str, dict[str, float]]], way: list[str]) -> dict[str, Any]:
     """Per recipe the medians and the range over the rounds; per ratio the median of the rounds' own ratios."""
     recipes = {}
     for name in rounds[0]:
@@ -234,12 +281,13 @@ def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
             "highest": max(speeds),
             "ppl": statistics.median(one[name]["ppl"] for one in rounds),
             "peak_memory": statistics.median(one[name]["peak_memory"] for one in rounds),
+            "matmul_share": statistics.median(one[name]["matmul_share"] for one in rounds),
             "loralab_is_faster_by": statistics.median(
                 one[OURS]["tokens_per_second"] / one[name]["tokens_per_second"] for one in rounds
             ),
         }
     steps = {}
-    for before, after in zip(LADDER, list(LADDER)[1:], strict=False):
+    for before, after in pairwise(way):
         if before in recipes and after in recipes:
             ratios = [one[after]["tokens_per_second"] / one[before]["tokens_per_second"] for one in rounds]
             steps[after] = statistics.median(ratios)
@@ -248,12 +296,13 @@ def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", choices=PAIRS, default="embedded")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=NOTES, help="train once by this recipe and print what was measured")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     if chosen.only:
-        print(json.dumps(measure(chosen.only, chosen.seed)))
+        print(json.dumps(measure(chosen.only, chosen.base, chosen.seed)))
         return
     names = [name for name in NOTES if name not in TRL or TRL_PYTHON.exists()]
     if len(names) < len(NOTES):
@@ -262,15 +311,12 @@ def main() -> None:
     for seed in range(chosen.rounds):
         rounds.append({})
         for name in names:
-            rounds[-1][name] = _in_its_own_process(name, seed)
-            print(f"{seed} {name:24} " + "  ".join(f"{k} {v:,.1f}" for k, v in rounds[-1][name].items()), flush=True)
-    result = {
-        "rounds": rounds,
-        **summarise(rounds),
-        "pairs": PAIRS,
-        "epochs": EPOCHS,
-    }
-    save("training", result)
+            rounds[-1][name] = found = _in_its_own_process(name, chosen.base, seed)
+            print(f"{seed} {name:24} " + "  ".join(f"{k} {v:,.2f}" for k, v in found.items()), flush=True)
+    pairs, epochs = PAIRS[chosen.base]
+    about = {"base": chosen.base, "pairs": pairs, "epochs": epochs}
+    result = about | {"rounds": rounds, **summarise(rounds, ladder(chosen.base))}
+    save("training" if chosen.base == "embedded" else f"training-{chosen.base}", result)
     print(json.dumps({name: result[name] for name in ("recipes", "each_step_is_faster_by")}, indent=1))
 
 

@@ -8,8 +8,9 @@ Its packages, in the order in which a submission travels:
 - `records`: keep the verdict, in the ledger and in nbgrader's gradebook
 - `reports`: show it to the instructor and to the student
 
-Above them are `pipeline`, which goes this way, and `cli`; below them the words that all share: `verdict`, `exercises`,
-`errors`, and `text` for what others wrote. Imports run down only.
+Above them are `pipeline`, which goes this way, `term` (what comes from a learning platform and goes back to it, deadlines,
+regrades, the audit), and `cli`; below them what all share: `verdict`, `exercises`, `errors`, `console`, and `text` for
+what others wrote. Imports run down only.
 """
 
 import sys

@@ -14,7 +14,7 @@ def load_ahead() -> None:
 
 
 if __name__ == "__main__":  # the processes that run notebooks import this file too, and need nothing of it
-    if sys.argv[1:2] == ["grade"]:
+    if sys.argv[1:2] in (["grade"], ["regrade"]):
         load_ahead()
     from .cli import app
 

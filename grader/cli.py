@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from tqdm.auto import tqdm
 
 from loralab import PROFILES, Base, choose_base
 from loralab.bases import asked_for, weights_of
 from loralab.errors import LoralabError
 
+from .console import console, report_errors, say
 from .errors import GradebookError, GraderError, SandboxMissing, UnusableName
 from .evaluation.measure_bands import measure_bands
 from .evaluation.reference_bands import BaseBands, ExerciseBands
@@ -41,14 +40,19 @@ from .sandbox.limits import GIB, Limits
 from .submission.find import SubmissionFolder, doubtful_names, find, left_out
 from .submission.intake import Submission
 from .submission.similarity import fingerprint
-from .text import printable
-from .verdict import Verdict
+from .term import commands
+from .term.audit import differences, draw_sample, share_of, write_audit
+from .term.commands import results_folder
+from .term.term import Term
+from .text import display_line, display_name, printable
+from .verdict import MAX_POINTS, Verdict
 
 app = typer.Typer(
     help="Grade exercises from the adapters that they save.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-console = Console(emoji=False)  # a message may hold what looks like the name of an emoji
-BUILD = Path("build")
+REFERENCE_RUNS = results_folder(ROOT, "bands")
+app.command()(commands.collect)
+app.command()(commands.export)
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,13 @@ class _Request:
     cluster: str | None
     out: Path
 
+    def setup(self, mode: Mode, heldout_seed: int, again: Mapping[tuple[str, str], int] | None = None) -> GradingSetup:
+        return GradingSetup(self.base, heldout_seed, mode, self.seed, self.limits, again or {})
+
 
 def _exercises(names: list[str] | None) -> list[Exercise]:
-    unknown = set(names or ()) - EXERCISES.keys()
-    if unknown:
-        raise typer.BadParameter(f"no exercise {sorted(unknown)[0]!r}; there are: {', '.join(EXERCISES)}")
+    for name in names or ():
+        commands.known(name)
     return [EXERCISES[name] for name in names or EXERCISES]
 
 
@@ -101,6 +107,10 @@ def grade(
     ] = None,
     base: Annotated[str, typer.Option(help="embedded, smollm2-135m, qwen2.5-0.5b, a hub id or a folder.")] = "embedded",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The seed that the notebooks train with.")] = 0,
+    audit: Annotated[
+        str | None,
+        typer.Option(help="With --artifacts-only: run a random share of the notebooks after all, as in 10%."),
+    ] = None,
     heldout_seed: Annotated[
         int | None,
         typer.Option(
@@ -124,84 +134,138 @@ def grade(
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     os.umask(0o077)  # what is written is about people: results, feedback, the gradebook
     course = course.resolve()
-    default = course / BUILD / ("grade" if artifacts is None else "artifacts")  # one folder's verdict is no class's
+    results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
+    out = out or results_folder(course, results)
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
-    request = _Request(
-        _exercises(exercise), course, _base(base), seed, heldout_seed, limits, workers, cluster, out or default
-    )
+    request = _Request(_exercises(exercise), course, _base(base), seed, heldout_seed, limits, workers, cluster, out)
+    a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
     with report_errors():
+        share = _audited_share(audit, artifacts_only and a_class)
         _make_folder(request.out)
         if artifacts is not None:
             well = _grade_folders(request, [_one_folder(artifacts, request.exercises)], "artifacts")
-        elif (course / "submitted").exists() or course != ROOT:
-            well = _grade_submitted(request, _mode(artifacts_only, no_sandbox), gradebook or default_url(course))
+        elif a_class:
+            options = {
+                "exercise": exercise, "artifacts_only": artifacts_only, "no_sandbox": no_sandbox,
+                "base": asked_for(request.base), "seed": seed, "minutes": minutes, "memory": memory, "workers": workers,
+                "gradebook": gradebook,
+            }  # fmt: skip
+            mode = _mode(artifacts_only, no_sandbox)
+            well = _grade_submitted(request, mode, gradebook or default_url(course), options, share)
         else:
             mode = _mode_of_solutions(artifacts_only, no_sandbox)
             well = _grade_folders(request, _solutions(request.exercises), mode)
     raise typer.Exit(0 if well else 1)
 
 
+@app.command()
+def regrade(
+    student: Annotated[str, typer.Argument(help="The student's folder in submitted/.")],
+    exercise: Annotated[str, typer.Argument(callback=commands.known, help="The exercise.")],
+    note: Annotated[str, typer.Option(help="Why; it is kept, and shown beside points set by hand.")],
+    points: Annotated[
+        float | None, typer.Option(min=0, max=MAX_POINTS, help="Set these points by hand, and judge nothing again.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the points that were set by hand.")] = False,
+    course: commands.Course = ROOT,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder that grade wrote (default: build/grade in the course).")
+    ] = None,
+) -> None:
+    """Judge one submission again, or set its points by hand; then bring all results up to date, as `grade` did last."""
+    out = out or results_folder(course)
+    with report_errors():
+        options = commands.decide(student, exercise, note, points, remove, course, out)
+    grade(course=course, out=out, **options)
+
+
 def _grade_folders(request: _Request, folders: list[SubmissionFolder], mode: Mode) -> bool:
     """Grade what is no class, and tell whether all of it passed."""
+    _say_where_bands_are_missing(request.base, folders)
     seed = secrets.randbits(SEED_BITS) if request.heldout_seed is None else request.heldout_seed
-    verdicts = _in_order(_grade(request, folders, mode, seed))
+    verdicts = _in_order(_each_as_it_ends(_grade(request, folders, request.setup(mode, seed)), len(folders)))
     _report(verdicts, [], request.out)
     return all(verdict.passed for verdict in verdicts)
 
 
-def _grade_submitted(request: _Request, mode: Mode, url: str) -> bool:
-    """Grade the class, hand the results back, and tell whether nothing and nobody was left out."""
+def _grade_submitted(request: _Request, mode: Mode, url: str, options: dict[str, Any], share: float) -> bool:
+    """Grade the class, hand the results back, and tell whether nothing and nobody was left out.
+
+    `options` are kept for a later `regrade`; of the notebooks a `share` is audited.
+    """
     folders = _class(request.course, request.exercises)
+    _say_where_bands_are_missing(request.base, folders)
     with Ledger(request.out / "ledger.db", request.heldout_seed) as ledger:
+        term = Term(request.course, ledger)
         write_gradebook([], url)  # fail early if it cannot be opened
-        hand_back = partial(_hand_back, course=request.course, out=request.out, url=url)
-        graded = _grade(request, folders, mode, ledger.heldout_seed, ledger, hand_back)
-    verdicts = _in_order(graded)
-    _report(verdicts, graded, request.out)
+        term.history.remember(options)
+        setup = request.setup(mode, ledger.heldout_seed, term.again)
+        grading = term.adjusted(_grade(request, folders, setup, ledger))
+        graded = _each_as_it_ends(
+            grading, len(folders), partial(_hand_back, course=request.course, out=request.out, url=url)
+        )
+        verdicts = _in_order(graded)
+        _report(verdicts, graded, request.out, term.names)
+        _say_what_changed(term.publish(verdicts, request.out), request.out)
+        entered = _into_gradebook(verdicts, url)
+        if share:
+            _audit(request, draw_sample(folders, share, setup.heldout_seed), setup, ledger, graded)
     missed = left_out(request.course / "submitted")
     for what in missed:
-        _say("[yellow]left out[/yellow]", what)
+        say("[yellow]left out[/yellow]", what)
     for what in doubtful_names(request.course / "submitted"):
-        _say("[yellow]check the name[/yellow]", what)
+        say("[yellow]check the name[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
-    return _into_gradebook(verdicts, url) and not missed and not failed
+    return entered and not missed and not failed
 
 
 def _grade(
-    request: _Request,
-    folders: list[SubmissionFolder],
-    mode: Mode,
-    heldout_seed: int,
-    ledger: Ledger | None = None,
-    hand_back: Callable[[Graded], None] | None = None,
-) -> list[Graded]:
+    request: _Request, folders: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger | None = None
+) -> Generator[Graded, None, None]:
     # The longest first: one that is begun last would run alone.
     folders = sorted(folders, key=lambda one: -len(EXERCISES[one.exercise].runs))
-    _say_where_bands_are_missing(request.base, folders)
-    setup = GradingSetup(request.base, heldout_seed, mode, request.seed, request.limits)
-    grading = grade_class(folders, setup, ledger, min(request.workers, len(folders)), request.cluster)
-    return _each_as_it_ends(grading, len(folders), hand_back)
+    return grade_class(folders, setup, ledger, min(request.workers, len(folders)), request.cluster)
+
+
+def _audited_share(audit: str | None, from_run_folders: bool) -> float:
+    """Return the share to audit, 0 for none. Raises `SandboxMissing` if notebooks cannot be run."""
+    if audit is None:
+        return 0.0
+    if not from_run_folders:
+        raise GraderError("--audit runs notebooks of a class that is graded with --artifacts-only: add that option")
+    _mode(artifacts_only=False, no_sandbox=False)
+    return share_of(audit)
+
+
+def _audit(
+    request: _Request, sample: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger, graded: Sequence[Graded]
+) -> None:
+    """Run the notebooks of the sample, and report which of them make other runs than those that were graded."""
+    rerun = _grade(request, sample, replace(setup, mode="sandbox"), ledger)
+    audited = list(tqdm(differences(rerun, graded), total=len(sample), desc="audit", unit="submission"))
+    for one in audited:
+        if one.difference:
+            say(
+                "[yellow]audit[/yellow]",
+                f"{display_name(one.student)}, {one.exercise}: {display_line(one.difference)}",
+            )
+    differ = sum(bool(one.difference) for one in audited)
+    path = write_audit(audited, request.out)
+    console.print(
+        f"audited {len(sample)}, of which {differ} differ ({path}); no points were changed by it", highlight=False
+    )
+
+
+def _say_what_changed(lines: Sequence[str], out: Path) -> None:
+    for line in lines[:FEW]:
+        say("[yellow]changed[/yellow]", line)
+    if lines:
+        more = f"and {len(lines) - FEW} more; " if len(lines) > FEW else ""
+        console.print(f"{more}all changes are in {out / 'changes.csv'} and changes.json", highlight=False)
 
 
 def _in_order(graded: Sequence[Graded]) -> list[Verdict]:
     return sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
-
-
-@contextmanager
-def report_errors() -> Iterator[None]:
-    """End the command with one line and exit status 2 if there is something that the user can correct.
-
-    A defect is none: it keeps its traceback.
-    """
-    try:
-        yield
-    except LoralabError as error:
-        _say("[red]Error[/red]", str(error))
-        raise typer.Exit(2) from None
-
-
-def _say(kind: str, what: str) -> None:
-    console.print(f"{kind}: {escape(what)}", highlight=False, soft_wrap=True)
 
 
 def _make_folder(out: Path) -> None:
@@ -214,7 +278,7 @@ def _make_folder(out: Path) -> None:
 def _say_where_bands_are_missing(base: Base, folders: Sequence[SubmissionFolder]) -> None:
     missing = sorted({one.exercise for one in folders if ExerciseBands.load(one.exercise).of(base) is None})
     if missing:
-        _say(
+        say(
             "[yellow]no bands[/yellow]",
             f"{', '.join(missing)}: nothing was measured on these weights of the base {base.name}, so any improvement "
             f"beyond chance counts: make bands BASE={asked_for(base)}",
@@ -225,9 +289,9 @@ def _into_gradebook(verdicts: Sequence[Verdict], url: str) -> bool:
     """Whether the gradebook has them now, those of students excepted whose names it cannot have."""
     try:
         for unusable in write_gradebook(verdicts, url):
-            _say("[yellow]not in the gradebook[/yellow]", unusable)
+            say("[yellow]not in the gradebook[/yellow]", unusable)
     except GradebookError as problem:
-        _say("[red]Error[/red]", f"{problem}; then repeat the command: nothing is graded again")
+        say("[red]Error[/red]", f"{problem}; then repeat the command: nothing is graded again")
         return False
     return True
 
@@ -273,7 +337,7 @@ def _mode_of_solutions(artifacts_only: bool, no_sandbox: bool) -> Mode:
 
 
 def _each_as_it_ends(
-    grading: Generator[Graded, None, None], total: int, hand_back: Callable[[Graded], None] | None
+    grading: Generator[Graded, None, None], total: int, hand_back: Callable[[Graded], None] | None = None
 ) -> list[Graded]:
     graded = []
     with closing(grading):  # so that what still runs ends, and its folder is gone, however this is left
@@ -283,7 +347,7 @@ def _each_as_it_ends(
                     hand_back(one)
                 graded.append(replace(one, notebook=None))  # it is written, and may be large
         except KeyboardInterrupt:
-            _say("[yellow]stopped[/yellow]", f"{len(graded)} of {total} are graded; the same command does the rest")
+            say("[yellow]stopped[/yellow]", f"{len(graded)} of {total} are graded; the same command does the rest")
             raise
     return graded
 
@@ -309,7 +373,9 @@ def _bring_up_to_date(one: Graded, course: Path, url: str) -> None:
         write_autograded(*where, one.notebook, course)
 
 
-def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) -> None:
+def _report(
+    verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path, names: Mapping[str, str] | None = None
+) -> None:
     """Everything about all verdicts, in the terminal and as files in `out`; `compared` are searched for identical ones."""
     if len(verdicts) <= FEW:
         for verdict in verdicts:
@@ -323,7 +389,7 @@ def _report(verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path) 
         for name, exercise in EXERCISES.items()
     }
     found = {(one.verdict.student, one.verdict.exercise): one.fingerprint for one in compared}
-    report = write_report(verdicts, out, found, solutions)
+    report = write_report(verdicts, out, found, solutions, names)
     pages = f"{report.name}, feedback/" if compared else report.name
     console.print(f"results.json, grades.csv and {pages} are in {out}", highlight=False)
 
@@ -344,9 +410,7 @@ def bands(
     exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to measure (default: all).")] = None,
     base: Annotated[str, typer.Option(help="The base to measure on.")] = "embedded",
     seeds: Annotated[int, typer.Option(min=8, help="How many reference runs.")] = 10,
-    out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = ROOT
-    / BUILD
-    / "bands",
+    out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = REFERENCE_RUNS,
 ) -> None:
     """Run the solutions over several seeds and store what they measure as the exercise's bands."""
     base_used, chosen = _base(base), _exercises(exercise)

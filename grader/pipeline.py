@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -46,7 +46,8 @@ class GradingSetup:
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
     handed in are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
-    at: a notebook may use, for as long as it may run, the processors of the machine on which it does.
+    at: a notebook may use, for as long as it may run, the processors of the machine on which it does. `again` counts,
+    by student and exercise, how often somebody asked for a new verdict on the same submission.
     """
 
     base: Base
@@ -54,6 +55,7 @@ class GradingSetup:
     mode: Mode = "sandbox"
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
+    again: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def key(self, submission: Submission) -> Key:
         """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
@@ -61,12 +63,13 @@ class GradingSetup:
         Raises `LoralabError` if the base is unavailable.
         """
         bounds = f", {replace(self.limits, cpu=0)}" if self.mode == "sandbox" else ""
+        again = self.again.get((submission.student, submission.exercise), 0)
         return Key(
             student=submission.student,
             exercise=submission.exercise,
             digest=submission.digest,
             base=f"{asked_for(self.base)}, {weights_of(self.base)}",
-            mode=f"{self.mode}, seed {self.seed}{bounds}",
+            mode=f"{self.mode}, seed {self.seed}{bounds}{f', again {again}' if again else ''}",
             grader_version=decisive_code(),
             heldout_seed=self.heldout_seed,
         )

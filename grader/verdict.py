@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,6 +52,16 @@ class Check(BaseModel):
         return self.model_copy(update={text: coarse(getattr(self, text)) for text in ("expected", "found", "message")})
 
 
+class Adjustment(BaseModel):
+    """What changes the points that a submission earned: it is late, or a person decided. `points` are those afterwards."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["late", "by hand"]
+    points: float
+    reason: str
+
+
 class Verdict(BaseModel):
     """The outcome for one student and exercise.
 
@@ -68,6 +78,7 @@ class Verdict(BaseModel):
     claims: dict[str, RunRecord] = {}
     perplexities: dict[str, float] = {}
     seconds: dict[str, float] = {}
+    adjustments: list[Adjustment] = []
 
     @property
     def runs(self) -> list[str]:
@@ -78,6 +89,21 @@ class Verdict(BaseModel):
     def points(self) -> float | None:
         """Points earned; None if the grader failed."""
         return None if self.state == "grader failed" else round(sum(check.earned for check in self.checks), 2)
+
+    @property
+    def final_points(self) -> float | None:
+        """Points that count: those earned, after the adjustments; None if there are none yet."""
+        return self.adjustments[-1].points if self.adjustments else self.points
+
+    def published(self) -> dict[str, Any]:
+        """All that is known of it as plain data; both sums of points and the reasons where something was adjusted."""
+        found = self.model_dump(exclude=set() if self.adjustments else {"adjustments"})
+        return found | ({"points": self.points, "final_points": self.final_points} if self.adjustments else {})
+
+    @property
+    def reasons(self) -> str:
+        """Why the points that count may differ from those earned; "" if nothing was adjusted."""
+        return "; ".join(f"{one.kind}: {one.reason}" for one in self.adjustments)
 
     @property
     def passed(self) -> bool:

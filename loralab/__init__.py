@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import warnings
 
 import lazy_loader
@@ -18,10 +19,19 @@ warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is 
 # bitsandbytes misses an optional package for fast 4-bit inference on CPUs, which the course does not need.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
 
+# On a CPU it reports every product of an 8-bit layer.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+    lambda record: "inputs will be cast" not in str(record.msg)
+)
+
 # Trainer sets the model's padding and end tokens, as it should, and reports it in every run.
 logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
 )
+
+# Threads of torch that wait for work spin by default. Two processes with as many threads each as there are processors then
+# stall each other (`benchmarks/wait_policy.py` measures it). Without an effect if torch was imported before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -103,7 +103,7 @@ def faults(samples: Sequence[Sample]) -> dict[str, int]:
     """Count the samples with each fault, by the fault's name; faults that none has are left out."""
     found = {
         "empty": sum(not sample.after.strip() for sample in samples),
-        "the prompt again": sum(_same(sample.after, sample.question) for sample in samples),
+        "the prompt again": sum(_echoes(s.after, s.question) and not _echoes(s.wanted, s.question) for s in samples),
         "with a phrase repeated": sum(repeats(s.after) and not repeats(s.wanted) for s in samples),
         "without an end": sum(not sample.ended for sample in samples),
     }
@@ -112,6 +112,12 @@ def faults(samples: Sequence[Sample]) -> dict[str, int]:
 
 def _same(one: str, other: str) -> bool:
     return one.split() == other.split()
+
+
+def _echoes(text: str, question: str) -> bool:
+    """Tell whether the text begins with the whole question."""
+    words = question.split()
+    return text.split()[: len(words)] == words
 
 
 def repeats(text: str) -> bool:

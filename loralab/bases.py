@@ -136,6 +136,20 @@ def find_base(name: str) -> Base:
     return base
 
 
+def base_to_train(name: str) -> Base:
+    """`find_base(name)`, with its config downloaded, so that its learning rate can follow the rule."""
+    base = find_base(name)
+    if is_profile(base):
+        return base
+    AutoConfig.from_pretrained(base.source)
+    return replace(base, learning_rate=rate_rule(base.source))
+
+
+def is_profile(base: Base) -> bool:
+    """Tell whether the base is one of the course's, whose learning rate is measured."""
+    return base.name in PROFILES and base.source == profile_source(base.name)
+
+
 def profile_source(name: str) -> str:
     """Return the source of the profile `name` on this machine; nothing is fetched, so the folder may not exist yet."""
     if name in MODELS:
@@ -265,8 +279,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the base's weights in the number format of this machine, on its device, without a second copy.
 
-    With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon. Raises
-    `LoralabError`, in one line, if it cannot be loaded.
+    With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon. A base
+    that was saved quantised stays as it was saved. Raises `LoralabError`, in one line, if it cannot be loaded.
     """
     hardware = hardware or precision()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -276,6 +290,6 @@ def load_model(
             dtype=hardware.dtype,
             device_map={"": 0 if hardware.device == "cuda" else "cpu"},
             attn_implementation="sdpa",  # eager attention overflows in fp16 on Qwen2 (transformers#33317)
-            quantization_config=quantization,
+            **({} if quantization is None else {"quantization_config": quantization}),  # None would hide the base's own
         )
-    return model if quantization is None else keep_unpacked(model)
+    return keep_unpacked(model)

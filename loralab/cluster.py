@@ -53,8 +53,8 @@ def run_all(
 def on_this_machine(base: Base) -> Base:
     """Return `base`, which came from another machine, with its folder here; a profile that is not here is fetched."""
     profile = PROFILES.get(base.name)
-    if profile and not profile.source and replace(base, source="", reason="") == profile:
-        return choose_base(base.name)
+    if profile and not profile.source and replace(base, source="", reason="", max_length=profile.max_length) == profile:
+        return replace(choose_base(base.name), max_length=base.max_length)
     return base
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .adapters import read_adapter
 from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
-from .errors import LoralabError, first_line, one_line
+from .errors import LoralabError, first_line
 from .files import whole_file, whole_folder
-from .fourbit import nf4
+from .fourbit import recorded_quantization
 from .hardware import Precision
 from .llamacpp import (
     LoraPair,
@@ -33,7 +31,8 @@ from .llamacpp import (
     write_adapter,
     write_model,
 )
-from .record import ADAPTER_FILE, CONFIG_FILE, RunRecord
+from .record import RunRecord
+from .shapes import without_weights
 
 Target = Literal["merged", "gguf", "gguf-adapter", "gguf-base"]
 MAGIC = b"GGUF"
@@ -93,23 +92,8 @@ def export(
 def read_run(folder: str | Path) -> Run:
     """Read a run folder. Raises `LoralabError` with one line if it is not that of a finished run with a LoRA adapter."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise LoralabError(f"{folder}: no such run folder")
-    record = RunRecord.load(folder)
-    for name in (CONFIG_FILE, ADAPTER_FILE):
-        if not (folder / name).is_file():
-            raise LoralabError(f"{folder}: no {name} in it; only runs that trained an adapter can be exported")
-    try:
-        settings = LoraConfig.from_pretrained(str(folder))
-    except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise LoralabError(f"{folder / CONFIG_FILE}: not a LoRA configuration ({one_line(error)})") from None
-    if settings.peft_type != "LORA":
-        raise LoralabError(f"{folder / CONFIG_FILE}: {settings.peft_type} adapters cannot be exported, only LoRA")
-    try:
-        weights = load_file(folder / ADAPTER_FILE)
-    except SafetensorError as error:
-        raise LoralabError(f"{folder / ADAPTER_FILE}: truncated or not safetensors ({first_line(error)})") from None
-    return Run(folder, record, settings, weights)
+    record, adapter = RunRecord.load(folder), read_adapter(folder)
+    return Run(folder, record, adapter.settings, adapter.weights)
 
 
 def merge(run: Run, base: Base) -> PreTrainedModel:
@@ -121,12 +105,14 @@ def merge(run: Run, base: Base) -> PreTrainedModel:
 def load_base(record: RunRecord, base: Base) -> PreTrainedModel:
     """Load the weights that the run's adapter was trained on, in fp32 on the CPU.
 
-    A QLoRA run gets the dequantised 4-bit weights: its adapter has learned to correct their rounding errors.
+    A run on a quantised base gets the same weights, dequantised: its adapter has learned to correct their rounding
+    errors.
     """
-    if record.method != "qlora":
-        return load_model(base, _on_cpu(torch.float32))
     hardware = _on_cpu(getattr(torch, record.dtype))  # training dequantised to this format
-    dequantised: PreTrainedModel = load_model(base, hardware, nf4(hardware)).dequantize().float()
+    quantization = recorded_quantization(record, hardware)
+    if quantization is None:
+        return load_model(base, _on_cpu(torch.float32))
+    dequantised: PreTrainedModel = load_model(base, hardware, quantization).dequantize().float()
     return dequantised
 
 
@@ -190,23 +176,11 @@ def _check_base(base: Base, run: Run, to: Target) -> None:
         raise LoralabError(
             f"the adapter changes {tables[0]}: this works only merged, on a base whose output has its own weights"
         )
-    expected = get_peft_model_state_dict(_without_weights(config, run.settings), save_embedding_layers=False)
+    expected = get_peft_model_state_dict(without_weights(config, run.settings), save_embedding_layers=False)
     found = run.weights
     wrong = [name for name in expected.keys() | found.keys() if _shape(expected, name) != _shape(found, name)]
     if wrong:
         raise LoralabError(f"the adapter does not fit the base {base.name} at {min(wrong)}: give the right --base")
-
-
-def _without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel:
-    """Return the base with its adapter on the meta device: shapes and factors, but no weights."""
-    settings = copy(settings)
-    settings.init_lora_weights = True  # other starts need the base's weights; the shape is the same
-    settings.base_model_name_or_path = None  # else peft warns that the base has another name
-    try:
-        with torch.device("meta"):
-            return get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
-    except Exception as error:  # a damaged configuration can fail anywhere inside peft
-        raise LoralabError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
 def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
@@ -248,7 +222,7 @@ def _export_gguf(run: Run, base: Base, out: Path, quantize: Quantization | None,
 
 def _export_adapter(run: Run, base: Base, out: Path) -> None:
     config = AutoConfig.from_pretrained(base.source)
-    layers = _layers(_without_weights(config, run.settings), run.weights)
+    layers = _layers(without_weights(config, run.settings), run.weights)
     with _writing(out), whole_file(out) as path:
         write_adapter(path, config, layers, run.folder.name)
 

@@ -1,12 +1,32 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Write files atomically, and read JSON of known fields."""
 
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from .errors import LoralabError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_json(path: Path, model: type[Model]) -> Model:
+    """Return a JSON file as `model`. Raises `LoralabError`, in one line, that names the file and the field."""
+    try:
+        return model.model_validate(json.loads(path.read_text("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise LoralabError(f"{path}: {where}: {first['msg']}") from None
+    except (ValueError, RecursionError):
+        raise LoralabError(f"{path}: not valid JSON") from None
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:

@@ -1,6 +1,6 @@
-"""Will it fit on my card? The memory of a training, from the base's config alone, against what a GPU offers.
+"""Will it fit on my GPU? The memory of a training, from the base's config alone, against what a GPU offers.
 
-The estimate is that of `loralab.memory`; here stand the names of models, the cards, and what to change.
+The estimate is that of `loralab.memory`; this module adds the names of models, the verdict, and what to change.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from inspect import signature
+from io import BytesIO
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,46 +22,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from .bases import find_base
 from .data import data_path
 from .errors import LoralabError, one_line
-from .memory import GIB, METHODS, OVERHEAD, T4_BYTES, Memory, at_rest, estimate, verdict
+from .gpus import GPUS, Gpu, find_gpu, smallest_gpu
+from .memory import METHODS, OVERHEAD, Memory, at_rest, estimate
 from .plots import plot_memory
+from .quantized import Quantization, stored_quantization
 from .shapes import ALL_LINEAR, TARGETS, adapter_shape, modules
 
 VERDICTS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 SHORTEST, SMALLEST = 128, 8  # length and rank below which a change saves next to nothing
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU: the memory that torch finds on it, in GiB, and how we know."""
-
-    name: str
-    gib: float
-    known: str = "given as a number"
-
-    @property
-    def bytes(self) -> float:
-        """The memory that torch finds on it, in bytes."""
-        return self.gib * GIB
-
-    def holds(self, total: float) -> str:
-        """The verdict on a training whose tensors take `total` bytes at their peak."""
-        return verdict(total, self.bytes)
-
-
-# What torch finds is less than the name says. Reported: the total in an out-of-memory message of torch, and where.
-CARDS = (
-    Card("rtx3060-12", 11.75, "reported: github.com/Kunhao-Liu/StyleGaussian/issues/12"),
-    Card("t4", T4_BYTES / GIB, "reported on Colab"),
-    Card("v100-16", 15.75, "assumed: 16 GB"),
-    Card("a10", 21.99, "reported: github.com/zai-org/CogVLM/issues/236"),
-    Card("l4", 21.99, "assumed: 24 GB with error correction, as the a10"),
-    Card("rtx4090", 23.61, "reported: github.com/pinokiofactory/flux-webui/issues/11"),
-    Card("rtx3090", 23.69, "reported: github.com/ucwxb/GraphAvatar/issues/4"),
-    Card("a100-40", 39.50, "reported: github.com/TianheWu/CoSeR/issues/10"),
-    Card("h100-80", 79.11, "reported: github.com/vllm-project/vllm/issues/27508"),
-    Card("a100-80", 79.14, "reported: github.com/lianqi1008/Control-GIC/issues/6"),
-    Card("h200", 139.0, "assumed: 141 GB"),
-)
 
 
 @dataclass(frozen=True)
@@ -96,9 +65,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training's memory against a card's; see `fit`. Counts are of parameters, sizes in bytes.
+    """A training's memory against a GPU's; see `fit`. Counts are of parameters, sizes in bytes.
 
-    `source` is where the model's config was found, a folder or a hub id.
+    `source` is where the model's config was found, a folder or a hub id; `stored` says how its weights are stored if they
+    are quantised.
     """
 
     model: str
@@ -107,12 +77,22 @@ class Fit:
     memory: Memory
     trainable: int
     parameters: int
-    card: Card
+    gpu: Gpu
+    stored: Quantization | None = None
+
+    @property
+    def sharded(self) -> Memory:
+        """What each of several GPUs holds if weights, gradients and optimiser states are divided among them (FSDP, ZeRO-3).
+
+        Activations and logits are not: each GPU has texts of its own. The blocks that are gathered for a moment come on top.
+        """
+        held = ("weights", "adapter", "gradients", "optimizer")
+        return replace(self.memory, **{part: getattr(self.memory, part) / self.gpu.count for part in held})
 
     @property
     def verdict(self) -> str:
         """fits, tight or does not fit."""
-        return self.card.holds(self.memory.total)
+        return self.gpu.holds(self.memory.total)
 
     @cached_property
     def leanest(self) -> Change:
@@ -125,15 +105,16 @@ class Fit:
 
         None if it fits, and none if nothing would do: see `leanest`. Takes seconds.
         """
-        if self.verdict == "fits" or self.card.holds(self.leanest.total) != "fits":
+        if self.verdict == "fits" or self.gpu.holds(self.leanest.total) != "fits":
             return ()
         return tuple(_changed(self, settings) for settings in _cheapest(self))
 
     def as_dict(self) -> dict[str, object]:
-        """What was asked for and what was found, for JSON."""
+        """Return what was asked for and what was found, for JSON."""
         found = {name: value for name, value in asdict(self).items() if name != "source"}
         found["memory"] |= {"total": self.memory.total, "overhead": OVERHEAD}
-        found["card"] |= {"bytes": self.card.bytes}
+        found["gpu"] |= {"bytes": self.gpu.bytes}
+        found["sharded"] = {"total": self.sharded.total} if self.gpu.count > 1 else None
         return found | {"verdict": self.verdict, "changes": [asdict(change) for change in self.changes]}
 
 
@@ -148,35 +129,25 @@ def fit(
     checkpointing: bool = True,
     upcast: bool = False,
 ) -> Fit:
-    """Whether training `model` fits on the card `gpu`, and what would make it fit. No weights are loaded.
+    """Tell whether training `model` fits on `gpu`, and what would make it fit. No weights are loaded.
 
     `model` is a hub id, a folder, or the name of a config that the course carries (its own models' hub ids need no
-    network); `gpu` a name in `CARDS` or a number of GiB; `targets` as in `loralab.shapes.modules`; the rest as in
+    network); `gpu` as in `loralab.gpus.find_gpu`: a name, its memory, or several; `targets` as in `loralab.shapes.modules`; the rest as in
     `loralab.memory.estimate`. Raises `LoralabError`, in one line, for what is unknown or impossible.
     """
-    card, source = _card(gpu), _source(model)
-    if upcast and method != "qlora":
+    found, source = find_gpu(gpu), _source(model)
+    stored = _stored(model, source)
+    if upcast and method != "qlora" and not stored:
         raise LoralabError(f"the up-cast is of what qlora does not quantise; with {method} there is none")
     asked = Settings(method, rank, targets, batch, length, checkpointing, upcast)
-    return Fit(model, source, asked, _memory(source, asked), *_counts(source, asked), card)
+    return Fit(model, source, asked, _memory(source, asked), *_counts(source, asked), found, stored)
 
 
-def smallest_card(total: float) -> Card | None:
-    """The smallest card of `CARDS` on which a training of `total` bytes fits, if there is one."""
-    return next((card for card in CARDS if card.holds(total) == "fits"), None)
-
-
-def _card(gpu: str | float) -> Card:
-    named = {card.name: card for card in CARDS}
-    if str(gpu).lower() in named:
-        return named[str(gpu).lower()]
+def _stored(model: str, source: str) -> Quantization | None:
     try:
-        gib = float(gpu)
-    except LoralabError:
-        raise LoralabError(f"unknown card {gpu!r}: give one of {', '.join(named)}, or its memory in GiB") from None
-    if not 0 < gib < 1_000:  # 4090 is a name in part
-        raise LoralabError(f"a card of {gpu} GiB is impossible: give its memory in GiB, or one of {', '.join(named)}")
-    return Card("your card", gib)
+        return stored_quantization(AutoConfig.from_pretrained(source))
+    except LoralabError as error:
+        raise LoralabError(f"{model}: {error}") from None
 
 
 def known_models() -> list[str]:
@@ -242,7 +213,7 @@ def _knobs(found: Fit) -> Knobs:
         "upcast": [False] if asked.upcast else [],
         "checkpointing": [] if asked.checkpointing else [True],
         "batch": _halves(asked.batch, 1),
-        "method": {"full": ["lora", "qlora"], "lora": ["qlora"], "qlora": []}[asked.method],
+        "method": [] if found.stored else {"full": ["lora", "qlora"], "lora": ["qlora"], "qlora": []}[asked.method],
         "length": _halves(asked.length, SHORTEST),
         "rank": _halves(asked.rank, SMALLEST),
         "targets": ["qv"] if _has_more_than_qv(found.source, asked.targets) else [],
@@ -274,7 +245,7 @@ def _with_all(knobs: Knobs, asked: Settings) -> Settings:
 def _fits(found: Fit, settings: Settings) -> bool:
     layers = modules(settings.targets)
     resting = at_rest(found.source, settings.method, settings.rank, layers, settings.upcast)  # spares the trace
-    return resting.total < found.card.bytes and found.card.holds(_memory(found.source, settings).total) == "fits"
+    return resting.total < found.gpu.bytes and found.gpu.holds(_memory(found.source, settings).total) == "fits"
 
 
 def _cheapest(found: Fit) -> list[Settings]:
@@ -311,15 +282,18 @@ def _changed(found: Fit, settings: Settings) -> Change:
 
 
 def show(found: Fit, console: Console | None = None) -> None:
-    """The parts as a table (GB = 1e9 bytes), below it the verdict and what to change."""
+    """Print the parts as a table (GB = 1e9 bytes), below it the verdict and what to change."""
     console = console or Console(markup=False, highlight=False, soft_wrap=True)
     share = 100 * found.trainable / found.parameters
     console.print(f"{found.model}: {found.settings}")
     console.print(f"{found.trainable:,} of {found.parameters:,} parameters are trained ({share:.4g} %)")
+    if found.stored:
+        console.print(f"counted as it is stored: {found.stored}")
     console.print(_table(found))
-    console.print(Text(found.verdict, f"bold {VERDICTS[found.verdict]}") + f" on {found.card.name}")
-    for line in _advice(found):
-        console.print(line)
+    console.print(Text(found.verdict, f"bold {VERDICTS[found.verdict]}") + f" on {found.gpu.name}")
+    for line in [found.gpu.note, *_advice(found), _several(found)]:
+        if line:
+            console.print(line)
 
 
 def _table(found: Fit) -> Table:
@@ -331,7 +305,7 @@ def _table(found: Fit) -> Table:
     table.add_row("total", f"{found.memory.total / 1e9:.2f}")
     table.add_row("CUDA's context and gaps", " to ".join(f"{size / 1e9:.1f}" for size in OVERHEAD))
     table.add_section()
-    table.add_row(f"{found.card.name} ({found.card.gib:.2f} GiB)", f"{found.card.bytes / 1e9:.2f}")
+    table.add_row(f"{found.gpu.name} ({found.gpu.gib:.2f} GiB)", f"{found.gpu.bytes / 1e9:.2f}")
     return table
 
 
@@ -349,33 +323,52 @@ def _advice(found: Fit) -> list[str]:
     ]
 
 
+def _several(found: Fit) -> str:
+    """Say in one line what several GPUs change."""
+    gpu, total = found.gpu, found.sharded.total
+    if gpu.count == 1:
+        return ""
+    holds = {"fits": "would fit", "tight": "would be tight", "does not fit": "would not fit either"}[gpu.holds(total)]
+    return (
+        f"{gpu.count} GPUs, data parallel: each holds the whole model and a batch of its own, so the figures above are per "
+        f"GPU. Sharded (FSDP, ZeRO-3): at least {total / 1e9:.1f} GB per GPU, which {holds}: weights, gradients and "
+        "optimiser states are divided, activations and logits are not."
+    )
+
+
 def _smallest(total: float) -> str:
-    card = smallest_card(total)
-    return f"the smallest card for that is {card.name}" if card else "no card of the table takes that"
+    gpu = smallest_gpu(total)
+    return f"the smallest GPU for that is {gpu.name}" if gpu else "no GPU of the table takes that"
 
 
 def picture(found: Fit) -> Figure:
-    """The parts as one stacked bar against the card, with the verdict above."""
+    """Draw the parts as one stacked bar against the GPU's memory, with the verdict above."""
     figure = Figure(figsize=(8, 2.8), layout="constrained")  # not pyplot's: it is shown once, where it is asked for
-    axes = plot_memory({found.settings.method: found.memory}, found.card.bytes, found.card.name, figure.subplots())
+    axes = plot_memory({found.settings.method: found.memory}, found.gpu.bytes, found.gpu.name, figure.subplots())
     axes.set_title(f"{found.model}, {found.settings}\n{found.memory.total / 1e9:.1f} GB: {found.verdict}", fontsize=10)
     return figure
 
 
+def _png(figure: Figure) -> bytes:
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
 def widget(**start: object) -> None:
-    """Controls for the arguments of `fit`, which begin at `start`, and its picture below; in a notebook.
+    """Show controls for the arguments of `fit`, which begin at `start`, and its picture below; in a notebook.
 
     Where no kernel runs, the picture of the start remains.
     """
     import ipywidgets
-    from IPython.display import display
+    from IPython.display import Image, display
 
     steps = partial(ipywidgets.SelectionSlider, continuous_update=False)
     controls = {
         "model": ipywidgets.Dropdown(options=known_models()),
         "method": ipywidgets.Dropdown(options=METHODS),
         "targets": ipywidgets.Dropdown(options=list(TARGETS)),
-        "gpu": ipywidgets.Dropdown(options=[card.name for card in CARDS]),
+        "gpu": ipywidgets.Dropdown(options=[gpu.name for gpu in GPUS]),
         "rank": steps(options=[2**i for i in range(9)]),
         "batch": steps(options=[2**i for i in range(6)]),
         "length": steps(options=[128 * 2**i for i in range(6)]),
@@ -388,13 +381,13 @@ def widget(**start: object) -> None:
             control.options = [*control.options, beginning[name]]  # a model of the hub, names of layers
         control.description, control.value = name, beginning[name]
 
-    def drawn() -> Figure:
+    def drawn() -> Image:
         try:
-            return picture(fit(**{name: control.value for name, control in controls.items()}))
+            figure = picture(fit(**{name: control.value for name, control in controls.items()}))
         except LoralabError as error:  # more tokens than the model reads
             figure = Figure(figsize=(8, 2.6))
             figure.text(0.02, 0.5, str(error), wrap=True)
-            return figure
+        return Image(_png(figure))  # a figure is a picture only where pyplot's inline backend was loaded before
 
     display(ipywidgets.GridBox(list(controls.values()), layout={"grid_template_columns": "repeat(2, 22em)"}))
     shown = display(drawn(), display_id=True)

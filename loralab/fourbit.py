@@ -63,15 +63,17 @@ def same_quantization(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(name, False) == other.get(name, False) for name in FORMATS)
 
 
-def recorded_quantization(record: RunRecord) -> BitsAndBytesConfig | None:
+def recorded_quantization(record: RunRecord, hardware: Precision | None = None) -> BitsAndBytesConfig | None:
     """Return the bitsandbytes settings that a run's base was loaded with; None if it was not quantised by them.
 
-    The arithmetic takes the number format of this machine. Older records only say "qlora", which was NF4.
+    The arithmetic takes the number format of `hardware` (default: this machine's). Older records only say "qlora", which
+    was NF4.
     """
+    hardware = hardware or precision()
     settings = record.quantization
     if settings is None:
-        return nf4() if record.method == "qlora" else None
+        return nf4(hardware) if record.method == "qlora" else None
     if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         return None
     kept = {name: settings[name] for name in FORMATS if name in settings}
-    return BitsAndBytesConfig(**kept, bnb_4bit_compute_dtype=precision().dtype)
+    return BitsAndBytesConfig(**kept, bnb_4bit_compute_dtype=hardware.dtype)

@@ -12,6 +12,7 @@ from itertools import chain
 from .pairs import Pair
 
 NEAR = 0.9  # of the different words of two instructions, the share that both have
+LABELS = 0.25  # different answers per training pair, below which answers are labels, which pairs share by nature
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Leaks:
     """Indices of evaluation pairs whose text is also in the training pairs, of `of` pairs.
 
     Case, punctuation and white space do not count. `near` has instructions that are not the same as one in training but
-    share at least `NEAR` of their words with it. Nearly equal answers are no leak: records often differ in one value.
+    share at least `NEAR` of their words with it. Nearly equal answers are no leak: records often differ in one value. Nor are
+    labels, of which there are few (at most `LABELS` different ones per training pair).
     """
 
     instructions: tuple[int, ...]
@@ -48,6 +50,8 @@ def find_leaks(train_pairs: Iterable[Pair], eval_pairs: Sequence[Pair]) -> Leaks
     train_pairs = list(train_pairs)
     trained_on = {_plain(pair.instruction) for pair in train_pairs}
     answered = {_plain(pair.output) for pair in train_pairs}
+    if len(answered) <= LABELS * len(train_pairs):
+        answered = set()
     asked = [_plain(pair.instruction) for pair in eval_pairs]
     near = _near(asked, list(trained_on))
     return Leaks(

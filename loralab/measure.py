@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .collate import AnswersAtTheEnd
+from .hardware import precision_for
 from .pairs import IGNORED, Pair, encode_all
-from .record import ADAPTER_FILE as ADAPTER_FILE
-from .record import CONFIG_FILE as CONFIG_FILE
+from .record import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,11 +59,14 @@ def same_ppl(reported: float, recomputed: float) -> bool:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within it the model is in eval mode and keeps no gradients; afterwards it is as it was."""
+    """Within it the model is in eval mode and keeps no gradients; afterwards it is as it was.
+
+    It multiplies in the number format in which this machine trains it.
+    """
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), precision_for(model).autocasting():
             yield
     finally:
         model.train(was_training)

@@ -18,19 +18,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from .errors import LoralabError, one_line
 from .measure import LanguageModel
-from .shapes import LINEAR, LinearLayer, adapted, adapter_shape, linear_layers
+from .quantized import NF4, Quantization, stored_quantization
+from .shapes import LINEAR, adapted, adapter_shape, linear_layers
 
-# What cannot be traced is told in one line; torch would print the whole way to it.
+# What cannot be traced is reported in one line; torch would print the whole stack.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 METHODS = ("lora", "qlora", "full")
 GIB = 2**30
 T4_BYTES = int(14.75 * GIB)  # what Colab's T4 reports as usable
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # packed value, 8-bit scale a block of 64, 32-bit scale of 256 such scales
 # A GPU holds more than torch's tensors: CUDA's context, its libraries' work space, gaps between tensors. In bytes, from
 # the least to the most of it: what fits beside the most fits, and what fits only beside less than that is tight.
 OVERHEAD = (0.5e9, 1.5e9)
@@ -71,7 +72,7 @@ def estimate(
     checkpointing: bool = True,
     upcast: bool = False,
 ) -> Memory:
-    """Peak memory of training the base at `source` (a folder with a config.json, or a hub id) with AdamW.
+    """Estimate the peak memory of training the base at `source` (a folder with a config.json, or a hub id) with AdamW.
 
     "lora": the base in 16 bits, the adapter in 32. "qlora": the linear layers of the blocks in NF4 with double
     quantisation; a backward pass reads them back one at a time. "full": mixed precision, where weights, gradients and
@@ -79,7 +80,8 @@ def estimate(
     gradients count as if they were always there, as when they are accumulated. `targets` may be "all-linear".
     `batch` texts of `length` tokens go through at once; `dropout` is the adapter's (any but 0 keeps a copy of what
     goes into each adapted layer); `checkpointing` keeps only each block's input; `upcast` is what
-    peft's prepare_model_for_kbit_training does: everything that is not quantised in 32 bits.
+    peft's prepare_model_for_kbit_training does: everything that is not quantised in 32 bits. A base whose weights are
+    stored quantised is counted as it is, with "lora" and with "qlora".
     Raises `LoralabError` for settings that are impossible, and `Untraceable` for such a base.
     """
     config = AutoConfig.from_pretrained(source)
@@ -92,13 +94,13 @@ def estimate(
     depth = config.get_text_config().num_hidden_layers
     # A shallow base may have its peak in the backward pass and a deep one in the forward pass: extend each by itself.
     activations, logits = max((_extended(*peaks, depth) for peaks in zip(shallow, deep, strict=True)), key=sum)
-    if method == "qlora":  # a layer read back into 16 bits, while the one before it is still there
-        activations += 2 * 2 * _weights(source)[1]
+    if quantization := quantization_for(source, method):  # a layer in 16 bits again, beside the one before it
+        activations += 2 * 2 * _weights(source, quantization).largest
     return replace(resting, activations=activations, logits=logits)
 
 
 def verdict(total: float, room: float) -> str:
-    """Whether a training "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
+    """Tell whether a training "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
     least, most = OVERHEAD
     if total + most <= room:
         return "fits"
@@ -116,12 +118,13 @@ def _tracing() -> Iterator[None]:
 
 
 def at_rest(source: str, method: str, rank: int, targets: tuple[str, ...], upcast: bool = False) -> Memory:
-    """What a training holds between two steps: `estimate` without activations and logits, by arithmetic alone."""
-    linear, _, rest = _weights(source)
+    """Return what a training holds between two steps: `estimate` without activations and logits, by arithmetic alone."""
+    quantization = quantization_for(source, method)
+    base = _weights(source, quantization)
     if method == "full":
-        parameters = linear + rest
-        return Memory(4 * parameters, 0, 4 * parameters, 8 * parameters)
-    weights = linear * NF4_BITS / 8 + rest * (4 if upcast else 2) if method == "qlora" else 2 * (linear + rest)
+        return Memory(4 * base.parameters, 0, 4 * base.parameters, 8 * base.parameters)
+    rest = (base.parameters - base.quantized) * (4 if upcast and quantization else 2)
+    weights = base.bytes + rest
     trainable = adapter_shape(source, rank, targets).trainable
     return Memory(weights, 4 * trainable, 4 * trainable, 8 * trainable)
 
@@ -143,19 +146,47 @@ def _check(config: PreTrainedConfig, method: str, rank: int, batch: int, length:
         raise LoralabError(f"length is {length}, but this model reads {longest} tokens at most")
 
 
-def _blocks_linear(model: PreTrainedModel) -> list[LinearLayer]:
-    """The layers that bitsandbytes would hold in 4 bits: every linear one except the output layer."""
-    head = model.get_output_embeddings()
-    return [layer for layer in linear_layers(model).values() if layer is not head]
+def quantization_for(source: str, method: str) -> Quantization | None:
+    """Return how a training with this method holds the linear layers of the base; None if in 16 or 32 bits.
+
+    Raises `LoralabError`, in one line, if the weights are stored in a form that the method cannot train.
+    """
+    stored = stored_quantization(AutoConfig.from_pretrained(source))
+    if stored and method == "full":
+        raise LoralabError(
+            f"its weights are quantised ({stored.name}), so they cannot be trained: give --method lora, or the model that "
+            "is not quantised"
+        )
+    return stored or (NF4 if method == "qlora" else None)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a base: numbers of all, of the quantised ones, of those in the largest quantised layer, and bytes."""
+
+    parameters: int
+    quantized: int
+    largest: int
+    bytes: float  # of the quantised ones
 
 
 @cache
-def _weights(source: str) -> tuple[int, int, int]:
-    """Numbers of parameters: in the linear layers of the blocks, in the largest of these, and in the rest."""
+def _weights(source: str, quantization: Quantization | None) -> _Weights:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-    sizes = [layer.weight.numel() for layer in _blocks_linear(model)]
-    return sum(sizes), max(sizes), sum(p.numel() for p in model.parameters()) - sum(sizes)
+    parameters, head = sum(p.numel() for p in model.parameters()), model.get_output_embeddings()
+    if quantization is None:
+        return _Weights(parameters, 0, 0, 0)
+    shared = head is not None and head.weight is model.get_input_embeddings().weight
+    found = [
+        layer
+        for name, layer in linear_layers(model).items()
+        if not (layer is head and shared) and quantization.converts(name, layer is head)
+    ]
+    sizes = [layer.weight.numel() for layer in found]
+    rows = [layer.weight.shape[0 if isinstance(layer, Conv1D) else 1] for layer in found]
+    held = sum(quantization.bytes(size, row) for size, row in zip(sizes, rows, strict=True))
+    return _Weights(parameters, sum(sizes), max(sizes, default=0), held)
 
 
 @cache
@@ -194,14 +225,19 @@ def _traced(
 
 
 def _materialise(model: LanguageModel) -> None:
-    """Turn meta tensors into fake ones of a CPU, where autocast and attention behave as on a device."""
+    """Turn meta tensors into fake ones of a CPU, where autocast and attention behave as on a device.
+
+    Weights that are tied stay so.
+    """
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-            setattr(module, name, torch.nn.Parameter(empty, parameter.requires_grad))
+            if parameter not in made:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                made[parameter] = torch.nn.Parameter(empty, parameter.requires_grad)
+            setattr(module, name, made[parameter])
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-    model.tie_weights()
 
 
 class _Alive(TorchDispatchMode):
@@ -211,7 +247,7 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int, gradients: set[torch.Size]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
         self.vocabulary = vocabulary
         self.gradients = gradients
         self.seen: set[int] = set()

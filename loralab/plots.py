@@ -111,8 +111,8 @@ def _readable(ppl: float) -> str:
     return f"{ppl:.3g}" if ppl < 1000 else f"{ppl:,.0f}"
 
 
-def plot_memory(memory: Mapping[str, Memory], limit: float, card: str, axes: Axes | None = None) -> Axes:
-    """The parts of trainings' memory as stacked bars in GB, the largest total against a card's `limit` in bytes."""
+def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes | None = None) -> Axes:
+    """Plot the parts of trainings' memory as stacked bars in GB, against the `limit` of a GPU in bytes."""
     axes = axes or plt.subplots(figsize=(9, 1.2 + 0.36 * len(memory)), layout="constrained")[1]
     left = np.zeros(len(memory))
     for part, colour in zip(asdict(next(iter(memory.values()))), COLOURS, strict=False):
@@ -120,7 +120,7 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, card: str, axes: Axe
         bars = axes.barh(list(memory), sizes, left=left, color=colour, label=part)
         left += sizes
     axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4)
-    axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"{card}: {limit / 1e9:.1f} GB")
+    axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"{gpu}: {limit / 1e9:.1f} GB")
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set(title="Peak memory (estimate)", xlabel="GB")

@@ -1,4 +1,4 @@
-"""Running jobs in processes of their own, so that one that dies takes nothing with it."""
+"""Run jobs in processes of their own, so that one that dies takes nothing with it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
+from .errors import one_line
+
 Job = TypeVar("Job")
+END_SECONDS = 2  # for a process to end after its result
 
 
 class Died(RuntimeError):
@@ -21,14 +25,14 @@ class Died(RuntimeError):
 
 
 def processors() -> int:
-    """How many processors this process may use; Slurm and containers allow it fewer than the machine has."""
+    """Return how many processors this process may use; Slurm and containers allow it fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def allowed_threads() -> int:
-    """How many threads may compute at once: as many as OMP_NUM_THREADS says, or else one for each of `processors`."""
+    """Return how many threads may compute at once: OMP_NUM_THREADS, or else one for each of `processors`."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" is 4, and 2 inside each of these
     return int(first) if first.isdecimal() and int(first) else processors()
 
@@ -41,13 +45,14 @@ def run_all(
     preload: str | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[Job, Any]]:
-    """Call `function` on each job, `workers` at a time; as each ends, the job and its result, or the exception.
+    """Call `function` on each job, `workers` at a time; yield each job as it ends, with its result or the exception.
 
     Jobs are taken from `jobs` as they are begun, so a generator of large ones keeps few of them in memory. Every job
     has a fresh process. Where the system can fork, it is forked from one that has imported loralab and `preload` (by
     default the function's module) already, so that torch and its like are loaded once. The processors, or as many of
-    them as OMP_NUM_THREADS allows, are divided evenly among the workers. If the caller stops early, or is killed, or
-    `stopped`, asked every second, says so, what still runs ends with it.
+    them as OMP_NUM_THREADS allows, are divided evenly among the workers. A process that does not end within
+    `END_SECONDS` of its result is killed. If the caller stops early, or is killed, or `stopped`, asked every second, says
+    so, what still runs ends with it.
     """
     if sys.platform == "win32":
         context = get_context("spawn")
@@ -92,13 +97,15 @@ def _call(
     except Exception as error:
         outcome = portable(error)
     try:
-        sender.send(outcome)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:  # before a byte was sent
-        sender.send(TypeError(f"a result of {function.__module__}.{function.__qualname__} cannot be sent: {error}"))
+        packed = ForkingPickler.dumps(outcome)
+    except Exception as error:  # a result may run any code, and raise anything, when it is pickled
+        what = f"a result of {function.__module__}.{function.__qualname__} cannot be sent: {error}"
+        packed = ForkingPickler.dumps(TypeError(what))
+    sender.send_bytes(packed)
 
 
 def portable(error: Exception) -> Exception:
-    """`error`, or one that tells the same, if it would not survive the way to another process."""
+    """Return `error`, or one with the same message if it would not survive the way to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # many a library's exceptions cannot be made again from their message
@@ -117,8 +124,18 @@ def _outcome(receiver: Connection, process: BaseProcess) -> Any:
     try:
         return receiver.recv()
     except (EOFError, OSError):  # before a byte of the result, or in the middle of it
-        process.join()
+        _end(process)
         return Died(f"its process was killed (exit status {process.exitcode}); was there enough memory?")
+    except Exception as error:  # a result may run any code, and raise anything, when it is unpickled
+        return RuntimeError(f"the result cannot be unpickled here: {one_line(error)}")
     finally:
-        process.join()
+        _end(process)
         receiver.close()
+
+
+def _end(process: BaseProcess) -> None:
+    """Wait until a process that has sent its result ends; kill it if threads that it left behind keep it alive."""
+    process.join(END_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()

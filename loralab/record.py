@@ -1,4 +1,4 @@
-"""The run record: everything a training leaves behind besides its adapter, in `run.json`.
+"""The run record: what a training run leaves behind, apart from its adapter, in `run.json`.
 
 Plots, gates and the grader read run folders and nothing else.
 """
@@ -7,25 +7,44 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import LoralabError
 from .files import write_whole
 from .scores import Scores
 
 ADAPTER_FILE, CONFIG_FILE, RECORD_FILE = "adapter_model.safetensors", "adapter_config.json", "run.json"
-RUN_FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE)  # what is handed in of a run
+RUN_FILES = (ADAPTER_FILE, CONFIG_FILE, RECORD_FILE)  # what is submitted of a run
+EVAL_FILE = "eval.jsonl"  # held-out pairs, kept beside a run or above it
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+SCORES = ("scores_before", "scores_after")
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 2**63 - 1  # the largest integer of other readers of JSON; Python's own have no limit
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 # Zero is possible: a learning rate of 0 is a control, and a run may end before its first step.
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _at_least(least: float) -> AfterValidator:
+    """Refuse numbers below `least`, but not NaN: a run that diverged can be read."""
+
+    def checked(value: float) -> float:
+        if value < least:
+            raise ValueError(f"must be at least {least:g}")
+        return value
+
+    return AfterValidator(checked)
+
+
+Loss = Annotated[float, _at_least(0)]
+Perplexity = Annotated[float, _at_least(1)]
 
 
 def versions() -> dict[str, str]:
@@ -34,8 +53,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """The device that does the arithmetic, in words."""
-    import torch  # slow to import, and who reads a record needs none
+    """Return the name of the device that does the arithmetic."""
+    import torch  # slow to import, and reading a record needs none
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -43,8 +62,15 @@ def hardware() -> str:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the means of the first and of the last quarter of `losses`; NaN if there are none."""
+    quarter = max(1, len(losses) // 4)
+    first, last = (sum(part) / len(part) if part else math.nan for part in (losses[:quarter], losses[-quarter:]))
+    return first, last
 
 
 class AdapterSettings(BaseModel):
@@ -74,8 +100,8 @@ class RunRecord(BaseModel):
     base: str
     method: str = "lora"
     rank: Positive | None = None
-    alpha: float | None = None
-    dropout: float | None = None
+    alpha: Finite | None = None
+    dropout: Annotated[float, Field(ge=0, le=1)] | None = None
     targets: list[str] = Field(default_factory=list)
     adapter: AdapterSettings | None = Field(None, description="further settings of the adapter; None if unknown")
     quantization: dict[str, Any] | None = Field(
@@ -93,12 +119,18 @@ class RunRecord(BaseModel):
     epochs: Finite
     batch_size: Positive
     learning_rate: Finite
-    seed: int
-    losses: list[float] = Field(description="training loss of every optimiser step")
+    seed: int = Field(ge=0, lt=2**32)  # numpy's range, which transformers seeds, too
+    losses: list[Loss] = Field(description="training loss of every optimiser step")
     seconds: float = Field(gt=0, allow_inf_nan=False)
     peak_memory: Count
-    ppl_before: float | None = None
-    ppl_after: float | None = None
+    held_out: list[tuple[float, float]] | None = Field(
+        None, description="(epoch, loss on the evaluation pairs) after each epoch; None if not measured"
+    )
+    kept_epoch: Finite | None = Field(
+        None, description="the epoch whose adapter was kept; None if it is simply the last one"
+    )
+    ppl_before: Perplexity | None = None
+    ppl_after: Perplexity | None = None
     eval_pairs: Count = 0
     eval_digest: str | None = Field(None, description="SHA-256 of the evaluation pairs; None if there are none")
     leaks: Count | None = Field(
@@ -116,6 +148,23 @@ class RunRecord(BaseModel):
     versions: dict[str, str] = Field(default_factory=versions)
     created: str = Field(default_factory=now)
 
+    @model_validator(mode="after")
+    def _possible(self) -> RunRecord:
+        """Refuse a part that is larger than its whole, and steps without data."""
+        answers = [(f"{name}.count", scores.count) for name in SCORES if (scores := getattr(self, name))]
+        wholes: list[tuple[str, int, list[tuple[str, int | None]]]] = [
+            ("parameters", self.parameters, [("trainable", self.trainable)]),
+            ("train_pairs", self.train_pairs, [("ends", self.ends)]),
+            ("eval_pairs", self.eval_pairs, [("leaks", self.leaks), *answers]),
+        ]
+        for whole, most, parts in wholes:
+            for part, value in parts:
+                if value is not None and value > most:
+                    raise ValueError(f"{part} is {value}, but {whole} is {most}")
+        if self.losses and not self.epochs:
+            raise ValueError(f"epochs is 0, but losses has {len(self.losses)} steps")
+        return self
+
     @property
     def trainable_percent(self) -> float:
         """Share of the parameters that were trained, in percent."""
@@ -124,9 +173,7 @@ class RunRecord(BaseModel):
     @property
     def loss_ends(self) -> tuple[float, float]:
         """The mean losses of the first and of the last quarter of the steps, in nats; NaN if there are none."""
-        quarter = max(1, len(self.losses) // 4)
-        ends = self.losses[:quarter], self.losses[-quarter:]
-        return tuple(sum(part) / len(part) if part else math.nan for part in ends)
+        return loss_ends(self.losses)
 
     def save(self, folder: str | Path) -> Path:
         """Write `run.json` into `folder`; it appears whole or not at all."""
@@ -138,11 +185,15 @@ class RunRecord(BaseModel):
         path = Path(folder) / RECORD_FILE
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            if not Path(folder).is_dir():
+                raise LoralabError(f"{folder}: no such run folder") from None
             raise LoralabError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
         except UnicodeDecodeError:
             raise LoralabError(f"{path}: not UTF-8 text") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise LoralabError(f"{path}: {where}: {first['msg']}") from None
+            raise LoralabError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        except OSError as error:
+            raise LoralabError(f"{path}: cannot be read ({error.strerror})") from None

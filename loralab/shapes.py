@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .errors import LoralabError
+from .errors import LoralabError, one_line
 from .layers import ALL_LINEAR as ALL_LINEAR
 from .layers import ATTENTION as ATTENTION
 from .layers import LINEAR as LINEAR
@@ -33,6 +36,12 @@ def modules(words: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer for word in named for layer in TARGETS.get(word, (word,))))
 
 
+def tensor_shapes(model: PeftModel, embeddings: bool | Literal["auto"] = "auto") -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what peft saves of an adapter, by name: with the base's embeddings, without them, or as needed."""
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=embeddings)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Shape:
     """What an adapter with given settings has on a given base: computed, not measured."""
@@ -44,8 +53,7 @@ class Shape:
     @classmethod
     def of(cls, model: PeftModel) -> Shape:
         """The shape of the adapter that this model wears."""
-        tensors = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-        return cls(tensors, *model.get_nb_trainable_parameters())
+        return cls(tensor_shapes(model), *model.get_nb_trainable_parameters())
 
     @property
     def trainable_percent(self) -> float:
@@ -56,6 +64,22 @@ class Shape:
         """The exact size of the safetensors file that peft writes for it."""
         tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.tensors.items()}
         return len(save(tensors, metadata={"format": "pt"}))
+
+
+def without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel:
+    """Return a base with an adapter on the meta device: layers, shapes and factors, but no weights.
+
+    Raises `LoralabError`, in one line, if peft cannot put such an adapter on such a base.
+    """
+    settings = copy(settings)
+    settings.inference_mode = False  # else nothing would count as trainable
+    settings.init_lora_weights = True  # other starts need the base's weights; the shape is the same
+    settings.base_model_name_or_path = None  # else peft warns that the base has another name
+    try:
+        with torch.device("meta"):
+            return get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
+    except Exception as error:  # a damaged configuration can fail anywhere inside peft
+        raise LoralabError(f"the adapter cannot be put on its base ({one_line(error)})") from None
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:
@@ -77,11 +101,19 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # nothing is merged here
+        return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
 
 
 def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """Raise `LoralabError`, in one line, for a target that is no linear layer of this model."""
     known = {name.rpartition(".")[2] for name in linear_layers(model)}
+    tables = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
+    if wrong := sorted(set(targets) & tables):
+        raise LoralabError(
+            f"{', '.join(wrong)} is an embedding: only linear layers get an adapter here, which are {', '.join(sorted(known))}"
+        )
     unknown = sorted(set(targets) - known)
     if unknown:
         raise LoralabError(f"this model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}")

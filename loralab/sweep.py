@@ -1,4 +1,4 @@
-"""Sweeps: one training run per rank, choice of targets, method and seed; an interrupted sweep resumes."""
+"""Sweeps: one training run per rank, learning rate, choice of targets, method and seed; an interrupted one resumes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import shutil
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,15 +25,17 @@ from transformers.utils.logging import disable_progress_bar
 from .bases import Base, load_model, load_tokenizer
 from .cluster import at_once, on_this_machine, run_all
 from .data import data_path
-from .errors import one_line
+from .errors import LoralabError, one_line
 from .files import write_whole
 from .fourbit import nf4, same_quantization
 from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
-from .pairs import Pair, digest, encode_all
+from .pairs import encode_all
 from .pool import portable
 from .reading import read_pairs
 from .record import RECORD_FILE, AdapterSettings, RunRecord, now
-from .shapes import TARGETS, adapter_shape
+from .scores import Share
+from .shapes import adapter_shape, modules
+from .split import Split
 from .training import adapter_settings, method_of, train
 
 FAILURE_FILE = "failure.json"
@@ -52,9 +55,10 @@ TRAIN_PAIRS, EVAL_PAIRS, EVAL_ANSWERS = 100, 200, 100
 class Job:
     """One training run of a sweep, in the run folder `<out>/<name>/`.
 
-    `method` and `targets` are names in `METHODS` and `TARGETS`; `settings` (arguments of peft.LoraConfig) and `modules`
-    are what the two stood for when the sweep was planned. The run is measured on the first `eval_pairs` held-out pairs
-    and on generated answers to the first `eval_answers` of them.
+    `method` is a name in `METHODS`, and `targets` has names in `TARGETS` or of layers, joined with "+"; `settings`
+    (arguments of peft.LoraConfig) and `modules` are what the two stood for when the sweep was planned. The run is measured
+    on the held-out pairs of its `data` and on generated answers to the first `eval_answers` of them. `name_rate` puts
+    the learning rate into the name of the run folder.
     """
 
     base: Base
@@ -67,32 +71,34 @@ class Job:
     epochs: float
     learning_rate: float
     out: Path
-    eval_pairs: int = EVAL_PAIRS
+    data: Split
     eval_answers: int = EVAL_ANSWERS
+    name_rate: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.targets}-r{self.rank}-s{self.seed}"
+        rate = f"-lr{self.learning_rate:g}" if self.name_rate else ""
+        return f"{self.method}-{self.targets}-r{self.rank}{rate}-s{self.seed}"
 
     @property
     def folder(self) -> Path:
         return self.out / self.name
 
     def record(self) -> RunRecord | None:
-        """Return the job's record if it has finished. Raises `ValueError` if its folder holds a different run."""
+        """Return the job's record if it has finished. Raises `LoralabError` if its folder holds a different run."""
         if not (self.folder / RECORD_FILE).exists():
             return None
         record = RunRecord.load(self.folder)
         for field, wanted in self._wanted().items():
             there = getattr(record, field)
             if there is not None and not _equal(there, wanted):  # records of earlier versions lack some fields
-                raise ValueError(
+                raise LoralabError(
                     f"{self.folder} holds a run with {_in_words(field, there, wanted)}: give another --out"
                 )
-        answers, wanted = record.scores_after, min(self.eval_answers, self.eval_pairs)
-        if answers is not None and answers.count != wanted:
-            raise ValueError(
-                f"{self.folder} holds a run with {answers.count} answers, not {wanted}: give another --out"
+        answers, count = record.scores_after, min(self.eval_answers, len(self.data.eval_pairs))
+        if answers is not None and answers.count != count:
+            raise LoralabError(
+                f"{self.folder} holds a run with {answers.count} answers, not {count}: give another --out"
             )
         return record
 
@@ -118,7 +124,7 @@ class Job:
         return {
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
-            "eval_pairs": self.eval_pairs,
+            "eval_pairs": len(self.data.eval_pairs),
             "base": self.base.name,
             "rank": self.rank,
             "alpha": config.lora_alpha,
@@ -128,8 +134,8 @@ class Job:
             "method": "qlora" if quantization else method_of(config),
             "quantization": quantization.to_dict() if quantization else {},
             "seed": self.seed,
-            "train_digest": digest(_train_pairs()),
-            "eval_digest": digest(_eval_pairs()[: self.eval_pairs]),
+            "train_digest": self.data.train_digest,
+            "eval_digest": self.data.eval_digest,
         }
 
 
@@ -162,59 +168,120 @@ def plan(
     seeds: int,
     out: Path,
     epochs: float | None = None,
-    learning_rate: float | None = None,
-    eval_pairs: int = EVAL_PAIRS,
+    learning_rate: float | Sequence[float] | None = None,
+    eval_pairs: int | None = None,
     eval_answers: int = EVAL_ANSWERS,
+    data: Split | None = None,
 ) -> list[Job]:
     """Return every job of a sweep, seed by seed, so that an interrupted sweep has tried each setting.
 
-    `epochs` and `learning_rate` default to the base's own: with fewer epochs the embedded base learns little of the
-    task, and exact match stays near zero. With fewer `eval_pairs` and `eval_answers` (0: no exact match) a run takes
-    less time, and its measures are coarser. Raises `ValueError`, in one line, for what cannot be trained.
+    `epochs` and `learning_rate` (one or several) default to the base's own: with fewer epochs the embedded base learns
+    little of the task, and exact match stays near zero. `data` defaults to the course's pairs. With fewer `eval_pairs`
+    (default: all) and `eval_answers` (0: no exact match) a run takes less time, and its measures are coarser. Raises
+    `LoralabError`, in one line, for what cannot be trained.
     """
-    for name, values, known in (("method", methods, METHODS), ("target", targets, TARGETS)):
-        for value in values:
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: there are {', '.join(known)}")
-    if not (ranks and targets and methods) or seeds < 1:
-        raise ValueError("a sweep needs at least one rank, one target, one method and one seed")
-    for rank in ranks:
-        if rank < 1:
-            raise ValueError(f"rank {rank} is impossible: a rank is at least 1")
-    if "pissa" in methods:
-        for group in targets:
-            check_pissa(base, max(ranks), TARGETS[group])
     epochs = base.epochs if epochs is None else epochs
-    rate = base.learning_rate if learning_rate is None else learning_rate
-    if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
-        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
-    if not 1 <= eval_pairs <= EVAL_PAIRS:
-        raise ValueError(f"{eval_pairs} held-out pairs are impossible: give 1 to {EVAL_PAIRS}")
-    held_out = {"eval_pairs": eval_pairs, "eval_answers": eval_answers}
-    grid = itertools.product(range(seeds), dict.fromkeys(methods), dict.fromkeys(targets), sorted(set(ranks)))
+    rates = _rates(base.learning_rate if learning_rate is None else learning_rate)
+    check_numbers(epochs, rates)
+    _check_grid(ranks, targets, methods, seeds)
+    layers = {group: _layers(base, group) for group in targets}
+    if "pissa" in methods:
+        for group in layers.values():
+            check_pissa(base, max(ranks), group)
+    data = _measured_on(data or course_data(), eval_pairs)
+    grid = itertools.product(range(seeds), dict.fromkeys(methods), layers, rates, sorted(set(ranks)))
     return [
-        Job(base, method, METHODS[method], group, TARGETS[group], rank, seed, epochs, rate, Path(out), **held_out)
-        for seed, method, group, rank in grid
+        Job(
+            base=base,
+            method=method,
+            settings=METHODS[method],
+            targets=group,
+            modules=layers[group],
+            rank=rank,
+            seed=seed,
+            epochs=epochs,
+            learning_rate=rate,
+            out=Path(out),
+            data=data,
+            eval_answers=eval_answers,
+            name_rate=len(rates) > 1,
+        )
+        for seed, method, group, rate, rank in grid
     ]
 
 
+def _rates(given: float | Sequence[float]) -> list[float]:
+    """Return the different learning rates, the smallest first; those that are written alike count once."""
+    several = [given] if isinstance(given, int | float) else given
+    return sorted({f"{rate:g}": float(rate) for rate in several}.values())
+
+
+def check_method(method: str) -> None:
+    if method not in METHODS:
+        raise LoralabError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+
+
+def check_numbers(epochs: float, rates: Sequence[float]) -> None:
+    """Raise `LoralabError` unless the epochs and each learning rate can be trained with."""
+    for rate in rates:
+        if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
+            raise LoralabError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+    if not rates:
+        raise LoralabError("a sweep needs at least one learning rate")
+
+
+def _check_grid(ranks: Sequence[int], targets: Sequence[str], methods: Sequence[str], seeds: int) -> None:
+    for method in methods:
+        check_method(method)
+    if not (ranks and targets and methods) or seeds < 1:
+        raise LoralabError("a sweep needs at least one rank, one target, one method and one seed")
+    for rank in ranks:
+        if rank < 1:
+            raise LoralabError(f"rank {rank} is impossible: a rank is at least 1")
+
+
+def _layers(base: Base, group: str) -> tuple[str, ...]:
+    """Return the names of the layers that a choice of targets means on this base."""
+    found = adapter_shape(base.source, 1, modules(group.replace("+", ","))).tensors
+    return tuple(dict.fromkeys(name.split(".")[-3] for name in found))
+
+
+def _measured_on(data: Split, count: int | None) -> Split:
+    """Return the data with its first `count` held-out pairs only."""
+    most = len(data.eval_pairs)
+    if not most:
+        raise LoralabError("a sweep compares runs on held-out pairs: give --eval a file or a share above 0")
+    if count is None:
+        return data
+    if not 1 <= count <= most:
+        raise LoralabError(f"{count} held-out pairs are impossible: give 1 to {most}")
+    return replace(data, eval_pairs=data.eval_pairs[:count])
+
+
+@cache
+def course_data() -> Split:
+    """Return the course's own pairs, as its exercises use them."""
+    pairs, asked = (read_pairs(data_path(f"pairs/{name}.jsonl")) for name in ("train", "eval"))
+    return Split(tuple(pairs[:TRAIN_PAIRS]), tuple(asked[:EVAL_PAIRS]))
+
+
 def check_pissa(base: Base, rank: int, modules: tuple[str, ...]) -> None:
-    """PiSSA starts from the largest singular values of the weights: raise `ValueError` if a matrix has fewer than `rank`."""
+    """PiSSA starts from the largest singular values of the weights: raise `LoralabError` if a matrix has fewer than `rank`."""
     for name, shape in adapter_shape(base.source, 1, modules).tensors.items():
         if rank > max(shape):  # A of rank 1 is as long as the layer is wide, and B as it is high
             layer = name.split(".")[-3]
-            raise ValueError(
+            raise LoralabError(
                 f"rank {rank} is impossible for pissa: {layer} of {base.name} has {max(shape)} singular values"
             )
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have still to be trained. Raises `ValueError` as `Job.record` does."""
+    """The jobs that have still to be trained. Raises `LoralabError` as `Job.record` does."""
     return [job for job in jobs if job.record() is None]
 
 
 def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None = None) -> None:
-    """Raise `ValueError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
+    """Raise `LoralabError`, in one line, if `workers` runs at a time of a method's largest job will not fit.
 
     They share `available` bytes: by default the GPU's memory or, without one, what this machine has free.
     """
@@ -229,7 +296,7 @@ def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None 
             continue
         if needed > available:
             ways = ["fewer at a time"] * (workers > 1) + ["a smaller base"] + ["--methods qlora"] * (method != "qlora")
-            raise ValueError(
+            raise LoralabError(
                 f"{largest.name} does not fit{f' {workers} times' if workers > 1 else ''}: it needs about "
                 f"{needed / GIB:.1f} GiB, and there are {available / GIB:.1f}; take {', or '.join(ways)}"
             )
@@ -252,34 +319,24 @@ def _peak(job: Job, checkpointing: bool) -> Memory:
         job.rank,
         job.modules,
         batch=4,
-        length=_longest(job.base),
+        length=_longest(job.data, job.base),
         dropout=job.settings.get("lora_dropout", 0),
         checkpointing=checkpointing,
     )
 
 
 @cache
-def _longest(base: Base) -> int:
-    """Tokens of the longest text that the jobs train on."""
-    return max(len(one["input_ids"]) for one in encode_all(_train_pairs(), load_tokenizer(base), base.max_length))
-
-
-@cache
-def _train_pairs() -> list[Pair]:
-    return read_pairs(data_path("pairs/train.jsonl"))[:TRAIN_PAIRS]
-
-
-@cache
-def _eval_pairs() -> list[Pair]:
-    return read_pairs(data_path("pairs/eval.jsonl"))
+def _longest(data: Split, base: Base) -> int:
+    """Return the number of tokens of the longest text that the jobs train on."""
+    return max(len(one["input_ids"]) for one in encode_all(data.pairs, load_tokenizer(base), base.max_length))
 
 
 def check_memory_there(jobs: Sequence[Job], cluster: str, gpu: bool = False) -> None:
-    """`check_memory` on a worker of a cluster, whichever it is. Raises `ValueError` as that does, or `run_all`."""
+    """`check_memory` on a worker of a cluster, whichever it is. Raises `LoralabError` as that does, or `run_all`."""
     task = jobs, at_once(cluster, gpu)
     for _, outcome in run_all(_check_away, [task], cluster=cluster, gpu=gpu):
         if isinstance(outcome, Exception):
-            raise ValueError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
+            raise LoralabError(str(outcome) if isinstance(outcome, ValueError) else one_line(outcome))
 
 
 def _check_away(task: tuple[Sequence[Job], int]) -> None:
@@ -307,19 +364,21 @@ def _train(job: Job) -> RunRecord:
     tokenizer = load_tokenizer(job.base)
     model = load_model(job.base, quantization=job.quantization)
     torch.manual_seed(job.seed)
-    return train(
-        get_peft_model(model, job.config),
-        tokenizer,
-        _train_pairs(),
-        job.folder,
-        job.base,
-        eval_pairs=_eval_pairs()[: job.eval_pairs],
-        eval_answers=job.eval_answers,
-        epochs=job.epochs,
-        learning_rate=job.learning_rate,
-        seed=job.seed,
-        quiet=True,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"of \d+ evaluation pairs")  # the command reports leaks once, not per run
+        return train(
+            get_peft_model(model, job.config),
+            tokenizer,
+            job.data.pairs,
+            job.folder,
+            job.base,
+            eval_pairs=job.data.eval_pairs,
+            eval_answers=job.eval_answers,
+            epochs=job.epochs,
+            learning_rate=job.learning_rate,
+            seed=job.seed,
+            quiet=True,
+        )
 
 
 def record_failure(job: Job, error: Exception) -> None:
@@ -366,6 +425,7 @@ def train_away(task: tuple[Callable[[Job], RunRecord], Job]) -> Away:
     function, job = task
     with tempfile.TemporaryDirectory(prefix="sweep-") as out:
         job = replace(job, base=on_this_machine(job.base), out=Path(out))
+        outcome: RunRecord | Exception
         try:
             outcome = function(job)
         except Exception as error:
@@ -434,9 +494,13 @@ def _row(job: Job) -> dict[str, Any]:
 
 def _accuracy(record: RunRecord) -> dict[str, float]:
     """Return exact match with its interval, and the question gain; NaN for what was not measured."""
-    scores = record.scores_after
-    exact = low = high = math.nan
-    if scores and scores.valid_records:  # without records a right answer may have other words
-        exact, (low, high) = scores.exact_match.value, scores.exact_match.interval
+    share = record_match(record)
+    exact, (low, high) = (share.value, share.interval) if share else (math.nan, (math.nan, math.nan))
     gain = math.nan if record.question_gain is None else record.question_gain
     return {"exact": exact, "exact_low": low, "exact_high": high, "question_gain": gain}
+
+
+def record_match(record: RunRecord) -> Share | None:
+    """Return exact match; None if it was not measured, or the right answers are no records and may have other words."""
+    scores = record.scores_after
+    return scores.exact_match if scores and scores.valid_records else None

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,26 +17,32 @@ from typing import Any
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .bases import PROFILES, UNKNOWN_RATE, Base, find_base, load_model, load_tokenizer, profile_source, rate_rule
-from .errors import first_line
+from .bases import UNKNOWN_RATE, Base, base_to_train, is_profile, load_model, load_tokenizer
+from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
-from .leaks import find_leaks
 from .memory import OVERHEAD, Untraceable, estimate
-from .pairs import Pair, digest, encode_all, write_pairs
-from .reading import load_pairs
-from .record import RECORD_FILE, RunRecord
+from .pairs import encode_all, write_pairs
+from .record import EVAL_FILE, RECORD_FILE, RunRecord
 from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
-from .sweep import METHODS, check_pissa
+from .split import SHARE, Split, read_split
+from .sweep import METHODS, check_method, check_numbers, check_pissa
 from .training import StopOnInterrupt, last_checkpoint, train
 
-JOB_FILE, EVAL_FILE = "job.json", "eval.jsonl"
+JOB_FILE = "job.json"
 DROPOUT = 0.05
-FEWEST = 8  # held-out pairs, if there are twice as many
+CHECKPOINTS: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 1}
 TIMED_STEPS = 3  # of a dry run; the first one is slower and does not count
 
 
@@ -48,11 +52,8 @@ class Plan:
 
     base: Base
     tokenizer: PreTrainedTokenizerBase
-    formats: tuple[str, ...]
-    pairs: list[Pair]
-    eval_pairs: list[Pair]
+    data: Split
     eval_file: Path | None  # None: nothing is measured
-    split: bool  # the evaluation pairs were taken from the data
     method: str
     rank: int
     targets: tuple[str, ...]
@@ -62,10 +63,11 @@ class Plan:
     batch_size: int
     seed: int
     out: Path
+    keep_best: bool = False  # the epoch with the lowest held-out loss, in place of the last
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.pairs) / self.batch_size)
+        return math.ceil(len(self.data.pairs) / self.batch_size)
 
     @property
     def steps(self) -> int:
@@ -85,23 +87,17 @@ class Plan:
             "batch size": self.batch_size,
             "seed": self.seed,
             "max length": self.base.max_length,
-            "training pairs": digest(self.pairs),
-            "evaluation pairs": digest(self.eval_pairs),
+            "training pairs": self.data.train_digest,
+            "evaluation pairs": self.data.eval_digest,
+            "keep best": self.keep_best,
         }
 
     def __str__(self) -> str:
         """Describe the data and the training, one fact per line."""
-        measured = f"{len(self.eval_pairs)} held out" if self.split else f"{len(self.eval_pairs)} for evaluation"
-        lines = [
-            f"format: {', '.join(self.formats)}",
-            f"pairs: {len(self.pairs)} for training, {measured if self.eval_pairs else 'none for evaluation'}",
-        ]
-        if self.eval_pairs:
-            lines.append(f"leaks: {find_leaks(self.pairs, self.eval_pairs)}")
         trainable = adapter_shape(self.base.source, self.rank, self.targets).trainable
         return "\n".join(
             [
-                *lines,
+                str(self.data),
                 f"adapter: {self.method}, rank {self.rank} on {', '.join(self.targets)}, {trainable:,} parameters",
                 f"learning rate: {self.learning_rate:g} ({self.rate_from})",
                 f"steps: {self.steps} ({self.epochs:g} epochs of {self.steps_per_epoch}, {self.batch_size} pairs each)",
@@ -116,54 +112,44 @@ def plan_training(
     rank: int = 16,
     targets: str = "all",
     method: str = "lora",
-    evaluation: str = "0.1",
+    evaluation: str = SHARE,
     out: str | Path | None = None,
     epochs: float | None = None,
     learning_rate: float | None = None,
     batch_size: int = 4,
     seed: int = 0,
     max_length: int | None = None,
+    keep_best: bool = False,
 ) -> Plan:
     """Read the data and check everything that can be checked without weights.
 
     `data` and `evaluation` take what `load_pairs` reads; `evaluation` may also be the share of the pairs to hold out (0:
     none). `targets` are those of `loralab.shapes.modules`. What is not given is the base's own, and `out` is
-    `runs/<name of the data>`. Raises `ValueError` (for data with one line per problem) for what cannot be trained.
+    `runs/<name of the data>`. With `keep_best` the run keeps the epoch with the lowest held-out loss, not the last.
+    Raises `LoralabError` (for data with one line per problem) for what cannot be trained.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+    check_method(method)
     for name, value in {"rank": rank, "batch size": batch_size}.items():
         if value < 1:
-            raise ValueError(f"the {name} is {value}; it must be at least 1")
+            raise LoralabError(f"the {name} is {value}; it must be at least 1")
     chosen, rate, rate_from = _base_and_rate(base, learning_rate)
     chosen = replace(chosen, max_length=max_length or chosen.max_length)
     epochs = float(chosen.epochs if epochs is None else epochs)
-    if not all(math.isfinite(value) and value > 0 for value in (epochs, rate)):
-        raise ValueError(f"epochs ({epochs:g}) and the learning rate ({rate:g}) must be above 0 and finite")
+    check_numbers(epochs, [rate])
     layers = modules(targets)
     adapter_shape(chosen.source, rank, layers)  # raises if the base lacks one of them
     if method == "pissa":
         check_pissa(chosen, rank, layers)
     tokenizer = load_tokenizer(chosen)
-    found = load_pairs(data, tokenizer, chosen.max_length)
+    split = read_split(data, evaluation, tokenizer, chosen.max_length, seed)
+    if keep_best and not split.eval_pairs:
+        raise LoralabError("--keep-best needs evaluation pairs: give --eval a file or a share above 0")
     folder = Path(out) if out else Path("runs") / _plain_name(data)
-    share = _share(evaluation)
-    if share is None:
-        pairs, asked = found.pairs, load_pairs(evaluation, tokenizer, chosen.max_length).pairs
-        file: Path | None = Path(evaluation)
-    elif share > 0:
-        pairs, asked = hold_out(found.pairs, share, seed)
-        file = folder / EVAL_FILE
-    else:
-        pairs, asked, file = found.pairs, [], None
     return Plan(
         base=chosen,
         tokenizer=tokenizer,
-        formats=found.formats,
-        pairs=pairs,
-        eval_pairs=asked,
-        eval_file=file,
-        split=bool(share),
+        data=split,
+        eval_file=_eval_file(split, evaluation, folder),
         method=method,
         rank=rank,
         targets=layers,
@@ -173,23 +159,27 @@ def plan_training(
         batch_size=batch_size,
         seed=seed,
         out=folder,
+        keep_best=keep_best,
     )
 
 
 def _base_and_rate(name: str, learning_rate: float | None) -> tuple[Base, float, str]:
     """Return the base, the learning rate, and where that comes from."""
-    base = find_base(name)
-    profile = base.name in PROFILES and base.source == profile_source(base.name)
-    if not profile:
-        AutoConfig.from_pretrained(base.source)  # downloads it, so that the rule can be applied here and by the gate
-        base = replace(base, learning_rate=rate_rule(base.source))
+    base = base_to_train(name)
     if learning_rate is not None:
         return base, learning_rate, "given"
-    if profile:
+    if is_profile(base):
         return base, base.learning_rate, f"measured for {base.name}"
     if base.learning_rate == UNKNOWN_RATE:
         return base, base.learning_rate, "QLoRA's: the base's config names no hidden size"
     return base, base.learning_rate, "10 times full fine-tuning's, by the base's hidden size; see loralab/bases.py"
+
+
+def _eval_file(split: Split, evaluation: str, folder: Path) -> Path | None:
+    """Return the file with the evaluation pairs; None if there are none."""
+    if not split.eval_pairs:
+        return None
+    return folder / EVAL_FILE if split.held_out else Path(evaluation)
 
 
 def _plain_name(data: str) -> str:
@@ -197,62 +187,25 @@ def _plain_name(data: str) -> str:
     return Path(data.rstrip("/")).name.split(".")[0] or "run"
 
 
-def _share(evaluation: str) -> float | None:
-    """Return the share of the pairs to hold out; None if `evaluation` names a file or a dataset."""
-    try:
-        share = float(evaluation)
-    except ValueError:
-        return None
-    if Path(evaluation).exists():
-        return None
-    if not 0 <= share <= 0.5:
-        raise ValueError(f"--eval {evaluation}: give the share of pairs to hold out (0 to 0.5), or a file")
-    return share
-
-
-def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs into those for training and a random `share` for evaluation, both in their order.
-
-    At least 8 pairs are held out, but never more than half. Pairs that begin with the same question, such as the answers
-    of one conversation, stay together. Raises `ValueError` if the pairs cannot be split.
-    """
-    most = len(pairs) // 2
-    wanted = min(max(FEWEST, round(share * len(pairs))), most)
-    together = defaultdict(list)
-    for i, pair in enumerate(pairs):
-        first = next(turn["content"] for turn in pair.question if turn["role"] == "user")
-        together[first].append(i)
-    groups = list(together.values())
-    random.Random(seed).shuffle(groups)
-    chosen: set[int] = set()
-    for group in groups:
-        if len(chosen) < wanted and len(chosen) + len(group) <= most:
-            chosen.update(group)
-    if not chosen:
-        raise ValueError("too few different pairs to hold some out: add pairs, or give --eval FILE or --eval 0")
-    rest = [pair for i, pair in enumerate(pairs) if i not in chosen]
-    return rest, [pairs[i] for i in sorted(chosen)]
-
-
 def check_out(plan: Plan, resume: bool = False) -> Path | None:
     """Return the checkpoint to resume from, if there is one.
 
-    Raises `ValueError`, in one line, if the run folder holds something else than the beginning of this very run.
+    Raises `LoralabError`, in one line, if the run folder holds something else than the beginning of this very run.
     """
     out = plan.out
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give another --out")
+        raise LoralabError(f"{out} is a file: give another --out")
     if (out / RECORD_FILE).exists():
         end = "there is nothing to resume" if resume else "give another --out, or delete the folder"
-        raise ValueError(f"{out} holds a finished run: {end}")
+        raise LoralabError(f"{out} holds a finished run: {end}")
     started = (out / JOB_FILE).is_file()
     checkpoint = last_checkpoint(out)
     if resume and not started:
-        raise ValueError(f"{out} holds no interrupted run: leave out --resume")
+        raise LoralabError(f"{out} holds no interrupted run: leave out --resume")
     if not resume and checkpoint:
-        raise ValueError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
+        raise LoralabError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
     if not started and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: give another --out")
+        raise LoralabError(f"{out} is not empty: give another --out")
     if resume:
         _check_same_job(plan)
     return checkpoint
@@ -270,13 +223,13 @@ def _check_same_job(plan: Plan) -> None:
         there = json.loads(path.read_text("utf-8"))
         different = [name for name, value in plan.job.items() if there[name] != value]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: train again with another --out") from None
+        raise LoralabError(f"{path} cannot be read: train again with another --out") from None
     if not different:
         return
     name = different[0]
     if name.endswith("pairs"):
-        raise ValueError(f"{plan.out} was started with other {name}: --resume needs the same data")
-    raise ValueError(
+        raise LoralabError(f"{plan.out} was started with other {name}: --resume needs the same data")
+    raise LoralabError(
         f"{plan.out} was started with {name} {there[name]}, not {plan.job[name]}: --resume needs the same settings"
     )
 
@@ -292,25 +245,25 @@ def run_training(
     checkpoint = check_out(plan, resume)
     model = adapted_model(plan)
     write_whole(plan.out / JOB_FILE, json.dumps(plan.job, indent=1) + "\n")
-    if plan.split:
-        write_pairs(plan.out / EVAL_FILE, plan.eval_pairs)
+    if plan.data.held_out:
+        write_pairs(plan.out / EVAL_FILE, plan.data.eval_pairs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"of \d+ evaluation pairs")  # the plan has them
         record = train(
             model,
             plan.tokenizer,
-            plan.pairs,
+            plan.data.pairs,
             plan.out,
             plan.base,
-            eval_pairs=plan.eval_pairs,
+            eval_pairs=plan.data.eval_pairs,
             epochs=plan.epochs,
             batch_size=plan.batch_size,
             learning_rate=plan.learning_rate,
             seed=plan.seed,
             callbacks=[*callbacks, StopOnInterrupt()],
             quiet=quiet,
-            save_strategy="epoch",
-            save_total_limit=1,
+            keep_best=plan.keep_best,
+            **({} if plan.keep_best else CHECKPOINTS),
             resume_from_checkpoint=str(checkpoint) if checkpoint else None,
         )
     for folder in plan.out.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -346,6 +299,8 @@ def show_result(record: RunRecord, plan: Plan) -> str:
             f"held-out perplexity: {record.ppl_before:.3g} before, {record.ppl_after:.3g} after "
             f"({record.eval_pairs} pairs)"
         )
+    if record.kept_epoch is not None and record.held_out:
+        lines.append(_kept(record.kept_epoch, record.held_out))
     before, after = record.scores_before, record.scores_after
     if before and after:
         note = "" if after.valid_records else "; for free text it says little, as a right answer may have other words"
@@ -358,7 +313,7 @@ def show_result(record: RunRecord, plan: Plan) -> str:
             f"question gain: {record.question_gain:.2f} nats per token, which the right question saves; near 0 the "
             "question is ignored"
         )
-    if not plan.eval_pairs:
+    if not plan.data.eval_pairs:
         lines.append("nothing was measured: hold pairs out with --eval 0.1, or give a file")
     size = f", adapter of {record.adapter_bytes / 1e6:.2f} MB" if record.adapter_bytes else ""
     lines.append(f"saved: {plan.out} ({record.seconds:.0f} s of training{size})")
@@ -368,9 +323,20 @@ def show_result(record: RunRecord, plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _kept(epoch: float, curve: Sequence[tuple[float, float]]) -> str:
+    """Say which epoch was kept, and warn that the perplexity of the pairs that chose it is a little too good."""
+    (end, last), best = curve[-1], dict(curve)[epoch]
+    if epoch == end:
+        return f"kept: the last epoch ({end:g}); no earlier one has a lower held-out loss"
+    return (
+        f"kept: epoch {epoch:g} of {end:g}, with a held-out loss of {best:.3f} nats per token (the last epoch has "
+        f"{last:.3f}); the same pairs chose it, so its figures are a little too good"
+    )
+
+
 def dry_run(plan: Plan) -> str:
     """Say how much memory the training would take, and how long, from a few real steps that leave nothing behind."""
-    longest = max(len(one["input_ids"]) for one in encode_all(plan.pairs, plan.tokenizer, plan.base.max_length))
+    longest = max(len(one["input_ids"]) for one in encode_all(plan.data.pairs, plan.tokenizer, plan.base.max_length))
     there = _room()
     try:
         needed = _needed(plan, longest)
@@ -419,10 +385,12 @@ class _Stopwatch(TrainerCallback):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.times.append(time.perf_counter())
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.times.append(time.perf_counter())
 
 
@@ -432,7 +400,7 @@ def _seconds_per_step(plan: Plan) -> float:
         train(
             adapted_model(plan),
             plan.tokenizer,
-            plan.pairs,
+            plan.data.pairs,
             folder,
             plan.base,
             batch_size=plan.batch_size,

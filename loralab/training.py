@@ -9,17 +9,20 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
@@ -28,10 +31,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from .bases import Base
 from .collate import AnswersAtTheEnd
+from .errors import LoralabError
 from .fourbit import quantization_settings
 from .hardware import Precision, precision_for
 from .leaks import find_leaks
-from .measure import HeldOut, adapter_bytes, held_out, parameter_counts, peak_memory, reset_peak_memory
+from .measure import (
+    HeldOut,
+    LanguageModel,
+    adapter_bytes,
+    held_out,
+    loss_of,
+    parameter_counts,
+    peak_memory,
+    reset_peak_memory,
+)
 from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, digest, encode_all
 from .reading import as_pairs
@@ -39,10 +52,18 @@ from .record import AdapterSettings, RunRecord
 from .scores import question_control, score_answers
 
 SHORT = 256  # tokens
+# Two checkpoints: the best one, and the last one to resume from. With one, Trainer would delete the last.
+KEEP_BEST: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+}
 
 
 def train(
-    model: PeftModel | PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Iterable[Pair | Mapping[str, Any]],
     folder: str | Path,
@@ -57,6 +78,7 @@ def train(
     encoded: Sequence[dict[str, list[int]]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
+    keep_best: bool = False,
     **arguments: Any,
 ) -> RunRecord:
     """Train `model` in place on the answers of `pairs` and write the run folder.
@@ -70,9 +92,12 @@ def train(
     `transformers.TrainingArguments`, which come before the course's own and before those of the call. The record tells
     what really ran; its batch is that of an optimiser step. On several GPUs one is used.
 
+    With `keep_best` the loss on `eval_pairs` is measured after each epoch, and the model is left, and saved, as it was
+    after the epoch with the lowest one; the record has the losses and that epoch. Checkpoints are written for it.
+
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
-    Raises `ValueError` if there is nothing to train on, no checkpoint to resume from, an adapter of another kind, or one
+    Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an adapter of another kind, or one
     that would be trained in part only or saved in part only.
     """
     if isinstance(model, PeftModel):
@@ -83,12 +108,14 @@ def train(
     epochs = base.epochs if epochs is None else epochs
     examples = list(encoded) if encoded is not None else encode_all(pairs, tokenizer, base.max_length)
     if not examples:
-        raise ValueError("no pairs to train on: give at least one")
+        raise LoralabError("no pairs to train on: give at least one")
+    if keep_best and not eval_pairs:
+        raise LoralabError("keep_best chooses an epoch by its loss on eval_pairs: give at least one")
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
-    arguments = checkpointing_for(model, base, at_once, longest) | arguments
+    arguments = checkpointing_for(model, base, at_once, longest) | (KEEP_BEST if keep_best else {}) | arguments
     checkpoint = _checkpoint(arguments.pop("resume_from_checkpoint", None), arguments.get("output_dir", folder))
-    measured = {
+    measured: dict[str, Any] = {
         "train_digest": digest(pairs if encoded is None else examples),
         "eval_digest": digest(eval_pairs) if eval_pairs else None,
         "eval_pairs": len(eval_pairs),
@@ -96,13 +123,13 @@ def train(
     }
     evaluation = tokenizer, eval_pairs, eval_answers, base.max_length
     measured |= _measure(model, *evaluation, "before")
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=training_arguments(folder, epochs, batch_size, learning_rate, seed, precision_for(model), **arguments),
-        train_dataset=examples,
-        data_collator=AnswersAtTheEnd(tokenizer),
-        processing_class=tokenizer,
-        callbacks=[*callbacks, _Clock(), *([] if quiet else [_Bar()])],
+        tokenizer=tokenizer,
+        examples=examples,
+        evaluation=encode_all(eval_pairs, tokenizer, base.max_length) if keep_best else None,
+        callbacks=[*callbacks, _Clock(), _BestHere(), *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     measured |= _run(trainer, longest, checkpoint)
@@ -127,7 +154,7 @@ def _leaks(pairs: Sequence[Pair], eval_pairs: Sequence[Pair]) -> int | None:
 
 
 def _measure(
-    model: PreTrainedModel | PeftModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     answers: int,
@@ -152,21 +179,21 @@ def _check_adapter(model: PeftModel) -> None:
     names, kinds = list(model.peft_config), {type(config) for config in model.peft_config.values()}
     if names != ["default"] or kinds != {LoraConfig}:
         kind = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(
+        raise LoralabError(
             f"train takes a model with one LoRA adapter, which get_peft_model names 'default'; this one has {names} ({kind})"
         )
-    if sum(isinstance(module, LoraLayer) for module in model.modules()) > len(model.base_model.targeted_module_names):
-        raise ValueError(
+    if sum(isinstance(module, LoraLayer) for module in model.modules()) > len(_adapted(model)):
+        raise LoralabError(
             "this base had LoRA layers already when it was given to get_peft_model, and they would be trained, too: "
             "load a fresh one"
         )
 
 
 def _check_saved(model: PeftModel, base: Base) -> None:
-    """Raise `ValueError` if the adapter is not trained, or if something is trained that it does not save."""
+    """Raise `LoralabError` if the adapter is not trained, or if something is trained that it does not save."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        raise ValueError(
+        raise LoralabError(
             "the adapter is frozen, so there is nothing to train: load it with "
             "PeftModel.from_pretrained(..., is_trainable=True)"
         )
@@ -174,7 +201,7 @@ def _check_saved(model: PeftModel, base: Base) -> None:
     lost = [name for name, parameter in trained.items() if parameter.data_ptr() not in saved]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ValueError(
+        raise LoralabError(
             f"{lost[0].removeprefix('base_model.model.')}{more} would be trained, but not saved with the adapter: freeze "
             "them, or name their layers in LoraConfig(modules_to_save=...)"
         )
@@ -182,12 +209,12 @@ def _check_saved(model: PeftModel, base: Base) -> None:
 
 
 def _saved_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
+    return cast(dict[str, torch.Tensor], get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def _check_vocabulary(model: PeftModel, base: Base) -> None:
-    """Raise `ValueError` if the embeddings were resized and the adapter does not save them."""
-    config = model.peft_config["default"]
+    """Raise `LoralabError` if the embeddings were resized and the adapter does not save them."""
+    config = _config(model)
     if config.modules_to_save or getattr(config, "trainable_token_indices", None):
         return  # peft saves what they name
     rows = model.get_input_embeddings().weight.shape[0]
@@ -196,23 +223,23 @@ def _check_vocabulary(model: PeftModel, base: Base) -> None:
     except (OSError, ValueError, AttributeError):  # the model came from somewhere else
         return
     if rows != there:
-        raise ValueError(
+        raise LoralabError(
             f"the vocabulary was resized to {rows} rows ({base.name} has {there}), and the adapter would not save them: "
             'give LoraConfig(modules_to_save=["embed_tokens", "lm_head"]), or do not resize'
         )
 
 
 def _checkpoint(asked: bool | str | Path | None, folder: str | Path) -> str | None:
-    """Return the checkpoint to resume from. Raises `ValueError` if there is none."""
+    """Return the checkpoint to resume from. Raises `LoralabError` if there is none."""
     if not asked:
         return None
     if asked is True:
         found = last_checkpoint(folder)
         if found is None:
-            raise ValueError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
+            raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
         return str(found)
     if not (Path(asked) / TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
+        raise LoralabError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
     return str(asked)
 
 
@@ -222,7 +249,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return Path(found) if found and (Path(found) / TRAINER_STATE_NAME).is_file() else None
 
 
-def _run(trainer: Trainer, longest: int, checkpoint: str | None = None) -> dict[str, float]:
+def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict[str, float]:
     """Train, and tell what it cost: seconds (those before `checkpoint` included), and the peak memory in bytes."""
     reset_peak_memory()
     earlier = _Clock.read(checkpoint) if checkpoint else 0.0
@@ -230,20 +257,20 @@ def _run(trainer: Trainer, longest: int, checkpoint: str | None = None) -> dict[
     next(callback for callback in callbacks if isinstance(callback, _Clock)).earlier = earlier
     started = time.perf_counter()
     try:
-        with attention_for(trainer.model, longest):
+        with attention_for(trainer.trained, longest):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         for callback in callbacks:
             if isinstance(callback, StopOnInterrupt):
                 callback.restore()
     cost = {"seconds": earlier + time.perf_counter() - started, "peak_memory": peak_memory()}
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # else it is measured under autocast
+    trainer.accelerator.unwrap_model(trainer.trained, keep_fp32_wrapper=False)  # else it is measured under autocast
     return cost
 
 
-def _record(trainer: Trainer, **known: Any) -> RunRecord:
+def _record(trainer: _Trainer, **known: Any) -> RunRecord:
     """The record of what really ran, as the trainer knows it: the arguments of a call may have been overridden."""
-    model, args, examples = trainer.model, trainer.args, trainer.train_dataset
+    model, args, examples = trainer.trained, trainer.args, trainer.examples
     trainable, parameters = parameter_counts(model)
     epochs = _epochs(trainer)
     return RunRecord(
@@ -251,12 +278,14 @@ def _record(trainer: Trainer, **known: Any) -> RunRecord:
         trainable=trainable,
         parameters=parameters,
         train_pairs=len(examples),
-        ends=_ends(examples, trainer.processing_class.eos_token_id),
+        ends=_ends(examples, trainer.tokenizer.eos_token_id),
         tokens=round(epochs * sum(len(example["input_ids"]) for example in examples)),
         epochs=epochs,
-        batch_size=trainer.state.train_batch_size * args.gradient_accumulation_steps,
+        batch_size=(trainer.state.train_batch_size or 0) * args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         seed=args.seed,
+        held_out=trainer.held_out,
+        kept_epoch=trainer.kept_epoch,
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization_settings(model),
@@ -277,12 +306,16 @@ def _ends(examples: Sequence[dict[str, list[int]]], end: int) -> int:
     return sum(labels[-1:] == [end] for labels in learned)
 
 
-def _method(model: PreTrainedModel | PeftModel) -> str:
+def _method(model: LanguageModel) -> str:
     if not isinstance(model, PeftModel):
         return "full"
     if getattr(model, "is_loaded_in_4bit", False):
         return "qlora"
-    return method_of(model.peft_config["default"])
+    return method_of(_config(model))
+
+
+def _config(model: PeftModel) -> LoraConfig:
+    return cast(LoraConfig, model.peft_config["default"])
 
 
 def method_of(config: LoraConfig) -> str:
@@ -328,7 +361,7 @@ def training_arguments(
 
 
 def checkpointing_for(
-    model: PreTrainedModel | PeftModel, base: Base, batch_size: int, longest: int, room: float | None = None
+    model: LanguageModel, base: Base, batch_size: int, longest: int, room: float | None = None
 ) -> dict[str, Any]:
     """The settings that recompute activations in the backward pass, if the estimate says that they would not fit.
 
@@ -341,9 +374,9 @@ def checkpointing_for(
             return {}
         room = torch.cuda.mem_get_info()[1]
     saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    asked = {"batch": batch_size, "length": longest, "checkpointing": False}
+    asked: dict[str, Any] = {"batch": batch_size, "length": longest, "checkpointing": False}
     if isinstance(model, PeftModel):
-        adapter = model.peft_config["default"]
+        adapter = _config(model)
         asked |= {"rank": adapter.r, "targets": tuple(_targets(model)), "dropout": adapter.lora_dropout}
     method = _method(model)
     try:
@@ -354,13 +387,13 @@ def checkpointing_for(
 
 
 @contextmanager
-def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[None]:
+def attention_for(model: LanguageModel, longest: int) -> Iterator[None]:
     """Within it, texts of up to `longest` tokens take the attention that is fastest for them on this machine.
 
     On a CPU that trains in bf16, the fused kernel of sdpa has a slow backward pass: over short texts, attention written
     out ("eager") is faster (`benchmarks/training.py` measures it). Over long ones it would take much memory.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     hardware = precision_for(base)
     slow = (
         hardware.device == "cpu" and hardware.compute == torch.bfloat16 and base.config._attn_implementation == "sdpa"
@@ -375,17 +408,78 @@ def attention_for(model: PreTrainedModel | PeftModel, longest: int) -> Iterator[
         base.set_attn_implementation("sdpa")
 
 
+class _Trainer(Trainer):
+    """`Trainer` on encoded pairs; its evaluation is the loss per answer token, whatever the batch size.
+
+    It keeps what it was given as what it is: `Trainer` itself declares nearly every kind of model and data.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[dict[str, list[int]]],
+        evaluation: Sequence[dict[str, list[int]]] | None,
+        **settings: Any,
+    ) -> None:
+        self.trained, self.tokenizer, self.examples, self.evaluation = model, tokenizer, examples, evaluation
+        super().__init__(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=cast(Dataset[Any], examples),
+            eval_dataset=cast(Dataset[Any] | None, evaluation),
+            data_collator=cast(Any, AnswersAtTheEnd(tokenizer)),
+            **settings,
+        )
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_loss": loss_of(self.trained, self.tokenizer, self.evaluation or []).loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def held_out(self) -> list[tuple[float, float]] | None:
+        """The epochs after which the held-out loss was measured, and the losses."""
+        found = [(entry["epoch"], entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
+        return found or None
+
+    @property
+    def kept_epoch(self) -> float | None:
+        """The epoch of the checkpoint that was loaded at the end."""
+        step = self.state.best_global_step if self.state.best_model_checkpoint else None
+        entries = (entry for entry in self.state.log_history if "eval_loss" in entry and entry["step"] == step)
+        return next((entry["epoch"] for entry in entries), None)
+
+
+def _checkpoint_at(args: TrainingArguments, step: int | None) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+class _BestHere(TrainerCallback):
+    """Finds the best checkpoint in the run folder if that was moved, where `Trainer` expects it at its old path."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        best = _checkpoint_at(args, state.best_global_step)
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+
 class _Clock(TrainerCallback):
     """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
 
     FILE = "seconds.txt"
     earlier = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started = time.perf_counter()
 
-    def on_save(self, args, state, control, **kwargs) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = _checkpoint_at(args, state.global_step)
         if folder.is_dir():
             (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
 
@@ -406,15 +500,25 @@ class StopOnInterrupt(TrainerCallback):
         self.interrupted = False
         self._usual: Any = None
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if threading.current_thread() is threading.main_thread():
             self._usual = signal.signal(signal.SIGINT, self._stop)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.interrupted and state.global_step < state.max_steps and not float(state.epoch).is_integer():
+            control.should_evaluate = False  # it ends inside an epoch, where an uninterrupted run measures nothing
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.restore()
 
     def restore(self) -> None:
@@ -431,18 +535,25 @@ class StopOnInterrupt(TrainerCallback):
 class _Bar(ProgressCallback):
     """Trainer's progress bar with the loss beside it, in place of a printed line for every step."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if self.training_bar is not None and "loss" in (logs or {}):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
 
 
 def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]:
-    config = model.peft_config["default"]
+    config = _config(model)
     if config.target_modules and not _partly_adapted(model):
-        config.target_modules = set(_targets(model))  # a pattern, or full names, say the same at greater length
+        config.target_modules = _targets(model)  # a pattern, or full names, say the same at greater length
     if Path(base.source).is_dir():
         config.base_model_name_or_path = base.name  # a path of this machine would help nobody
-    model.save_pretrained(folder, save_embedding_layers=False)  # else peft looks the base up on the hub
+    model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft looks the base up on the hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
     return {
         "rank": config.r,
@@ -456,13 +567,18 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]
 
 def _targets(model: PeftModel) -> list[str]:
     """The names of the layers that have an adapter; its config may have them as a pattern."""
-    return sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})
+    return sorted({name.rpartition(".")[2] for name in _adapted(model)})
+
+
+def _adapted(model: PeftModel) -> list[str]:
+    """Return the full names of the layers that have an adapter."""
+    return cast(list[str], model.base_model.targeted_module_names)
 
 
 def _partly_adapted(model: PeftModel) -> list[str] | None:
     """Return the full names of the adapted layers if other layers of the same names have no adapter."""
     targets = set(_targets(model))
-    adapted = set(model.base_model.targeted_module_names)
+    adapted = set(_adapted(model))
     base = model.get_base_model()
     alike = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in targets}
     return sorted(adapted) if alike - adapted else None

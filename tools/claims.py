@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loralab.fit import fit
-from loralab.memory import NF4_BITS, Memory, at_rest
+from loralab.memory import Memory, at_rest
+from loralab.quantized import NF4_BITS
 from loralab.shapes import LINEAR, Shape, adapter_shape, modules
 
 ROOT = Path(__file__).parents[1]

@@ -87,8 +87,8 @@ def check_name(student: str) -> None:
 def write_gradebook(verdicts: Iterable[Verdict], url: str) -> list[str]:
     """Bring `verdicts` into the gradebook at `url`; a line for each that could not be, because of the student's name.
 
-    The points are spread over the exercise's automatically scored cells in proportion to what each can have. "grader
-    failed" changes nothing. What is already as it should be is not written. Raises `GradebookError`.
+    The points are spread over the exercise's automatically scored cells in proportion to what each can have. A verdict
+    without points ("grader failed") changes nothing. What is already as it should be is not written. Raises `GradebookError`.
     """
     taken, left_out = _writable(verdicts)
     exercises = [EXERCISES[name] for name in sorted({verdict.exercise for verdict in taken})]
@@ -118,7 +118,7 @@ def _writable(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:
         except UnusableName as unusable:
             left_out[verdict.student] = str(unusable)
         else:
-            if verdict.state != "grader failed":
+            if verdict.final_points is not None:
                 taken.append(verdict)
     return taken, list(left_out.values())
 
@@ -149,7 +149,7 @@ def _enter(gradebook: Gradebook, verdict: Verdict, sheet: Sheet) -> None:
     gradebook.update_or_create_student(verdict.student)
     gradebook.update_or_create_submission(verdict.exercise, verdict.student)
     entries = gradebook.find_submission_notebook(verdict.exercise, verdict.exercise, verdict.student)
-    share = verdict.points / MAX_POINTS
+    share = (verdict.final_points or 0.0) / MAX_POINTS
     for grade in entries.grades:
         if grade.name in sheet.scored:
             _score(grade, share * sheet.scored[grade.name])
@@ -172,12 +172,18 @@ def _comment(comment: Comment, verdict: Verdict) -> None:
 
 def _lines(verdict: Verdict) -> Iterator[str]:
     outcome = "every check passed." if verdict.passed else verdict.state if verdict.message else "what did not pass:"
-    yield f"{verdict.points:g} of {MAX_POINTS} points: {outcome}"
+    yield f"{verdict.final_points:g} of {MAX_POINTS} points: {outcome}"
+    if verdict.adjustments:
+        yield f"{_earned(verdict)}; {verdict.reasons}"
     if verdict.message:
         yield verdict.message
     for check in verdict.checks:
         if not check.passed:
             yield f"{check.label}: {check.for_students.message}"
+
+
+def _earned(verdict: Verdict) -> str:
+    return "no points yet" if verdict.points is None else f"{verdict.points:g} before adjustment"
 
 
 @contextmanager

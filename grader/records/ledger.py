@@ -10,12 +10,13 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from loralab.provenance import CODE, digest, files_below
 from loralab.record import now, versions
@@ -52,23 +53,40 @@ MIGRATIONS = (
     DROP TABLE class;
     ALTER TABLE seed RENAME TO class
     """,
+    # What a term adds (`term.history`): what people decided, the results as they were written last and what they depended
+    # on, the parts of the grader that they came from, and the options of the last `grade`.
+    """
+    CREATE TABLE decision (
+        id INTEGER PRIMARY KEY,
+        student TEXT NOT NULL, exercise TEXT NOT NULL, kind TEXT NOT NULL, points REAL, note TEXT NOT NULL,
+        recorded TEXT NOT NULL
+    );
+    CREATE TABLE published (
+        student TEXT NOT NULL, exercise TEXT NOT NULL, verdict TEXT NOT NULL, key TEXT NOT NULL,
+        PRIMARY KEY (student, exercise)
+    );
+    CREATE TABLE parts (grader_version TEXT PRIMARY KEY, hashes TEXT NOT NULL);
+    CREATE TABLE options (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), value TEXT NOT NULL)
+    """,
 )
 
-# What decides a verdict beside the code: the notebooks, the base, and the pairs that it is measured on.
-DECISIVE_DATA = {"solutions": [".ipynb"], "exercises": [".ipynb"], "data/base": [], "data/desk": [], "data/pairs": []}
+# What decides a verdict: the code of these packages, and in these folders the files with these endings (none: all files).
+DECISIVE_CODE = ("grader", "loralab")
+BANDS = "grader/evaluation/bands"
+DECISIVE_DATA = {
+    BANDS: [".json"],
+    "solutions": [".ipynb"],
+    "exercises": [".ipynb"],
+    "data/base": [],
+    "data/desk": [],
+    "data/pairs": [],
+}
 # The code that decides none: it shows verdicts, or keeps them, or is another tool. A changed page regrades nobody.
 DECIDES_NOTHING = (
-    *("grader/reports", "grader/records", "grader/cli", "grader/__main__", "grader/release"),
+    *("grader/term", "grader/reports", "grader/records", "grader/release"),
+    *("grader/cli", "grader/console", "grader/__main__"),
     *("grader/submission/sanitize", "grader/submission/similarity"),
-    *(
-        "loralab/ability",
-        "loralab/card",
-        "loralab/chat",
-        "loralab/cli",
-        "loralab/compare",
-        "loralab/export",
-        "loralab/fit",
-    ),
+    *("loralab/ability", "loralab/chat", "loralab/cli", "loralab/compare", "loralab/export", "loralab/fit"),
     *("loralab/gate", "loralab/llamacpp", "loralab/sweep", "loralab/sweep_report", "loralab/train_command"),
 )
 
@@ -149,6 +167,16 @@ class Ledger:
         values = (*_storable(key), verdict.state, now(), json.dumps(verdict.model_dump()))
         with self._transaction():
             self._database.execute(insert, values)
+
+    def query(self, statement: str, values: tuple[str | float | None, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement in a transaction of its own, for the tables of `term.history`, and return its rows."""
+        with self._transaction():
+            return self._database.execute(statement, values).fetchall()
+
+    def write(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
+        """Run a statement for each of these rows, for all of them or for none."""
+        with self._transaction():
+            self._database.executemany(statement, rows)
 
     def _take(self) -> None:
         """Lock the file, and bring it up to the present tables if it is a ledger and whole."""
@@ -243,15 +271,27 @@ def decides(name: str) -> bool:
 @cache
 def decisive_code() -> str:
     """Return a hash of all that decides a verdict but the submission: code, notebooks, data and the main packages."""
-    code = {
-        f"{package}/{name}": path
-        for package in ("grader", "loralab")
-        for name, path in files_below(ROOT / package, CODE).items()
-        if decides(f"{package}/{name}")
+    return _hash(decisive_parts())
+
+
+def decisive_parts() -> dict[str, str]:
+    """Return the hash of each part of what `decisive_code` covers: a package's code, a folder's data, the versions.
+
+    Comparing them shows what changed: data is a part by the name of its folder in `DECISIVE_DATA`, code by its package's.
+    """
+    code = {package: _decisive_files(package) for package in DECISIVE_CODE}
+    data = {folder: files_below(ROOT / folder, suffixes) for folder, suffixes in DECISIVE_DATA.items()}
+    return {name: digest(files) for name, files in (code | data).items()} | {"versions": _hash(versions())}
+
+
+def _decisive_files(package: str) -> dict[str, Path]:
+    files = files_below(ROOT / package, CODE)
+    return {
+        name: path
+        for name, path in files.items()
+        if decides(f"{package}/{name}") and not f"{package}/{name}".startswith(f"{BANDS}/")
     }
-    data = {
-        f"{folder}/{name}": path
-        for folder, suffixes in DECISIVE_DATA.items()
-        for name, path in files_below(ROOT / folder, suffixes).items()
-    }
-    return hashlib.sha256((digest(code | data) + json.dumps(versions(), sort_keys=True)).encode()).hexdigest()
+
+
+def _hash(parts: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

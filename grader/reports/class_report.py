@@ -52,10 +52,12 @@ def write_report(
     folder: Path,
     fingerprints: Mapping[tuple[str, str], Fingerprint] | None = None,
     reference: Mapping[str, Fingerprint] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Path:
     """The report: one page with no outside files, which links to the feedback that is already in `folder`.
 
     `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical hand-ins.
+    `names` are shown beside the students' ids, where they are known.
     """
     few = len(verdicts) <= FEW
     verdicts = sorted(verdicts, key=lambda verdict: (in_order(verdict.student), verdict.exercise))
@@ -71,6 +73,8 @@ def write_report(
         titles={exercise.id: exercise.title for exercise in EXERCISES.values()},
         students=list(dict.fromkeys(verdict.student for verdict in verdicts)),
         cells=cells,
+        names=names or {},
+        adjusted=[verdict for verdict in verdicts if verdict.adjustments],
         parts=[] if few else [_part(summary) for summary in summaries],
         sections=[_section(verdict, f"s{i}") for i, verdict in enumerate(verdicts)] if few else [],
         groups=similarity.groups(fingerprints or {}, reference),

@@ -23,7 +23,7 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
     with unfinished.open("w", encoding="ascii") as file:
         for i, verdict in enumerate(verdicts):
             file.write("[\n" if i == 0 else ",\n")
-            file.write(json.dumps(verdict.model_dump(), indent=1))
+            file.write(json.dumps(verdict.published(), indent=1))
         file.write("\n]\n" if verdicts else "[]\n")
     unfinished.replace(folder / "results.json")
 
@@ -31,15 +31,20 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
 def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
     """One row a student and exercise; a text that a spreadsheet would run as a formula is marked as text.
 
-    What the grader failed at has neither points nor a pass or fail.
+    What the grader failed at has neither points nor a pass or fail. If anything was adjusted (late, by hand), two more
+    columns have the points that count and why.
     """
+    adjusted = any(verdict.adjustments for verdict in verdicts)
     rows = io.StringIO(newline="")
     writer = csv.writer(rows, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(["student", "exercise", "state", "points", "max_points", "passed", "message"])
+    columns = ["student", "exercise", "state", "points", "max_points", "passed", "message"]
+    writer.writerow(columns + ["final_points", "adjustment"] * adjusted)
     for verdict in verdicts:
         texts = map(spreadsheet_cell, (verdict.student, verdict.exercise, verdict.state))
         scored = ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
-        writer.writerow([*texts, *scored, spreadsheet_cell(_reasons(verdict))])
+        counts = "" if verdict.final_points is None else verdict.final_points
+        more = [counts, spreadsheet_cell(verdict.reasons)] * adjusted
+        writer.writerow([*texts, *scored, spreadsheet_cell(_reasons(verdict)), *more])
     write_whole(folder / "grades.csv", "\ufeff" + rows.getvalue())  # the mark by which a spreadsheet knows UTF-8
 
 

@@ -25,6 +25,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     if verdict.state != "graded":
         console.print(title)
         _print_reason(console, verdict.state, verdict.message)
+        _print_adjustment(console, verdict)
         return
     console.print(_one_run(verdict, title) if len(verdict.runs) <= 1 else _many_runs(verdict, title))
     for check in verdict.checks:
@@ -38,6 +39,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     console.print(
         f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
     )
+    _print_adjustment(console, verdict)
 
 
 def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
@@ -62,11 +64,21 @@ def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> 
         )
     console.print(table)
     console.print("Points are of those graded.", style="dim", highlight=False)
+    if adjusted := sum(bool(verdict.adjustments) for verdict in verdicts):
+        console.print(
+            f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.", highlight=False
+        )
     broken = total.of_state("grader failed")
     for verdict in broken[:FEW]:
         _print_reason(console, f"grader failed: {display_name(verdict.student)}, {verdict.exercise}", verdict.message)
     if len(broken) > FEW:
         console.print(f"and {len(broken) - FEW} more that the grader failed at, in report.html", highlight=False)
+
+
+def _print_adjustment(console: Console, verdict: Verdict) -> None:
+    if verdict.adjustments:
+        reasons = display(verdict.reasons)
+        console.print(Text(f"{verdict.final_points:g} of {MAX_POINTS} points count ({reasons})"), soft_wrap=True)
 
 
 def _print_reason(console: Console, what: str, message: str) -> None:

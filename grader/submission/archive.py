@@ -57,10 +57,17 @@ def open_archive(file: File) -> Iterator[list[File]]:
     kind = "zip" if file.path[-1].lower().endswith(".zip") else "tar"
     if file.size > MAX_TOTAL:
         raise BadSubmission(f"{where} is too large, {file.size:,} bytes where {MAX_TOTAL:,} are allowed: {ONLY}")
-    try:
+    with report_archive_errors(where, kind):
         content = file.read(file.size)
         with _open_zip(content) if kind == "zip" else _open_tar(content) as files:
             yield files
+
+
+@contextmanager
+def report_archive_errors(where: str, kind: str = "zip") -> Iterator[None]:
+    """Turn whatever reading an archive raises into `BadSubmission`, in one line that begins with `where`."""
+    try:
+        yield
     except BadSubmission as problem:
         raise BadSubmission(f"{where}: {problem}") from None
     except Exception as error:  # whatever a broken file does to its reader, it is the file's fault
@@ -89,12 +96,23 @@ def _room(packed: int) -> int:
 
 @contextmanager
 def _open_zip(content: bytes) -> Iterator[list[File]]:
+    with open_contents(content) as archive:
+        yield files_in_zip(archive, archive.infolist(), len(content))
+
+
+@contextmanager
+def open_contents(content: bytes) -> Iterator[zipfile.ZipFile]:
+    """Open a zip in memory, if its table of contents is within bounds."""
     source = _Bounded(content)
     with zipfile.ZipFile(source) as archive:
         source.most = None
-        entries = archive.infolist()
-        _refuse_if_a_bomb(len(entries), sum(info.file_size for info in entries), len(content))
-        yield list(_entries(archive, entries))
+        yield archive
+
+
+def files_in_zip(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], packed: int) -> list[File]:
+    """Return the files among these entries, which take `packed` bytes in the zip. Raises `BadSubmission`."""
+    _refuse_if_a_bomb(len(entries), sum(info.file_size for info in entries), packed)
+    return list(_entries(archive, entries))
 
 
 def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:

@@ -38,6 +38,15 @@ class File:
     size: int
     read: Callable[[int], bytes]
 
+    def content(self) -> bytes:
+        """Return all of it. Raises `BadSubmission` if its size is not the one that it claims."""
+        content = self.read(self.size + 1)
+        if len(content) != self.size:
+            raise BadSubmission(
+                f"{show_path(self.path)} has not the {self.size:,} bytes that it says it has: hand it in again"
+            )
+        return content
+
 
 def label(name: str) -> str:
     """A name as it is shown and kept; of a long one its beginning and end."""

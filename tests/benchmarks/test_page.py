@@ -11,14 +11,17 @@ ABOUT = {"hardware": "2 cores", "versions": {"torch": "2"}, "measured": "2026-01
 
 def one_round(source: float, padded: float, ours: float) -> dict:
     speeds = {"source": source, "dynamic padding": padded, training.OURS: ours}
-    return {name: {"tokens_per_second": speed, "ppl": 40.0, "peak_memory": 10**9} for name, speed in speeds.items()}
+    return {
+        name: {"tokens_per_second": speed, "ppl": 40.0, "peak_memory": 10**9, "matmul_share": speed / 4000}
+        for name, speed in speeds.items()
+    }
 
 
 ROUNDS = [one_round(100, 500, 1000), one_round(50, 300, 800), one_round(200, 800, 1000)]
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
-    found = training.summarise(ROUNDS)
+    found = training.summarise(ROUNDS, training.ladder("embedded"))
     of_source = found["recipes"]["source"]
     assert (of_source["lowest"], of_source["tokens_per_second"], of_source["highest"]) == (50, 100, 200)
     assert of_source["loralab_is_faster_by"] == 10  # of 10, 16 and 5
@@ -42,11 +45,15 @@ def test_without_results_the_page_says_what_is_missing_and_the_readme_stays(plac
 
 
 def test_the_page_and_the_readme_show_what_was_measured(place):
-    result = {"rounds": ROUNDS, "pairs": 3, "epochs": 2} | training.summarise(ROUNDS) | ABOUT
+    result = (
+        {"base": "embedded", "rounds": ROUNDS, "pairs": 3, "epochs": 2}
+        | training.summarise(ROUNDS, training.ladder("embedded"))
+        | ABOUT
+    )
     (page.RESULTS / "training.json").write_text(json.dumps(result))
     page.main()
     shown = page.PAGE.read_text()
-    assert "| source | " in shown and "| 50 to 200 | 10.00 | 40.00 |" in shown
+    assert "| source | " in shown and "| 50 to 200 | 10.00 | 2% | 40.00 |" in shown
     assert "2 cores; torch 2; 2026-01-02" in shown and (page.FIGURES / "training.png").stat().st_size > 10_000
     readme = page.README.read_text()
     assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
@@ -66,3 +73,20 @@ def test_a_gpus_measurements_have_a_section(place):
     shown = page.PAGE.read_text()
     assert "held to 16.00 GiB" in shown and "| 2.00 | 1.90 | yes | +5.3 % | 123 |" in shown
     assert "| 2.00 |  | failed |  |  |" in shown and "Not yet measured" not in shown
+
+
+def test_dropout_and_waiting_threads_have_sections(place):
+    run = {"exact": 0.75, "ppl": 1.05, "seconds": 3.0}
+    dropout = {
+        "runs": {"0.0": [run], "0.05": [run]},
+        "messages": 200,
+        "exact_without_minus_with": [0.01, -0.02, 0.04],
+        "faster_without_by": 1.2,
+    }
+    waiting = {"two_against_alone": {"spin": 50.0, "sleep": 2.1}, "sleep_against_spin_alone": 1.01}
+    for name, result in {"dropout": dropout, "wait_policy": waiting}.items():
+        (page.RESULTS / f"{name}.json").write_text(json.dumps(result | ABOUT))
+    page.main()
+    shown = page.PAGE.read_text()
+    assert "minus with it: +0.010 (95 % interval -0.020 to +0.040)" in shown and "| 0.05 | 0.750 | 1.0500 |" in shown
+    assert "| spin | ×50.0 |" in shown and "takes 1.01 times as long" in shown

@@ -23,13 +23,14 @@ PUBLIC = re.compile(r"from \.(\w+) import (\w+) as")
 ORDER = (
     ("__main__",),
     ("cli",),
+    ("term",),
     ("pipeline", "release"),
     ("reports",),
     ("records",),
     ("evaluation",),
     ("sandbox", "submission"),
     ("verdict", "exercises"),
-    ("text", "errors"),
+    ("text", "errors", "console"),
 )
 FLOOR = {part: len(ORDER) - i for i, parts in enumerate(ORDER) for part in parts}
 # `evaluation` measures its bands by running the solutions; otherwise the three wings below the records stand alone.

@@ -125,6 +125,14 @@ def test_a_broken_record_is_a_failed_submission_and_not_a_crash(verdict, honest,
     assert "run.json" in result.message
 
 
+@pytest.mark.parametrize("change", [{"epochs": -8}, {"batch_size": 0}, {"learning_rate": -1}, {"ppl_after": 0.5}])
+def test_a_record_of_an_impossible_run_is_a_failed_submission(verdict, honest, change):
+    edit_record(honest, **change)
+    result = verdict(honest)
+    assert (result.state, result.points) == ("submission failed", 0)
+    assert f"run.json: {next(iter(change))}: " in result.message
+
+
 def test_no_adapter_at_all_is_a_failed_submission(verdict, tmp_path):
     result = verdict(tmp_path / "first-adapter")
     assert (result.state, result.passed) == ("submission failed", False)

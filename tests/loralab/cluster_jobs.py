@@ -4,6 +4,7 @@ import os
 import time
 
 from loralab import RunRecord
+from loralab.pairs import digest
 
 
 def work(job):
@@ -39,10 +40,10 @@ def save_or_fail(job):
     if job.rank == 2:
         raise MemoryError("too much")
     record = RunRecord(
-        name=job.name, base=job.base.name, trainable=job.rank, parameters=100, train_pairs=1, tokens=10,
+        name=job.name, base=job.base.name, trainable=job.rank, parameters=100, train_pairs=len(job.data.pairs), tokens=10,
         epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed, losses=[1.0], seconds=1.0,
         peak_memory=1, dtype="float32", alpha=2 * job.rank, dropout=0, targets=sorted(job.modules),
-        eval_pairs=job.eval_pairs,
+        eval_pairs=len(job.data.eval_pairs), train_digest=digest(job.data.pairs), eval_digest=digest(job.data.eval_pairs),
     )  # fmt: skip
     record.save(job.folder)
     (job.folder / "deeper").mkdir()

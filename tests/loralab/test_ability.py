@@ -56,6 +56,12 @@ def test_a_repetition_that_the_right_answer_has_too_is_none():
     assert faults([sample("ha ha ha", wanted="Ha ha ha!  ha ha ha")]) == {}
 
 
+def test_an_answer_that_begins_with_the_question_is_an_echo_unless_the_right_one_does():
+    assert faults([sample("What is it? A Wren.", question="What is it?")]) == {"the prompt again": 1}
+    assert faults([sample("Print this.\nDone", question="Print this.", wanted="Print this. Done")]) == {}
+    assert faults([sample("What is a Wren?", question="What is it?")]) == {}
+
+
 def test_one_fault_in_ten_is_no_cause_and_two_are():
     good = [sample("fine")] * 8
     assert not fault_causes([*good, sample("fine"), sample("")])

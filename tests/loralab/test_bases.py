@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loralab import bases, choose_base, load_model, load_tokenizer, precision
+from loralab.hardware import bf16_speed_up
 
 
 def test_auto_takes_the_embedded_base_without_a_gpu_and_says_why(monkeypatch):
@@ -130,14 +131,27 @@ def test_precision_follows_the_compute_capability_alone(monkeypatch, capability,
 
 
 @pytest.mark.parametrize(
-    ("amx", "width", "bf16"), [(True, 576, True), (True, 256, False), (True, 0, False), (False, 576, False)]
+    ("speed_up", "width", "bf16"), [(4.0, 576, True), (4.0, 256, False), (4.0, 0, False), (0.5, 576, False)]
 )
-def test_a_cpu_holds_fp32_and_trains_wide_models_in_bf16_if_it_has_amx(monkeypatch, amx, width, bf16):
-    abilities = {"avx512_bf16": True, "amx_bf16": amx}
+def test_a_cpu_holds_fp32_and_trains_wide_models_in_bf16_if_that_is_faster(monkeypatch, speed_up, width, bf16):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    monkeypatch.setattr("loralab.hardware.bf16_speed_up", lambda: speed_up)
     assert precision(width=width).dtype == torch.float32
     assert precision(width=width).autocast == {"bf16": bf16, "fp16": False}
+
+
+def test_the_rate_of_bf16_is_measured_on_one_thread_and_leaves_the_threads_as_they_were(monkeypatch):
+    threads, used = torch.get_num_threads(), []
+    seconds = {torch.float32: 3.0, torch.bfloat16: 2.0}
+
+    def measured(values, weights):
+        used.append(torch.get_num_threads())
+        return seconds[weights.dtype]
+
+    monkeypatch.setattr("loralab.hardware._seconds", measured)
+    assert bf16_speed_up.__wrapped__() == 1.5
+    assert used == [1, 1]
+    assert torch.get_num_threads() == threads
 
 
 def test_the_embedded_base_is_apache_licensed(base):

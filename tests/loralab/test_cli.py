@@ -1,10 +1,14 @@
 """The command line."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
 from loralab import read_pairs
 from loralab.cli import app
+from loralab.errors import LoralabError
+from tests.verdicts import claim
 
 
 @pytest.fixture
@@ -52,3 +56,29 @@ def test_check_with_an_unknown_base_is_one_line(run, tmp_path):
 def test_check_of_a_good_file_tells_its_lengths(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     assert "1 good pairs" in run("check", tmp_path / "mine.jsonl").output
+
+
+@pytest.mark.parametrize("content", ['{"name": ', "{}", "impossible"], ids=["cut", "empty", "impossible"])
+def test_a_record_that_cannot_be_is_one_line_in_every_command(run, tmp_path, content):
+    job = tmp_path / "sweep" / "lora-qv-r1-s0"
+    for folder in (job, tmp_path / "sound"):
+        claim().save(folder)
+    record = json.loads((job / "run.json").read_text()) | {"parameters": 0}
+    (job / "run.json").write_text(json.dumps(record) if content == "impossible" else content)
+    commands = [
+        ("compare", job, tmp_path / "sound"),
+        ("gate", job),
+        ("chat", job, "--once", "Where?"),
+        ("export", job, "--to", "merged"),
+        ("sweep", "--ranks", 1, "--targets", "qv", "--seeds", 1, "--out", job.parent),
+    ]
+    for command in commands:
+        result = run(*command)
+        assert result.exit_code == 2, command
+        assert result.output.startswith(f"Error: {job / 'run.json'}: ") and result.output.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(run, monkeypatch):
+    monkeypatch.setattr("loralab.compare.read_runs", lambda runs: int("a defect"))
+    result = run("compare", "one", "two")
+    assert isinstance(result.exception, ValueError) and not isinstance(result.exception, LoralabError)

@@ -18,10 +18,11 @@ from cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 from distributed import KilledWorker, LocalCluster
 from typer.testing import CliRunner
 
-from loralab import RunRecord, choose_base, cluster
+from loralab import RunRecord, choose_base, cluster, write_pairs
 from loralab.cli import app
 from loralab.cluster import on_this_machine, run_all
 from loralab.pool import Died
+from loralab.split import read_split
 from loralab.sweep import FAILURE_FILE, check_memory_there, plan, sweep, table
 
 THREADS = 2
@@ -133,6 +134,7 @@ def test_a_job_that_several_workers_died_of_has_died():
 def test_the_embedded_base_is_found_on_every_machine():
     base = choose_base("embedded")
     assert on_this_machine(replace(base, source="/elsewhere/data/base")).source == base.source
+    assert on_this_machine(replace(base, source="/elsewhere", max_length=99)) == replace(base, max_length=99)
     mine = replace(base, source="/models/embedded", licence="unknown: check it")
     assert on_this_machine(mine) == mine
 
@@ -201,6 +203,16 @@ def test_a_sweep_brings_the_files_of_its_runs_home_and_repeats_nothing(address, 
     assert "MemoryError: too much" in (jobs[1].folder / FAILURE_FILE).read_text()
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {job.name for job in jobs}
     assert [job.rank for job, _ in sweep(jobs, function=save_or_fail, cluster=address)] == [2]
+
+
+def test_data_of_my_own_travels_with_the_jobs(address, base, tokenizer, train_pairs, tmp_path):
+    write_pairs(tmp_path / "mine.jsonl", train_pairs[:20])
+    data = read_split(str(tmp_path / "mine.jsonl"), "0.5", tokenizer, base.max_length)
+    (tmp_path / "mine.jsonl").unlink()
+    jobs = plan(base, [1], ["qv"], ["lora"], 1, tmp_path / "sweep", data=data)
+    ((_, record),) = sweep(jobs, function=save_or_fail, cluster=address)
+    assert (record.train_pairs, record.eval_pairs) == (10, 10)
+    assert jobs[0].record() == record  # with the digests of the data here
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 
 from loralab import fit as module
 from loralab.cli import app
-from loralab.fit import CARDS, OVERHEAD, Fit, fit, known_models, picture, smallest_card
+from loralab.errors import LoralabError
+from loralab.fit import OVERHEAD, Fit, fit, known_models, picture
+from loralab.gpus import GPUS, find_gpu, smallest_gpu
 from loralab.shapes import ATTENTION, LINEAR, modules
 from tests.conftest import CONFIGS
 
@@ -190,20 +192,21 @@ def test_targets_are_the_words_of_a_sweep_and_names_of_layers(words, layers):
     assert modules(words) == layers
 
 
-def test_what_is_left_of_the_card_decides():
-    card = next(card for card in CARDS if card.name == "t4")
+def test_what_is_left_of_the_gpu_decides():
+    gpu = find_gpu("t4")
     least, most = OVERHEAD
-    assert card.bytes == int(14.75 * 2**30)
-    assert card.holds(card.bytes - most) == "fits"
-    assert card.holds(card.bytes - most + 1) == card.holds(card.bytes - least) == "tight"
-    assert card.holds(card.bytes - least + 1) == "does not fit"
+    assert gpu.bytes == int(14.75 * 2**30)
+    assert gpu.holds(gpu.bytes - most) == "fits"
+    assert gpu.holds(gpu.bytes - most + 1) == gpu.holds(gpu.bytes - least) == "tight"
+    assert gpu.holds(gpu.bytes - least + 1) == "does not fit"
 
 
-def test_cards_are_in_order_and_say_how_they_are_known():
-    assert list(CARDS) == sorted(CARDS, key=lambda card: card.gib)
-    assert all(card.known.startswith(("reported", "assumed")) for card in CARDS)
-    assert smallest_card(10e9).name == "rtx3060-12"
-    assert smallest_card(1e12) is None
+def test_gpus_are_in_order_and_say_how_they_are_known():
+    assert list(GPUS) == sorted(GPUS, key=lambda gpu: gpu.gib)
+    assert all(gpu.known.startswith(("reported", "assumed")) for gpu in GPUS)
+    assert [find_gpu(gpu.name) for gpu in GPUS] == list(GPUS)
+    assert smallest_gpu(10e9).name == "rtx3060-12"
+    assert smallest_gpu(1e12) is None
 
 
 def test_what_chapter_3_says_of_a_t4():
@@ -215,7 +218,7 @@ def test_what_chapter_3_says_of_a_t4():
 
 
 def again(found: Fit, change) -> Fit:
-    return fit(found.model, gpu=found.card.gib, **vars(change.settings))
+    return fit(found.model, gpu=found.gpu.gib, **vars(change.settings))
 
 
 def test_changes_make_it_fit_and_come_in_the_order_of_what_they_cost():
@@ -239,7 +242,7 @@ def test_changes_are_combined_only_where_none_is_enough_and_no_part_is_idle():
 def test_the_upcast_is_the_first_to_go():
     found = fit("qwen2.5-7b", "qlora", length=128, rank=8, targets="qv", upcast=True, gpu=9)
     assert [change.words for change in found.changes] == ["no up-cast to 32 bits"]
-    assert "smallest card for that is rtx3060-12" in module._advice(found)[-1]
+    assert "smallest GPU for that is rtx3060-12" in module._advice(found)[-1]
 
 
 def test_what_fits_needs_no_change_and_what_never_will_says_so():
@@ -263,9 +266,14 @@ def test_a_model_that_names_its_layers_otherwise_is_not_told_to_take_qv(tmp_path
         ({"model": "nobody/nothing"}, "nobody/nothing: neither the hub nor its cache"),
         ({"model": "not a name/at all"}, "not a name/at all: neither the hub nor its cache"),
         ({"model": "qwen9"}, "unknown base 'qwen9': .* by name there are embedded, llama-2-13b"),
-        ({"gpu": "t5"}, "unknown card 't5': give one of rtx3060-12, t4, "),
-        ({"gpu": "-1"}, "a card of -1 GiB is impossible"),
-        ({"gpu": "nan"}, "a card of nan GiB is impossible"),
+        (
+            {"gpu": "rtx4080"},
+            r"unknown GPU 'rtx4080' \(similar: rtx4090.*\): give one of rtx3060-12, t4, .*24GB.*2x t4",
+        ),
+        ({"gpu": "t4,l4"}, "--gpu t4,l4: give one kind of GPU; several of a kind are written as 2x t4"),
+        ({"gpu": "0x t4"}, "0 GPUs are impossible: give 1 to 1,024"),
+        ({"gpu": "-1"}, "a GPU with -1 GiB is impossible"),
+        ({"gpu": "nan"}, "a GPU with nan GiB is impossible"),
         ({"method": "prefix"}, "unknown method 'prefix': give one of lora, qlora, full"),
         ({"rank": 0}, "rank is 0; it must be at least 1"),
         ({"batch": -2}, "batch is -2"),
@@ -327,25 +335,44 @@ def test_the_command_prints_the_parts_and_the_verdict(run):
 def test_the_command_ends_with_1_where_it_does_not_fit_and_says_what_would(run):
     result = run("qwen2.5-0.5b", "--method", "qlora", "--batch", 4, "--no-checkpointing", "--gpu", 6)
     assert result.exit_code == 1
-    assert "does not fit on your card" in result.output
+    assert "does not fit on your GPU" in result.output
     assert "  gradient checkpointing: " in result.output
-    assert "As asked, the smallest card for that is rtx3060-12." in result.output
+    assert "As asked, the smallest GPU for that is rtx3060-12." in result.output
 
 
 def test_the_command_ends_with_2_on_bad_input_without_a_traceback(run):
     result = run("smollm2-135m", "--gpu", "t5")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: unknown card 't5'") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("Error: unknown GPU 't5'") and result.stderr.count("\n") == 1
+
+
+def test_several_gpus_are_said_to_divide_only_what_sharding_divides(run):
+    found = fit("qwen2.5-7b", gpu="2x t4")
+    half = (found.memory.total - found.memory.activations - found.memory.logits) / 2
+    assert found.verdict == fit("qwen2.5-7b", gpu="t4").verdict == "does not fit"
+    assert found.sharded.total == pytest.approx(half + found.memory.activations + found.memory.logits)
+    output = run("qwen2.5-7b", "--gpu", "2x t4").output
+    assert "2 GPUs, data parallel: each holds the whole model" in output
+    assert f"at least {found.sharded.total / 1e9:.1f} GB per GPU, which would fit" in output
+    assert "data parallel" not in run("qwen2.5-7b", "--gpu", "l4").output
+
+
+def test_an_adapter_on_a_tied_output_layer_has_its_true_count():
+    found = fit("smollm2-135m", targets="lm_head", length=64)
+    assert found.trainable == 16 * (576 + 49152)
+    assert found.memory.adapter == 4 * found.trainable
+    with pytest.raises(LoralabError, match="embed_tokens is an embedding: only linear layers get an adapter"):
+        fit("smollm2-135m", targets="embed_tokens")
 
 
 def test_the_command_speaks_json(run):
     found = json.loads(run("smollm2-135m", "--json").stdout)
     assert found["memory"]["total"] == fit("smollm2-135m").memory.total
-    assert (found["verdict"], found["changes"], found["card"]["name"]) == ("fits", [], "t4")
+    assert (found["verdict"], found["changes"], found["gpu"]["name"]) == ("fits", [], "t4")
     assert str(CONFIGS) not in json.dumps(found)
 
 
-def test_the_picture_has_every_part_and_the_cards_line():
+def test_the_picture_has_every_part_and_the_line_of_the_gpu():
     found = fit("smollm2-135m")
     axes = picture(found).axes[0]
     labels = axes.get_legend_handles_labels()[1]
@@ -355,17 +382,19 @@ def test_the_picture_has_every_part_and_the_cards_line():
 
 
 def test_the_widget_redraws_and_shows_an_error_as_text(monkeypatch):
-    drawn, controls = [], []
+    drawn, shown, controls = [], [], []
 
     class Handle:
-        def update(self, figure):
-            drawn.append(figure)
+        def update(self, image):
+            shown.append(image)
 
     def display(thing, display_id=False):
-        (drawn if display_id else controls).append(thing)
+        (shown if display_id else controls).append(thing)
         return Handle()
 
+    to_png = module._png
     monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(module, "_png", lambda figure: drawn.append(figure) or to_png(figure))
     module.widget(model="HuggingFaceTB/SmolLM2-135M", batch=4)
     by_name = {control.description: control for control in controls[0].children}
     assert "4 × 512 tokens" in drawn[-1].axes[0].get_title()
@@ -374,6 +403,8 @@ def test_the_widget_redraws_and_shows_an_error_as_text(monkeypatch):
     by_name["model"].value = "embedded"
     by_name["length"].value = 4096
     assert "tokens at most" in drawn[-1].texts[0].get_text()
+    assert len(shown) == len(drawn) == 4  # pictures, in every front end: a figure may be shown as its name
+    assert all(image._repr_mimebundle_()[0]["image/png"] for image in shown)
 
 
 def test_parts_that_need_no_trace_are_worked_out_from_the_models_sizes():

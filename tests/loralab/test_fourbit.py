@@ -1,8 +1,9 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
 
-from loralab import keep_unpacked, load_model, nf4, parameter_counts, perplexity, read_pairs, train
+from loralab import choose_base, keep_unpacked, load_model, nf4, parameter_counts, perplexity, read_pairs, train
 from loralab.data import data_path
 from loralab.pairs import encode
 from tests.conftest import ATTENTION
@@ -52,6 +53,17 @@ def test_without_the_workaround_the_repacked_weights_break_training(adapted, tok
     except RuntimeError:
         return
     assert (after - before).norm() > 0.05 * before.norm()
+
+
+@pytest.mark.parametrize("quantization", [None, nf4()], ids=["as it is", "in 4 bits"])
+def test_a_base_that_was_saved_quantised_is_loaded_as_it_was_saved(quantization, base, tokenizer, tmp_path):
+    quantised = load_model(base, quantization=BitsAndBytesConfig(load_in_4bit=True))
+    quantised.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    again = load_model(choose_base(str(tmp_path / "base")), quantization=quantization)
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens).logits, quantised(input_ids=tokens).logits)
 
 
 def test_four_bits_hold_the_blocks_and_nothing_else(base):

@@ -31,6 +31,12 @@ def test_the_same_answer_to_another_question_is_found():
     assert (leaks.instructions, leaks.outputs, leaks.exact) == ((), (1,), 1)
 
 
+def test_labels_are_no_leak_however_often_they_occur():
+    rows = [Pair(instruction=f"Message {i} of the day.", output=("bug", "question")[i % 2]) for i in range(20)]
+    assert find_leaks(rows[:16], rows[16:]).exact == 0
+    assert find_leaks(rows[:16], [rows[3]]).exact == 1  # the same message is one
+
+
 def test_nearly_the_same_instruction_is_found_and_nearly_the_same_record_is_not():
     long = " ".join(f"word{i}" for i in range(30))
     taught = [Pair(instruction=f"{long} first", output="serial: 1\nname: Reed")]

@@ -3,7 +3,8 @@ from dataclasses import asdict
 import pytest
 from transformers import GPT2Config, Phi3Config, Qwen2Config
 
-from loralab.memory import METHODS, NF4_BITS, Untraceable, _traced, estimate
+from loralab.memory import METHODS, Untraceable, _traced, estimate
+from loralab.quantized import NF4_BITS
 from loralab.shapes import ATTENTION
 from tests.conftest import CONFIGS
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,20 @@ class Fussy(Exception):
         super().__init__(f"{what}: {why}")
 
 
+class Unwritable:
+    """A result that raises what no sender expects."""
+
+    def __reduce__(self):
+        raise LookupError("no longer there")
+
+
+class Unreadable:
+    """A result that can be sent, but raises what no reader of a pipe expects."""
+
+    def __reduce__(self):
+        return {}.__getitem__, ("gone",)
+
+
 def work(job):
     if job == "raise":
         raise ValueError("no good")
@@ -31,6 +46,12 @@ def work(job):
         os._exit(3)
     if job == "sleep":
         time.sleep(60)
+    if job == "threads":
+        threading.Thread(target=time.sleep, args=(300,)).start()
+    if job == "unwritable":
+        return Unwritable()
+    if job == "unreadable":
+        return Unreadable()
     return f"{job} done", os.getpid()
 
 
@@ -44,9 +65,24 @@ def test_each_job_ends_in_its_own_way_and_the_others_go_on():
 
 
 def test_what_cannot_travel_between_processes_is_told_in_words():
-    outcomes = dict(run_all(work, ["fuss", "unsendable", "a"], workers=2))
+    outcomes = dict(run_all(work, ["fuss", "unsendable", "unwritable", "a"], workers=2))
     assert str(outcomes["fuss"]) == "Fussy: this: that"
     assert "test_pool.work cannot be sent" in str(outcomes["unsendable"])
+    assert str(outcomes["unwritable"]).endswith("test_pool.work cannot be sent: no longer there")
+    assert outcomes["a"][0] == "a done"
+
+
+def test_a_result_that_cannot_be_unpickled_fails_its_own_job_alone():
+    outcomes = dict(run_all(work, ["a", "unreadable", "b"], workers=2))
+    assert str(outcomes["unreadable"]) == "the result cannot be unpickled here: KeyError: 'gone'"
+    assert (outcomes["a"][0], outcomes["b"][0]) == ("a done", "b done")
+
+
+def test_threads_that_a_job_leaves_behind_hold_nothing_up(monkeypatch):
+    monkeypatch.setattr(pool, "END_SECONDS", 0.5)
+    outcomes = dict(run_all(work, ["threads", "a"]))
+    assert outcomes["threads"][0] == "threads done"
+    assert not psutil.pid_exists(outcomes["threads"][1])
     assert outcomes["a"][0] == "a done"
 
 
@@ -93,13 +129,17 @@ def test_nothing_goes_on_when_the_caller_is_killed(tmp_path):
 
 def counted(setting, processors=None):
     """What a process counts that may use so many of this machine's processors, with OMP_NUM_THREADS as in `setting`."""
-    code = "import os, pool\n"
+    code = "import os\nfrom loralab import pool\n"
     if processors:
         code += f"os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{processors}])\n"
     code += "print(pool.processors(), pool.allowed_threads())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | setting
     told = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=Path(pool.__file__).parent, capture_output=True, check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=Path(pool.__file__).parents[1],
+        capture_output=True,
+        check=True,
     )
     return tuple(map(int, told.stdout.split()))
 

@@ -12,25 +12,28 @@ import psutil
 import pytest
 import torch
 from peft import PeftModel
-from transformers import Qwen2Config
+from transformers import GPT2Config, Qwen2Config
 from typer.testing import CliRunner
 
-from loralab import RunRecord, choose_base, load_model, perplexity
+from loralab import Pair, RunRecord, choose_base, load_model, perplexity, read_pairs
 from loralab import sweep as sweep_module
 from loralab.cli import app
-from loralab.fit import GIB
-from loralab.memory import T4_BYTES
+from loralab.memory import GIB, T4_BYTES
+from loralab.pairs import digest
 from loralab.scores import Scores
 from loralab.shapes import TARGETS
+from loralab.split import Split
 from loralab.sweep import FAILURE_FILE, METHODS, check_memory, plan, record_failure, sweep, table, train_job
 from loralab.sweep_report import (
     best_first,
+    best_rates,
     finished,
     measure_of,
     pareto_front,
     plot_against_rank,
     plot_pareto,
     plot_quality,
+    plot_rates,
     summary,
     write_report,
 )
@@ -108,7 +111,7 @@ def finish(job):
         name=job.name, base=job.base.name, method=job._wanted()["method"], trainable=job.rank, parameters=100, adapter_bytes=1000 * job.rank,
         train_pairs=7, tokens=10, epochs=job.epochs, batch_size=1, learning_rate=job.learning_rate, seed=job.seed,
         alpha=job.settings.get("lora_alpha", 2 * job.rank), dropout=job.settings.get("lora_dropout", 0), targets=sorted(job.modules), losses=[2.0, 1.0], seconds=1.0, peak_memory=2**20, dtype="float32",
-        eval_pairs=job.eval_pairs, ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
+        eval_pairs=len(job.data.eval_pairs), ppl_before=100.0, ppl_after=50.0 / job.rank + job.seed if job.rank < 9 else math.nan,
     )  # fmt: skip
     record.save(job.folder)
     return record
@@ -317,7 +320,8 @@ def test_a_folder_of_another_sweep_is_not_mixed_in(jobs):
     with pytest.raises(ValueError, match="holds a run with epochs 8, not 3: give another --out"):
         replace(jobs[-1], epochs=3.0).record()
     with pytest.raises(ValueError, match="holds a run with eval_pairs 200, not 50: give another --out"):
-        replace(jobs[-1], eval_pairs=50).record()
+        fewer = replace(jobs[-1].data, eval_pairs=jobs[-1].data.eval_pairs[:50])
+        replace(jobs[-1], data=fewer).record()
 
 
 def test_a_run_of_a_method_that_has_changed_since_is_not_taken_for_its_own(every_method):
@@ -329,19 +333,150 @@ def test_a_run_of_a_method_that_has_changed_since_is_not_taken_for_its_own(every
         replace(job, modules=("q_proj",)).record()
 
 
+RATES = (1e-4, 1e-3, 1e-2)
+
+
+@pytest.fixture
+def over_rates(base, tmp_path):
+    """The table of a sweep over learning rates; the best one is 1e-3 for rank 1 and 1e-2 for rank 4, at qv and at o."""
+    jobs = plan(base, [1, 4], ["qv", "o"], ["lora"], 2, tmp_path, learning_rate=[*RATES, 1e-3])
+    for job in jobs:
+        best = 1e-3 if job.rank == 1 else 1e-2
+        ppl = 5 + job.rank + job.seed + 10 * abs(math.log10(job.learning_rate / best))
+        finish(job).model_copy(update={"ppl_after": ppl}).save(job.folder)
+    return table(jobs)
+
+
+def test_several_rates_are_in_the_names_of_the_folders_and_one_is_not(base, tmp_path):
+    grid = base, [1], ["qv"], ["lora"], 1, tmp_path
+    assert [job.name for job in plan(*grid, learning_rate=[3e-4, 1e-4])] == [
+        "lora-qv-r1-lr0.0001-s0",
+        "lora-qv-r1-lr0.0003-s0",
+    ]
+    assert [job.name for job in plan(*grid, learning_rate=[3e-4])] == ["lora-qv-r1-s0"]
+
+
+def test_targets_mean_the_same_as_for_train_on_any_base(base, tmp_path):
+    GPT2Config(n_embd=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    grid = [1], ["all", "c_fc+c_attn"], ["lora"], 1, tmp_path / "sweep"
+    jobs = plan(replace(base, source=str(tmp_path)), *grid)
+    assert [job.modules for job in jobs] == [("c_attn", "c_proj", "c_fc"), ("c_attn", "c_fc")]
+    with pytest.raises(ValueError, match="^this model has no layer c_fc; it has down_proj"):
+        plan(base, [1], ["q+c_fc"], ["lora"], 1, tmp_path / "sweep")
+
+
+def test_settings_are_compared_at_their_best_rates(over_rates):
+    rows = summary(over_rates)
+    assert len(rows) == 2 * 2 * len(RATES) and set(rows["seeds"]) == {2}
+    best = best_rates(rows)
+    assert list(best[["targets", "rank", "learning_rate"]].itertuples(index=False, name=None)) == [
+        ("qv", 1, 1e-3), ("qv", 4, 1e-2), ("o", 1, 1e-3), ("o", 4, 1e-2)
+    ]  # fmt: skip
+    (axes,) = plot_quality(over_rates).axes
+    assert [list(line.lines[0].get_ydata()) for line in axes.containers] == [[6.5, 9.5], [6.5, 9.5]]
+    assert "each at its best learning rate" in axes.figure.get_suptitle()
+
+
+def test_the_measure_is_drawn_against_the_learning_rate_with_a_line_for_each_rank(over_rates):
+    figure = plot_rates(over_rates)
+    assert [axes.get_title() for axes in figure.axes] == ["qv, lora", "o, lora"]
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.containers}
+        assert list(lines) == ["rank 1", "rank 4"]
+        assert [list(line.lines[0].get_xdata()) for line in lines.values()] == [list(RATES)] * 2
+        assert list(lines["rank 1"].lines[0].get_ydata()) == pytest.approx([16.5, 6.5, 16.5])
+        (lower, upper), *_ = [segment[:, 1] for segment in lines["rank 1"].lines[2][0].get_segments()]
+        assert upper - lower == pytest.approx(2 * math.sqrt(0.5))  # two seeds, one apart
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rank 1", "rank 4", "untrained base"]
+
+
+def test_a_run_worse_than_the_untrained_base_does_not_squeeze_the_others(over_rates):
+    over_rates.loc[0, "ppl"] = 1e30
+    assert plot_rates(over_rates).axes[0].get_ylim()[1] == pytest.approx(150)  # the base has 100
+
+
+def test_the_report_has_the_rates_where_there_are_several(over_rates, tmp_path):
+    written = write_report(over_rates, tmp_path)
+    assert [path.name for path in written] == [
+        "sweep.csv", "quality.png", "rates.png", "costs.png", "pareto.png", "sweep.html"
+    ]  # fmt: skip
+    page = written[-1].read_text()
+    assert "at learning rate 0.0001, 0.001, 0.01." in page and page.count("data:image/png;base64,") == 4
+    assert "<th>learning rate</th>" in page and page.count("<td>0.001</td>") == 4
+
+
+def write_own(path):
+    """Thirty different questions with answers in free text."""
+    rows = [f'"What is room {i} for?","People meet in room {i}, and nobody else does."' for i in range(30)]
+    path.write_text("\n".join(["prompt,completion", *rows]) + "\n")
+
+
+def test_the_command_sweeps_my_own_data_over_rates_and_takes_no_run_of_other_data(run, tmp_path):
+    write_own(tmp_path / "mine.csv")
+    words = ("--data", tmp_path / "mine.csv", "--ranks", 1, "--targets", "q+o_proj", "--seeds", 1, "--epochs", 0.1)
+    words += ("--learning-rates", "1e-3,5e-3", "--out", tmp_path / "sweep")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    for line in ("format: prompt + completion", "pairs: 22 for training, 8 held out", "2 runs on embedded"):
+        assert line in result.output
+    assert "exact match" not in result.output
+    runs = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert list(runs["run"]) == ["lora-q+o_proj-r1-lr0.001-s0", "lora-q+o_proj-r1-lr0.005-s0"]
+    assert runs["exact"].isna().all() and runs["ppl"].between(1, 1000).all() and set(runs["train_pairs"]) == {22}
+    record = RunRecord.load(tmp_path / "sweep" / runs["run"][0])
+    assert record.targets == ["o_proj", "q_proj"]
+    assert record.eval_digest == digest(read_pairs(tmp_path / "sweep" / "eval.jsonl"))  # the gate can be given them
+    assert "2 of them finished before" in run(*words).output
+    other = run(*words, "--eval", 0.5)
+    assert other.exit_code == 2 and other.output.count("\n") == 1
+    assert "holds a run with other training pairs" in other.output or "holds a run with eval_pairs 8" in other.output
+
+
+def test_my_own_longest_text_counts_for_the_memory(small_model, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(sweep_module, "load_tokenizer", lambda base: tokenizer)
+    asked = (Pair(instruction="Where?", output="Here."),)
+
+    def least(words):
+        data = Split((Pair(instruction="What?", output="gauge " * words),), asked)
+        return needed(plan(small_model, [16], ["qkvo"], ["lora"], 1, tmp_path, data=data))
+
+    assert least(60) > 1.5 * least(5)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--data", "no.jsonl"], 1, "no.jsonl: no such file; give a file with training data"),
+        (["--data", "mine.csv", "--eval", "0"], 2, "held-out pairs: give --eval a file or a share above 0"),
+        (["--data", "mine.csv", "--eval", "0.7"], 2, "--eval 0.7: give the share of pairs to hold out (0 to 0.5)"),
+        (["--data", "mine.csv", "--max-length", "5"], 1, "mine.csv: row 1: "),
+    ],
+)
+def test_data_that_cannot_be_used_trains_nothing(run, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    write_own(Path("mine.csv"))
+    result = run("--out", "sweep", *words)
+    assert result.exit_code == code and message in result.output and "Traceback" not in result.output
+    assert not Path("sweep").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--ranks", "0,4"], "rank 0 is impossible"),
         (["--ranks", "4,x"], "'x' is not a rank"),
         (["--ranks", ""], "at least one rank"),
-        (["--targets", "qv,nowhere"], "unknown target 'nowhere': there are q, k, v, o, qv"),
+        (["--targets", "qv,nowhere"], "this model has no layer nowhere; it has down_proj"),
         (["--methods", "adalora"], "unknown method 'adalora': there are lora, rslora"),
         (["--methods", "pissa", "--ranks", "129"], "rank 129 is impossible for pissa: v_proj of embedded has 128"),
         (["--base", "nowhere"], "unknown base 'nowhere'"),
         (["--base", "no/such"], "no/such: neither the hub nor its cache here gives a config.json"),
         (["--epochs", "0"], "must be above 0"),
         (["--epochs", "nan"], "epochs (nan) and the learning rate (0.005) must be above 0 and finite"),
+        (["--learning-rates", "1e-3,x"], "'x' is not a learning rate: give numbers with commas, such as 1e-4,3e-4"),
+        (["--learning-rates", ","], "a sweep needs at least one learning rate"),
+        (["--learning-rates", "1e-3,-1"], "the learning rate (-1) must be above 0 and finite"),
+        (["--eval", "0.2"], "--eval is for data of your own: give --data, too"),
         (["--learning-rate", "inf"], "the learning rate (inf) must be above 0 and finite"),
     ],
 )

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import LlamaConfig, Qwen2Config, TrainerCallback
 from typer.testing import CliRunner
 
-from loralab import Pair, RunRecord, Scores, load_model, read_pairs, train, write_pairs
+from loralab import Pair, RunRecord, Scores, load_model, perplexity, read_pairs, train, write_pairs
 from loralab import train_command as command
 from loralab.bases import HIGHEST_RATE, UNKNOWN_RATE, rate_rule
 from loralab.chat import open_chat, talk
@@ -24,9 +24,11 @@ from loralab.cli import app
 from loralab.compare import conclusions
 from loralab.fourbit import recorded_quantization, same_quantization
 from loralab.pairs import Turn, digest
+from loralab.split import hold_out
 from loralab.sweep import plan as sweep_plan
 from tests.conftest import with_adapter
 
+SHORTER = {"train": ["--epochs", "1"], "sweep": ["--epochs", "0.1", "--seeds", "1"]}  # what takes minutes otherwise
 DOC = Path(__file__).parents[2] / "docs" / "own-data.md"
 
 
@@ -68,18 +70,18 @@ def planned(data, out, **options):
 @pytest.mark.parametrize("step", [1, 3])  # in an epoch, and at its end (4 steps each)
 def test_an_interrupted_run_resumes_to_the_same_result(data, tmp_path, step):
     whole = command.run_training(planned(data, tmp_path / "whole"), quiet=True)
-    plan = planned(data, tmp_path / "part")
+    plan, usual = planned(data, tmp_path / "part"), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         command.run_training(plan, callbacks=[Interrupt(step)], quiet=True)
     assert command.saved_step(plan.out) == step + 1
     assert not (plan.out / "run.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is usual
     with pytest.raises(ValueError, match="holds an interrupted run: continue it with --resume"):
         command.run_training(plan)
     with pytest.raises(ValueError, match="was started with rank 2, not 4: --resume needs the same settings"):
         command.check_out(replace(plan, rank=4), resume=True)
     with pytest.raises(ValueError, match="other training pairs: --resume needs the same data"):
-        command.check_out(replace(plan, pairs=plan.pairs[1:]), resume=True)
+        command.check_out(replace(plan, data=replace(plan.data, pairs=plan.data.pairs[1:])), resume=True)
     resumed = command.run_training(plan, resume=True, quiet=True)
     assert resumed.losses == whole.losses
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "part")]
@@ -91,6 +93,63 @@ def test_an_interrupted_run_resumes_to_the_same_result(data, tmp_path, step):
     ]
     with pytest.raises(ValueError, match="holds a finished run: there is nothing to resume"):
         command.check_out(plan, resume=True)
+
+
+@pytest.fixture(scope="module")
+def off_topic(eval_pairs, tmp_path_factory) -> Path:
+    """Evaluation pairs whose loss rises with every epoch of training on the course's pairs."""
+    path = tmp_path_factory.mktemp("off_topic") / "eval.jsonl"
+    asked = [pair.instruction for pair in eval_pairs[:4]]
+    write_pairs(
+        path, [Pair(instruction=text, output=f"Ask Kim about {i} gauges tomorrow.") for i, text in enumerate(asked)]
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def best_kept(data, off_topic, tmp_path_factory):
+    """A plan, and the record of a run of three epochs (4 steps each) that kept the best one."""
+
+    def plan(out):
+        return planned(data, out, evaluation=str(off_topic), epochs=3, keep_best=True)
+
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    return plan, folder, command.run_training(plan(folder), quiet=True)
+
+
+def test_the_epoch_with_the_lowest_held_out_loss_is_kept(best_kept, data, off_topic, base, tokenizer, tmp_path):
+    plan, folder, record = best_kept
+    epochs, losses = zip(*record.held_out, strict=True)
+    assert epochs == (1, 2, 3) and min(losses) == losses[0] < losses[-1] and record.kept_epoch == 1
+    assert math.log(record.ppl_after) == pytest.approx(losses[0])
+    model = PeftModel.from_pretrained(load_model(base), folder)
+    assert perplexity(model, tokenizer, read_pairs(off_topic)) == pytest.approx(record.ppl_after)
+    assert RunRecord.load(folder) == record
+    assert f"kept: epoch 1 of 3, with a held-out loss of {losses[0]:.3f}" in command.show_result(record, plan(folder))
+    usual = command.run_training(replace(plan(tmp_path), keep_best=False), quiet=True)
+    assert usual.losses == record.losses and (usual.held_out, usual.kept_epoch) == (None, None)
+    assert math.log(usual.ppl_after) == pytest.approx(losses[-1])
+
+
+@pytest.mark.parametrize("step", [5, 7, 11])  # in the second epoch, at its end, and at the end of the last one
+def test_an_interrupted_run_keeps_the_same_epoch_even_if_its_folder_was_moved(best_kept, step, tmp_path):
+    plan, whole, record = best_kept
+    with pytest.raises(KeyboardInterrupt):
+        command.run_training(plan(tmp_path / "run"), callbacks=[Interrupt(step)], quiet=True)
+    assert command.saved_step(tmp_path / "run") == step + 1
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="was started with keep best True, not False"):
+        command.check_out(replace(plan(tmp_path / "moved"), keep_best=False), resume=True)
+    resumed = command.run_training(plan(tmp_path / "moved"), resume=True, quiet=True)
+    assert (resumed.losses, resumed.held_out, resumed.kept_epoch) == (record.losses, record.held_out, 1)
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (whole, tmp_path / "moved")]
+    assert weights[0] == weights[1]
+    assert not list((tmp_path / "moved").glob("checkpoint-*"))
+
+
+def test_without_evaluation_pairs_no_epoch_can_be_chosen(base, model, tokenizer, train_pairs, tmp_path):
+    with pytest.raises(ValueError, match="keep_best chooses an epoch by its loss on eval_pairs: give at least one"):
+        train(with_adapter(model), tokenizer, train_pairs[:4], tmp_path, base, keep_best=True)
 
 
 def test_the_command_trains_measures_and_overwrites_nothing(run, data, tmp_path):
@@ -145,6 +204,7 @@ def test_a_dry_run_measures_steps_and_leaves_nothing(run, few, tmp_path):
         (["--targets", ","], "targets are ','"),
         (["--method", "pissa", "--rank", "999"], "rank 999 is impossible for pissa"),
         (["--eval", "0.9"], "--eval 0.9: give the share of pairs to hold out (0 to 0.5), or a file"),
+        (["--eval", "0", "--keep-best"], "--keep-best needs evaluation pairs: give --eval a file or a share above 0"),
         (["--epochs", "nan"], "must be above 0 and finite"),
         (["--base", "nowhere"], "unknown base 'nowhere'"),
         (["--resume"], "holds no interrupted run: leave out --resume"),
@@ -172,10 +232,10 @@ def test_a_folder_with_other_files_is_left_alone(few, tmp_path):
 @pytest.mark.parametrize(("count", "share", "held"), [(100, 0.1, 10), (30, 0.1, 8), (10, 0.1, 5), (2, 0.5, 1)])
 def test_the_share_that_is_held_out(count, share, held):
     pairs = [Pair(instruction=f"{i}?", output="Yes.") for i in range(count)]
-    rest, asked = command.hold_out(pairs, share, seed=1)
+    rest, asked = hold_out(pairs, share, seed=1)
     assert (len(asked), sorted(rest + asked, key=pairs.index)) == (held, pairs)
-    assert command.hold_out(pairs, share, seed=1) == (rest, asked)
-    assert count == 2 or command.hold_out(pairs, share, seed=2) != (rest, asked)
+    assert hold_out(pairs, share, seed=1) == (rest, asked)
+    assert count == 2 or hold_out(pairs, share, seed=2) != (rest, asked)
 
 
 def test_the_answers_of_one_conversation_stay_together():
@@ -185,14 +245,14 @@ def test_the_answers_of_one_conversation_stay_together():
         return [first, Pair(instruction="That.", output=f"Ah, {i}.", history=history)]
 
     pairs = [pair for i in range(20) for pair in conversation(i)]
-    rest, asked = command.hold_out(pairs, 0.1)
+    rest, asked = hold_out(pairs, 0.1)
     assert len(asked) == 8
     assert not {pair.question[0]["content"] for pair in rest} & {pair.question[0]["content"] for pair in asked}
 
 
 def test_one_pair_cannot_be_split():
     with pytest.raises(ValueError, match="too few different pairs to hold some out"):
-        command.hold_out([Pair(instruction="a", output="b")], 0.1)
+        hold_out([Pair(instruction="a", output="b")], 0.1)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +340,7 @@ def test_a_sweep_does_not_take_another_job_s_run(changes, message, base, tmp_pat
         "name": job.name, "base": base.name, "rank": 4, "alpha": 8, "dropout": 0, "targets": ["q_proj", "v_proj"],
         "trainable": 1, "parameters": 2, "train_pairs": 1, "tokens": 1, "epochs": job.epochs, "batch_size": 4,
         "learning_rate": job.learning_rate, "seed": 0, "losses": [], "seconds": 1, "peak_memory": 1,
-        "eval_pairs": job.eval_pairs, "dtype": "float32", "adapter": {}, "quantization": {},
+        "eval_pairs": len(job.data.eval_pairs), "dtype": "float32", "adapter": {}, "quantization": {},
     }  # fmt: skip
     RunRecord(**fields).save(job.folder)
     assert job.record() is not None
@@ -385,15 +445,29 @@ def documented() -> list[list[str]]:
 
 def test_the_guide_for_your_own_data_runs_as_documented(run, train_pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_pairs("my-pairs.jsonl", train_pairs[:40])
+    write_pairs("my-pairs.jsonl", train_pairs[:30])
     commands = documented()
     assert [words[0] for words in commands] == [
-        "check", "train", "train", "train", "compare", "gate", "chat", "export"
+        "check", "train", "train", "train", "sweep", "compare", "gate", "chat", "export", "push"
     ]  # fmt: skip
+    printed = {}
     for words in commands:
-        short = ["--epochs", "1"] if words[0] == "train" else []  # what takes a minute otherwise
         torch.manual_seed(0)
-        result = run(*words, *short)
+        result = run(*words, *([] if "--dry-run" in words else SHORTER.get(words[0], [])))
         wanted = {0, 1} if words[0] == "gate" else {0}  # the gate fails so short a run
         assert result.exit_code in wanted, f"{shlex.join(words)}\n{result.output}"
         assert "Traceback" not in result.output
+        printed[shlex.join(words)] = result.output
+    (dry_run,) = (output for words, output in printed.items() if words.startswith("train") and "--dry-run" in words)
+    assert re.fullmatch(shown_output("format: "), dry_run), dry_run
+    for name in ("mine/README.md", "small/run.json", "sweep/rates.png", "sweep/sweep.html", "mine-merged/config.json"):
+        assert (tmp_path / "runs" / name).is_file()
+    assert len(list(tmp_path.glob("runs/sweep/*/run.json"))) == 4
+    assert RunRecord.load("runs/small").kept_epoch is not None
+
+
+def shown_output(start: str) -> str:
+    """The pattern of an output that the guide shows; "..." stands for what differs from machine to machine."""
+    blocks = re.findall(r"```text\n(.*?)```", DOC.read_text("utf-8"), re.S)
+    (block,) = (block for block in blocks if block.startswith(start))
+    return re.escape(block).replace(re.escape("..."), ".*")

@@ -19,6 +19,7 @@ from loralab import (
     score_answers,
     train,
 )
+from loralab.errors import LoralabError
 from loralab.training import checkpointing_for
 from tests.conftest import with_adapter
 
@@ -75,8 +76,11 @@ def test_a_record_survives_saving_and_says_what_is_wrong_with_a_broken_one(hones
     (tmp_path / "run.json").write_text('{"name": "x"}')
     with pytest.raises(ValueError, match=r"run.json: base: Field required"):
         RunRecord.load(tmp_path)
-    with pytest.raises(ValueError, match="no run.json in it; is this the folder of a finished run"):
+    with pytest.raises(ValueError, match="no such run folder"):
         RunRecord.load(tmp_path / "elsewhere")
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="no run.json in it; is this the folder of a finished run"):
+        RunRecord.load(tmp_path)
 
 
 def test_activations_are_recomputed_only_where_the_estimate_says_that_they_would_not_fit(base, model):
@@ -271,14 +275,39 @@ def test_leaks_are_one_warning_at_the_line_that_trains(base, model, tokenizer, t
         {"seconds": math.nan},
         {"eval_pairs": -1},
         {"leaks": -1},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"tokens": 10**400},
+        {"alpha": math.inf},
+        {"dropout": 1.5},
+        {"losses": [2.0, -1.0]},
+        {"ppl_after": 0.5},
         {"scores_after": {"count": 1, "exact": 2, "ended": 1}},
     ],
 )
 def test_a_record_that_no_run_leaves_is_refused_by_name(changes, honest):
     record = json.loads((honest / "run.json").read_text())
     (honest / "run.json").write_text(json.dumps(record | changes))
-    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}: "):
+    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}[.:]"):
         RunRecord.load(honest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": 10**9}, "trainable is 1000000000, but parameters is"),
+        ({"ends": 101}, "ends is 101, but train_pairs is 100"),
+        ({"leaks": 10**6}, "leaks is 1000000, but eval_pairs is"),
+        ({"scores_after": {"count": 500, "exact": 0, "ended": 0}}, "scores_after.count is 500, but eval_pairs is"),
+        ({"epochs": 0}, "epochs is 0, but losses has"),
+    ],
+)
+def test_a_record_whose_figures_contradict_one_another_is_one_line(changes, message, honest):
+    record = json.loads((honest / "run.json").read_text())
+    (honest / "run.json").write_text(json.dumps(record | changes))
+    with pytest.raises(LoralabError, match=message) as caught:
+        RunRecord.load(honest)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_that_diverged_or_did_not_learn_can_be_read(honest):

@@ -1,0 +1,81 @@
+"""Whether LoRA's dropout pays: exact match on fresh messages and seconds, with and without it, over paired seeds.
+
+Every pair of runs is exercise 1's training from the same start on the same order of pairs. The interval of the difference is
+over the seeds, by the t distribution. Writes `benchmarks/results/dropout.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from itertools import product
+
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+from tqdm.auto import tqdm
+
+from benchmarks.measured import save
+from loralab import choose_base, data_path, load_model, load_tokenizer, perplexity, read_pairs, train
+from loralab.pool import processors, run_all
+from loralab.scores import score_answers
+from loralab.shapes import ATTENTION
+from loralab.triage import draw
+
+BASE = choose_base("embedded")
+DROPOUTS = (0.0, 0.05)
+MESSAGES = 200  # per seed
+
+
+def measure_one(setting: tuple[float, int]) -> dict[str, float]:
+    """Train with a dropout and a seed; return what the run makes of fresh messages, and its seconds."""
+    dropout, seed = setting
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(BASE)
+    adapter = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=dropout, target_modules=list(ATTENTION), task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(load_model(BASE), adapter)
+    pairs = read_pairs(data_path("pairs/train.jsonl"))[:100]
+    with tempfile.TemporaryDirectory() as folder:
+        record = train(model, tokenizer, pairs, folder, BASE, seed=seed, quiet=True)
+    fresh = draw(seed, MESSAGES)
+    return {
+        "seconds": record.seconds,
+        "ppl": perplexity(model, tokenizer, fresh),
+        "exact": score_answers(model, tokenizer, fresh).exact / MESSAGES,
+    }
+
+
+def difference(with_it: list[float], without: list[float]) -> tuple[float, float, float]:
+    """Return the mean paired difference, without dropout minus with it, and its 95 % interval."""
+    gains = [b - a for a, b in zip(with_it, without, strict=True)]
+    mean = statistics.fmean(gains)
+    reach = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
+    return mean, mean - reach, mean + reach
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=8)
+    seeds = range(parser.parse_args().seeds)
+    jobs, found = list(product(DROPOUTS, seeds)), {}
+    for job, outcome in tqdm(run_all(measure_one, jobs, processors()), total=len(jobs), desc="runs"):
+        if isinstance(outcome, Exception):
+            raise outcome
+        found[job] = outcome
+    runs = {str(dropout): [found[dropout, seed] for seed in seeds] for dropout in DROPOUTS}
+    exact = {dropout: [run["exact"] for run in of] for dropout, of in runs.items()}
+    faster = statistics.median(found[0.05, seed]["seconds"] / found[0.0, seed]["seconds"] for seed in seeds)
+    gain = difference(exact["0.05"], exact["0.0"])
+    save("dropout", {"runs": runs, "messages": MESSAGES, "exact_without_minus_with": gain, "faster_without_by": faster})
+    for dropout, of in runs.items():
+        ppl = statistics.geometric_mean(run["ppl"] for run in of)
+        print(f"dropout {dropout}: exact match {statistics.fmean(exact[dropout]):.3f}, PPL {ppl:.4f}")
+    print("exact match without minus with: {:+.3f} (95 % interval {:+.3f} to {:+.3f})".format(*gain))
+    print(f"without dropout {faster:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

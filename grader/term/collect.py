@@ -1,0 +1,229 @@
+"""Collecting a bulk download into `submitted/<student>/<exercise>/`, as often as one likes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loralab.files import whole_folder
+
+from ..errors import BadSubmission, GraderError
+from ..submission.files import Parts, open_folder, walk
+from ..text import display_line, printable
+from .downloads import Note, Upload, Uploaded, read_download
+from .guess import exercises_of, without_number
+from .roster import Entry, Roster, read_roster, write_roster
+
+EARLIER = "earlier"  # where superseded attempts are kept, in the course folder
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One submission of the download, and what became of it: "new", "updated", "unchanged" or "older"."""
+
+    entry: Entry
+    outcome: str
+
+
+def collect(
+    download: Path, course: Path, exercise: str | None = None, times: Mapping[str, str] | None = None
+) -> Iterator[Collected | Note]:
+    """Bring the submissions of a download into the course; yield each, and a line for each thing that is kept aside or
+    left out.
+
+    What is there already is not written again; a newer one takes its place, and the older one is kept in `earlier/`.
+    The roster is written after each submission, so the command can be repeated if it was stopped. `times` has the times
+    of submission by student, where they are known better than the download knows them. Raises `GraderError` if the
+    download cannot be read, or the roster cannot be read or written.
+    """
+    roster = read_roster(course)
+    for upload in read_download(download):
+        if isinstance(upload, Note):
+            yield upload
+            continue
+        of, unknown = _by_exercise(upload, exercise)
+        for one, files in of.items():
+            yield from _bring(upload, one, files, course, roster, times or {})
+        if unknown:
+            names = display_line(", ".join("/".join(file.path) for file in unknown[:3]))
+            yield Note("left out", f"{_who(upload)}: {names}: cannot tell the exercise: name it with --exercise")
+
+
+def _who(upload: Upload) -> str:
+    return display_line(f"{upload.owner.name} ({upload.owner.student})")
+
+
+def _by_exercise(upload: Upload, exercise: str | None) -> tuple[dict[str, list[Uploaded]], list[Uploaded]]:
+    """Return the files of each exercise, and those of unknown ones; these belong to the exercise if there is only one."""
+    if exercise:
+        return {exercise: upload.files}, []
+    of: dict[str, list[Uploaded]] = defaultdict(list)
+    unknown: list[Uploaded] = []
+    for file in upload.files:
+        found = exercises_of(file.path, file.content)
+        if len(found) == 1:
+            of[found.pop()].append(file)
+        else:
+            unknown.append(file)
+    if len(of) == 1:
+        of[next(iter(of))] += unknown
+        unknown = []
+    return of, unknown
+
+
+def _bring(
+    upload: Upload, exercise: str, files: list[Uploaded], course: Path, roster: Roster, times: Mapping[str, str]
+) -> Iterator[Collected | Note]:
+    """Write one submission, unless it is there or a newer one is."""
+    counted, older = _attempts(files, exercise)
+    entry = _entry(upload, exercise, counted)
+    entry = replace(entry, timestamp=times.get(entry.student, entry.timestamp))
+    content = _contents(counted, exercise)
+    folder = course / "submitted" / entry.student / exercise
+    before = roster.get((entry.student, exercise))
+    who = f"{_who(upload)}, {exercise}"
+    try:
+        there = _digest_in(folder) if folder.is_dir() or folder.is_symlink() else ""
+    except BadSubmission as problem:
+        yield Note("left out", f"{who}: {printable(str(folder))} exists and cannot be read ({problem}): move it away")
+        return
+    if before and before.lms != entry.lms:
+        yield Note("left out", f"{who}: {entry.student} came from {before.lms} before: collect it into another course")
+        return
+    if there and there != entry.digest and (before is None or there != before.digest):
+        yield Note(
+            "left out", f"{who}: submitted/{entry.student}/{exercise} was changed or put there by hand: move it away"
+        )
+        return
+    outcome = _outcome(entry, before, there, course)
+    try:
+        if outcome == "updated" and before:
+            _keep_aside(_read(folder), before, course)
+        if outcome in ("new", "updated"):
+            _write(content, folder)
+    except GraderError as problem:
+        yield Note("left out", f"{who}: {problem}")
+        return
+    if outcome == "older":
+        _keep_aside(content, entry, course)
+    elif outcome != "unchanged" or before is None or times.get(entry.student, before.timestamp) != before.timestamp:
+        roster[entry.student, exercise] = entry
+        write_roster(roster, course)
+    yield Collected(entry, outcome)
+    yield from _aside(older, upload, exercise, course)
+
+
+def _outcome(entry: Entry, before: Entry | None, there: str, course: Path) -> str:
+    if there == entry.digest:
+        return "unchanged"
+    if not there or before is None:
+        return "new"
+    if entry.timestamp and entry.timestamp < before.timestamp:
+        return "older"
+    seen = _earlier(entry, course).exists()
+    return "older" if seen and entry.timestamp <= before.timestamp else "updated"
+
+
+def _entry(upload: Upload, exercise: str, files: list[Uploaded]) -> Entry:
+    last = max(files, key=_age)
+    owner = upload.owner
+    return Entry(
+        owner.student, owner.name, owner.lms, exercise, last.parsed.late,
+        max(file.timestamp for file in files), last.parsed.download, _digest(_contents(files, exercise)),
+    )  # fmt: skip
+
+
+def _age(file: Uploaded) -> tuple[int, str, int]:
+    """Return what is larger for a later file: Canvas's own number, the time, the number of a further copy."""
+    return file.parsed.number, file.timestamp, without_number(_stem(file.path[-1]))[1]
+
+
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _attempts(files: list[Uploaded], exercise: str) -> tuple[list[Uploaded], list[Uploaded]]:
+    """Return the files that count, and those that a later one of the same kind supersedes."""
+    notebooks = {file.path for file in _notebooks(files, exercise)}
+    stems = {_stem(file.path[-1]) for file in files}
+    versions: dict[Parts | None, list[Uploaded]] = defaultdict(list)
+    for file in files:
+        versions[None if file.path in notebooks else _without_number(file.path, stems, exercise)].append(file)
+    last = [max(same, key=_age) for same in versions.values()]
+    return last, [file for file in files if not any(file is one for one in last)]
+
+
+def _notebooks(files: Iterable[Uploaded], exercise: str) -> list[Uploaded]:
+    """Return the notebooks that may be the exercise's, whatever they are called: if there are any, those that surely are."""
+    loose = [file for file in files if len(file.path) == 1 and file.path[0].lower().endswith(".ipynb")]
+    of = [(file, exercises_of(file.path, file.content)) for file in loose]
+    return [file for file, found in of if found == {exercise}] or [file for file, found in of if not found]
+
+
+def _without_number(path: Parts, stems: set[str], exercise: str) -> Parts:
+    """Return the path without the number of a further copy, if it is one: `rank-4.zip` is none of `rank-16.zip`."""
+    stem, dot, ending = path[-1].rpartition(".")
+    base, number = without_number(stem)
+    copy = number and (base in stems or base == exercise)
+    return (*path[:-1], f"{base}{dot}{ending.lower()}" if copy else path[-1])
+
+
+def _contents(files: Iterable[Uploaded], exercise: str) -> dict[Parts, bytes]:
+    """Return the files as intake expects them: the notebook has the exercise's name."""
+    found = {file.path: file.content for file in files}
+    notebooks = _notebooks(files, exercise)
+    name = (f"{exercise}.ipynb",)
+    if len(notebooks) == 1 and name not in found:
+        found[name] = found.pop(notebooks[0].path)
+    return found
+
+
+def _digest(content: dict[Parts, bytes]) -> str:
+    files = sorted(("/".join(path), hashlib.sha256(data).hexdigest()) for path, data in content.items())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _read(folder: Path) -> dict[Parts, bytes]:
+    with open_folder(folder) as opened:
+        return {file.path: file.content() for file in walk(opened)}
+
+
+def _digest_in(folder: Path) -> str:
+    return _digest(_read(folder))
+
+
+def _earlier(entry: Entry, course: Path) -> Path:
+    return course / EARLIER / entry.student / entry.exercise / entry.digest[:12]
+
+
+def _keep_aside(content: dict[Parts, bytes], entry: Entry, course: Path) -> None:
+    folder = _earlier(entry, course)
+    if not folder.exists():
+        _write(content, folder)
+
+
+def _aside(older: list[Uploaded], upload: Upload, exercise: str, course: Path) -> Iterator[Note]:
+    """Keep the superseded files of one download, and yield a line for each."""
+    for file in older:
+        entry = _entry(upload, exercise, [file])
+        _keep_aside({file.path: file.content}, replace(entry, digest=_digest({file.path: file.content})), course)
+        yield Note(
+            "kept aside", f"{_who(upload)}, {exercise}: {display_line('/'.join(file.path))}: a later attempt counts"
+        )
+
+
+def _write(content: dict[Parts, bytes], folder: Path) -> None:
+    try:
+        with whole_folder(folder) as unfinished:
+            for path, data in content.items():
+                target = unfinished.joinpath(*path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+    except OSError as error:  # a folder has the name of a file, a name is too long, the disk is full
+        raise GraderError(
+            f"its files cannot be written to {folder} ({error.strerror}): make room there, or permit it"
+        ) from None
