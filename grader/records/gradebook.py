@@ -171,13 +171,14 @@ def _comment(comment: Comment, verdict: Verdict) -> None:
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
-    outcome = "every check passed." if verdict.passed else verdict.state if verdict.message else "what did not pass:"
+    stopped = "the notebook stopped:" if verdict.state == "graded" else verdict.state
+    outcome = "every check passed." if verdict.passed else stopped if verdict.message else "what did not pass:"
     yield f"{verdict.points:g} of {MAX_POINTS} points: {outcome}"
     if verdict.message:
         yield verdict.message
     for check in verdict.checks:
         if not check.passed:
-            yield f"{check.label}: {check.message}"
+            yield f"{check.label}: {check.reason}"
 
 
 @contextmanager

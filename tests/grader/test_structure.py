@@ -28,7 +28,8 @@ ORDER = (
     ("records",),
     ("evaluation",),
     ("sandbox", "submission"),
-    ("text", "verdict", "exercises", "errors"),
+    ("verdict",),
+    ("text", "exercises", "errors"),
 )
 FLOOR = {part: len(ORDER) - i for i, parts in enumerate(ORDER) for part in parts}
 # `evaluation` measures its bands by running the solutions; otherwise the three wings below the records stand alone.
