@@ -19,7 +19,7 @@ from loralab.record import ADAPTER_FILE, CONFIG_FILE
 from loralab.shapes import LINEAR, Shape, adapter_shape
 
 from ..errors import Refused
-from ..text import display_line
+from ..text import display_line, listed
 from .delta_w import Factors, factors, narrowest
 
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 64_000, 400_000_000
@@ -27,6 +27,8 @@ MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message rep
 # The weakest direction of a trained change over the strongest. Measured: 0.2 at rank 4, 0.05 at 16, 0.007 at 64, and
 # 0.00002 at 256, as wide as the embedded base is; where columns of B are zeros or copies 1e-7 and less.
 MIN_NARROWEST = 1e-6
+# Honest runs leave entries of up to 0.4, diverged ones of hundreds. Products of far larger ones overflow or cancel.
+MAX_ENTRY = 2.0**16
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Settings that may differ from peft's defaults because they change neither the weights nor what they do.
@@ -98,6 +100,11 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
             raise Refused(
                 f"{ADAPTER_FILE}: {name} holds NaN or infinity; the training diverged, lower its learning rate"
             )
+        if tensor.abs().max() > MAX_ENTRY:
+            raise Refused(
+                f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, and no training of the course comes near: "
+                "hand in the adapter as training saved it"
+            )
     adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
         raise Refused(
@@ -137,7 +144,9 @@ def _read_settings(folder: Path) -> LoraSettings:
         raise Refused(f"{CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     unknown = sorted(set(settings.target_modules) - set(LINEAR))
     if unknown or len(set(settings.target_modules)) < len(settings.target_modules):
-        raise Refused(f"{CONFIG_FILE}: target_modules {settings.target_modules}: only {', '.join(LINEAR)}, each once")
+        raise Refused(
+            f"{CONFIG_FILE}: target_modules {listed(settings.target_modules)}: only {', '.join(LINEAR)}, each once"
+        )
     _plain_lora(raw)
     return settings
 
@@ -196,7 +205,7 @@ def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dic
 def _kind(kinds: set[str]) -> str:
     if len(kinds) != 1 or not kinds <= DTYPES.keys():
         raise Refused(
-            f"{ADAPTER_FILE}: tensors of type {', '.join(sorted(kinds)) or 'none'}; "
+            f"{ADAPTER_FILE}: tensors of type {listed(sorted(kinds)) or 'none'}; "
             f"an adapter has one of {', '.join(DTYPES)}"
         )
     return next(iter(kinds))
