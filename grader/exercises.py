@@ -23,7 +23,8 @@ class RunSpec:
     """A run that an exercise's notebook leaves behind, in `<RUNS>/<name>/`.
 
     `method` says on which base it is trained (as it is, or in 4 bits), `subject` on which pairs. With `size_of`, its
-    rank is the one at which it trains as nearly as possible as many parameters as that run.
+    rank is the one at which it trains as nearly as possible as many parameters as that run. It is trained on `pairs`
+    pairs for `epochs` epochs, or for `own_epochs` times the base's own.
     """
 
     name: str
@@ -32,6 +33,9 @@ class RunSpec:
     method: Method = "lora"
     subject: Subject = "triage"
     size_of: RunSpec | None = None
+    pairs: int = 100
+    epochs: float | None = None
+    own_epochs: float = 1.0
 
     def rank_on(self, source: str) -> int:
         """The rank that this run must have on the base at `source`."""
@@ -42,14 +46,22 @@ class RunSpec:
         budget = adapter_shape(source, self.size_of.rank, self.size_of.targets).trainable
         return max(1, round(budget / adapter_shape(source, 1, self.targets).trainable))
 
+    def epochs_on(self, own: float) -> float:
+        """The epochs that this run must have on a base whose own number of them is `own`."""
+        return self.own_epochs * own if self.epochs is None else self.epochs
+
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise and the runs that it is graded by."""
+    """An exercise and what it is graded by: its runs, and the functions that its tasks define.
+
+    Functions whose effect the adapters show, such as those that train, are not among `functions`.
+    """
 
     id: str
     title: str
     runs: tuple[RunSpec, ...]
+    functions: tuple[str, ...] = ()
 
     def run(self, name: str) -> RunSpec:
         """The run called `name`."""
@@ -76,8 +88,18 @@ QKVO = RunSpec("qkvo-8", 8)
 EXERCISES = {
     exercise.id: exercise
     for exercise in (
-        Exercise("ex1_first_adapter", "Your first adapter", (RunSpec("first-adapter"),)),
-        Exercise("ex2_rank_sweep", "Which rank is enough?", tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64))),
+        Exercise(
+            "ex1_first_adapter",
+            "Your first adapter",
+            (RunSpec("first-adapter"),),
+            ("encode_pair", "answer_loss", "perplexity"),
+        ),
+        Exercise(
+            "ex2_rank_sweep",
+            "Which rank is enough?",
+            tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64)),
+            ("adapter_parameters", "plot_ranks", "smallest_enough"),
+        ),
         Exercise(
             "ex3_target_modules",
             "Rank or spread?",
@@ -88,15 +110,22 @@ EXERCISES = {
                 RunSpec("qv-same-size", targets=QV, size_of=QKVO),
                 RunSpec("all-same-size", targets=LINEAR, size_of=QKVO),
             ),
+            ("cost_of_rank", "rank_for", "plot_size"),
         ),
-        Exercise("ex4_qlora", "Four bits", (RunSpec("lora"), RunSpec("qlora", method="qlora"))),
+        Exercise(
+            "ex4_qlora",
+            "Four bits",
+            (RunSpec("lora"), RunSpec("qlora", method="qlora")),
+            ("bits_per_weight", "tokens_per_second", "final_loss"),
+        ),
         Exercise(
             "ex5_low_rank_limits",
             "Where a low rank ends",
             (
-                *(RunSpec(f"far-{r}", r, LINEAR, subject="far") for r in (4, 16, 64)),
-                *(RunSpec(f"codes-{r}", r, LINEAR, subject="codes") for r in (1, 4, 16)),
+                *(RunSpec(f"far-{r}", r, LINEAR, subject="far", own_epochs=0.5) for r in (4, 16, 64)),
+                *(RunSpec(f"codes-{r}", r, LINEAR, subject="codes", pairs=16, epochs=25) for r in (1, 4, 16)),
             ),
+            ("energy_shares", "share_of_gain", "bits_stored"),
         ),
     )
 }

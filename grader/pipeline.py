@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import nbformat
+import torch
 from nbformat import NotebookNode
 
 from loralab import Base
@@ -23,11 +25,13 @@ from loralab.pool import processors
 
 from .errors import BadSubmission, GraderError, NotebookFailed, Refused
 from .evaluation.checks import check_all, handed_in_twice
+from .evaluation.effect import sketch
 from .evaluation.evaluator import Baselines, Evaluator, Evidence, Measured, perplexities
+from .evaluation.functions import SCRIPT, Outcome, compare, draw_calls
 from .evaluation.reference_bands import ExerciseBands
 from .exercises import EXERCISES, Exercise, Method, Subject
 from .records.ledger import Key, Ledger, decisive_code
-from .sandbox.execute import GRADED, execute, execute_in_sandbox
+from .sandbox.execute import GRADED, Afterwards, execute, execute_in_sandbox, read_answers
 from .sandbox.limits import Limits
 from .sandbox.workdir import folder_of_a_job, root_of_a_command
 from .submission.find import SubmissionFolder
@@ -253,7 +257,8 @@ def _run_and_judge(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) 
     executed = time.perf_counter()
     lay_out(ran.runs, ran.strays, folder / "collected")
     evaluator = Evaluator(job.setup.base, job.setup.heldout_seed, baselines=job.baselines)
-    verdict = judge(evaluator, EXERCISES[job.submission.exercise], job.submission.student, folder / "collected")
+    exercise = EXERCISES[job.submission.exercise]
+    verdict = judge(evaluator, exercise, job.submission.student, folder / "collected", ran.functions)
     if ran.failure:
         verdict.message = f"{ran.failure}\n{verdict.message}".strip()
     verdict.seconds |= {"notebook": executed - started, "evaluation": time.perf_counter() - executed}
@@ -262,11 +267,15 @@ def _run_and_judge(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) 
 
 @dataclass(frozen=True)
 class _Ran:
-    """What is there to be evaluated, and how the notebook that made it ended, if it did not end well."""
+    """What is there to be evaluated, and how the notebook that made it ended, if it did not end well.
+
+    `functions` says how the functions of its tasks answered; None if they were not asked.
+    """
 
     runs: Runs
     strays: tuple[str, ...]
     failure: str = ""
+    functions: list[Outcome] | None = None
 
 
 def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
@@ -278,10 +287,12 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
         others = [stray for stray in submission.strays if stray.endswith(".ipynb")]
         what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
         raise BadSubmission(f"no {exercise.id}.ipynb in the hand-in: {what}")
-    failure = ""
+    failure, functions = "", None
     try:
         if setup.mode == "sandbox":
-            execute_in_sandbox(rebuilt, folder, exercise.id, setup.base, setup.seed, setup.limits_here())
+            calls = draw_calls(exercise, setup.base, setup.heldout_seed, submission.digest)
+            asked = Afterwards(SCRIPT, json.dumps([call.text for call in calls]))
+            execute_in_sandbox(rebuilt, folder, exercise.id, setup.base, setup.seed, setup.limits_here(), asked)
         else:
             _execute_openly(rebuilt, folder, exercise, setup)
     except NotebookFailed as problem:
@@ -289,7 +300,9 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
     runs, strays = collect_runs(folder / "runs", exercise)
     if failure and not runs:
         raise NotebookFailed(failure)
-    return _Ran(runs, strays, failure)
+    if setup.mode == "sandbox":
+        functions = compare(exercise, calls, read_answers(folder))
+    return _Ran(runs, strays, failure, functions)
 
 
 def _to_be_shown(job: GradingJob, rebuilt: NotebookNode, folder: Path) -> bytes:
@@ -310,8 +323,10 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     execute(source, folder, asked_for(setup.base), setup.seed, progress=False)
 
 
-def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) -> Verdict:
-    """The verdict on the run folders in `runs`."""
+def judge(
+    evaluator: Evaluator, exercise: Exercise, student: str, runs: Path, functions: Sequence[Outcome] | None = None
+) -> Verdict:
+    """The verdict on the run folders in `runs`, and on the functions of its tasks if they were asked."""
     evidence: dict[str, Evidence] = {}
     refused: dict[str, str] = {}
     for run in exercise.runs:
@@ -319,7 +334,10 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) ->
             evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
         except Refused as refusal:
             refused[run.name] = str(refusal)
-    twice = handed_in_twice(exercise, evidence, evaluator.base)
+        except (ArithmeticError, torch.linalg.LinAlgError) as error:
+            refused[run.name] = f"{run.name}: its numbers cannot be computed with ({one_line(error)}): train it again"
+    effects = evaluator.effects(evidence)
+    twice = handed_in_twice(exercise, evidence, effects, evaluator.base)
     refused |= twice
     evidence = {name: one for name, one in evidence.items() if name not in twice}
     verdict = Verdict(exercise=exercise.id, student=student, base=evaluator.base.name, state="graded")
@@ -327,7 +345,8 @@ def judge(evaluator: Evaluator, exercise: Exercise, student: str, runs: Path) ->
         return verdict.model_copy(update={"state": "submission failed", "message": "\n".join(refused.values())})
     bands = ExerciseBands.load(exercise.id).of(evaluator.base)
     found = {
-        "checks": check_all(exercise, evidence, refused, bands, evaluator.base),
+        "sketches": {name: sketch(effects[name]) for name in evidence} if functions is None else {},
+        "checks": check_all(exercise, evidence, refused, bands, evaluator.base, functions),
         "claims": {name: one.claim for name, one in evidence.items()},
         "perplexities": perplexities(evidence),
     }

@@ -6,6 +6,7 @@ import hashlib
 import re
 import textwrap
 import unicodedata
+from collections.abc import Iterable
 
 ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]")
 MAX_TEXT, MAX_NAME, MAX_FILE_NAME = 2000, 80, 100  # characters, characters, bytes
@@ -51,6 +52,13 @@ def display(text: str, limit: int = MAX_TEXT) -> str:
 def display_line(text: str, limit: int = MAX_TEXT) -> str:
     """Return `text` as `display` does, on one line."""
     return " ".join(display(text, limit).split())
+
+
+def listed(items: Iterable[object], most: int = 8, limit: int = 40) -> str:
+    """Return at most `most` items on one line, none longer than `limit` characters, and how many more there are."""
+    texts = list(items)
+    shown = ", ".join(display_line(str(one), limit) for one in texts[:most])
+    return shown + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
 
 
 def display_name(text: str) -> str:

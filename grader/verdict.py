@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 
 from loralab import RunRecord
 
-from .text import coarse
+from .text import coarse, display
 
 MAX_POINTS = 100
 State = Literal["graded", "submission failed", "grader failed"]
@@ -19,10 +19,14 @@ PUBLIC = {
     *("rank and targets", "trainable share", "adapter size", "lora_B moved", "training loss", "claims of run.json"),
     *("forgetting", "one thing changed", "can be evaluated"),
 }
+MAX_CHECK_TEXT = 1000  # characters of each text of a check: they quote what others wrote
 
 
 class Check(BaseModel):
-    """One line of a verdict, on the run of that name, or on the exercise as a whole."""
+    """One line of a verdict, on the run of that name, or on the exercise as a whole.
+
+    `partial` is the share of the points that a check earns although it did not pass.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,13 +35,35 @@ class Check(BaseModel):
     found: str
     points: float
     passed: bool
+    partial: Annotated[float, Field(ge=0, lt=1)] = 0.0
     message: str = ""
     run: str = ""
 
+    @field_validator("expected", "found", "message")
+    @classmethod
+    def _presentable(cls, text: str) -> str:
+        return display(text, MAX_CHECK_TEXT)
+
+    @computed_field
     @property
     def earned(self) -> float:
         """The points that it gives."""
-        return self.points if self.passed else 0.0
+        return self.points if self.passed else self.points * self.partial
+
+    @property
+    def reason(self) -> str:
+        """Why it did not earn all its points, and how many it did earn if there are any."""
+        return f"{self.message} ({self.score})" if 0 < self.earned < self.points else self.message
+
+    @property
+    def score(self) -> str:
+        """The points earned and possible, in words."""
+        return f"{self.earned:.3g} of {self.points:.3g} points"
+
+    @property
+    def outcome(self) -> str:
+        """One word on how it ended."""
+        return "yes" if self.passed else "partly" if self.earned > 0 else "no"
 
     @property
     def label(self) -> str:
@@ -66,7 +92,8 @@ class Verdict(BaseModel):
     """The outcome for one student and exercise.
 
     "graded" has checks and points; "submission failed" has none and a message to the student; "grader
-    failed" is nobody's zero: it has no score and is to be repeated.
+    failed" is nobody's zero: it has no score and is to be repeated. `sketches` has, by run, what the adapters that were
+    submitted do, in a form in which students' adapters are compared (base64).
     """
 
     exercise: str
@@ -79,6 +106,7 @@ class Verdict(BaseModel):
     perplexities: dict[str, float] = {}
     seconds: dict[str, float] = {}
     adjustments: list[Adjustment] = []
+    sketches: dict[str, str] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -107,5 +135,6 @@ class Verdict(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether every check ran and passed."""
-        return self.state == "graded" and bool(self.checks) and all(check.passed for check in self.checks)
+        """Whether every check ran and passed, and the notebook finished: one that stopped left its message here."""
+        finished = self.state == "graded" and not self.message
+        return finished and bool(self.checks) and all(check.passed for check in self.checks)

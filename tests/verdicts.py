@@ -8,7 +8,7 @@ from grader.verdict import Check, Verdict
 from loralab import RunRecord
 
 ACROSS = ("one thing changed", "trained on its own base")
-EACH = tuple(name for name in HINTS if name not in (*ACROSS, "can be evaluated"))
+EACH = tuple(name for name in HINTS if name not in (*ACROSS, "can be evaluated", "functions"))
 
 
 def claim(losses=(5.0, 4.0, 3.0, 2.0), **changes) -> RunRecord:
@@ -20,10 +20,14 @@ def claim(losses=(5.0, 4.0, 3.0, 2.0), **changes) -> RunRecord:
 
 
 def graded(
-    student: str = "Ann", exercise: str = "ex1_first_adapter", fails: dict[str, str] | None = None, losses=(5.0, 2.0)
+    student: str = "Ann",
+    exercise: str = "ex1_first_adapter",
+    fails: dict[str, str] | None = None,
+    losses=(5.0, 2.0),
+    partial: dict[str, float] | None = None,
 ) -> Verdict:
-    """A graded verdict; the checks in `fails` did not pass, with this message."""
-    fails = fails or {}
+    """A graded verdict; the checks in `fails` did not pass, with this message, and earn the share in `partial`."""
+    fails, partial = fails or {}, partial or {}
     runs = [run.name for run in EXERCISES[exercise].runs]
     across = ACROSS[: max(0, min(2, len(runs) - 1))]
     points = (100 - 10 * len(across)) / len(runs) / len(EACH)
@@ -40,6 +44,7 @@ def graded(
                 found="as found",
                 points=points,
                 passed=name not in fails,
+                partial=partial.get(name, 0.0),
                 message=fails.get(name, ""),
                 run=run,
             )

@@ -15,7 +15,7 @@ from loralab.record import ADAPTER_FILE, CONFIG_FILE
 from loralab.shapes import Shape, adapter_shape
 
 from ..errors import Refused
-from ..text import display_line
+from ..text import display_line, listed
 from .adapter_settings import LoraSettings, read_settings
 from .delta_w import Factors, factors, narrowest
 
@@ -24,6 +24,8 @@ MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message rep
 # The weakest direction of a trained change over the strongest. Measured: 0.2 at rank 4, 0.05 at 16, 0.007 at 64, and
 # 0.00002 at 256, as wide as the embedded base is; where columns of B are zeros or copies 1e-7 and less.
 MIN_NARROWEST = 1e-6
+# Honest runs leave entries of up to 0.4, diverged ones of hundreds. Products of far larger ones overflow or cancel.
+MAX_ENTRY = 2.0**16
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -62,6 +64,11 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
         if not torch.isfinite(tensor).all():
             raise Refused(
                 f"{ADAPTER_FILE}: {name} holds NaN or infinity; the training diverged, lower its learning rate"
+            )
+        if tensor.abs().max() > MAX_ENTRY:
+            raise Refused(
+                f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, and no training of the course comes near: "
+                "hand in the adapter as training saved it"
             )
     adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
@@ -110,7 +117,7 @@ def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dic
 def _kind(kinds: set[str]) -> str:
     if len(kinds) != 1 or not kinds <= DTYPES.keys():
         raise Refused(
-            f"{ADAPTER_FILE}: tensors of type {', '.join(sorted(kinds)) or 'none'}; "
+            f"{ADAPTER_FILE}: tensors of type {listed(sorted(kinds)) or 'none'}; "
             f"an adapter has one of {', '.join(DTYPES)}"
         )
     return next(iter(kinds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,24 +15,33 @@ from loralab.measure import same_ppl
 from loralab.scores import Scores, differ
 
 from ..exercises import Exercise, RunSpec
+from ..text import listed
 from ..verdict import EXACT, HELD_OUT, Check
 from .delta_w import Factors, contained, likeness
 from .evaluator import Evidence
+from .functions import Outcome
+from .probes import Probes
 from .reference_bands import BaseBands, RunBands
 
 # The share of the reference runs' gain, in nats, that passes: seeds alone do not know other honest batch sizes. A wrong
 # template, a masked end and the like are found by checks of their own, not by a narrow band.
 HONEST_SHARE = 0.6
-# Cosines of the changes that two runs of one hand-in make, measured: of one method 0.2 to 0.6, whatever rank and layers.
-MAX_LIKENESS = 0.9
-# Inside the spaces of one of the two they come closer: up to 0.93, up to 0.96 for rank 1; a copy under noise of its own
+# Cosines of what the changes of two runs of one submission do to the inputs of the layers. Measured on 22 pairs of honest
+# runs of one method and seed: 0.37 to 0.74, whatever rank and layers. A copy under noise of a tenth, half and all of its
+# standard deviation has 0.999, 0.96 and 0.86, one cut to a quarter of its rank 0.99, and one with three times as much
+# added where the inputs have no energy 0.99 (0.32 as a matrix).
+MAX_LIKENESS = 0.85
+# Of the matrices themselves, inside the spaces of one of the two they come closer: up to 0.93, up to 0.96 for rank 1; a copy under noise of its own
 # size 0.997.
 MAX_CONTAINED = 0.99
 # With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
 COPIED = 0.9999
 RANK_AND_TARGETS, QUESTION = "rank and targets", "reads the question"
-MIN_EXACT = 0.02  # a limit below this is none: with so few right answers exact match tells runs apart by luck
+MIN_EXACT = 0.02  # a limit this close to the base's own share is none: there exact match tells runs apart by luck
 FORGETTING_ROOM = 1.5  # how many times the references' worst loss on general pairs, in nats, passes
+# Of the pairs and epochs that are asked for. Early stopping ends a little before the last epoch; more epochs are allowed,
+# more pairs are not, because all students are compared.
+ENOUGH, MOST_PAIRS, MOST_EPOCHS = 0.95, 1.05, 1.5
 # What was gained on the questions' own tokens, as a share of what was gained on the answers'. Honest runs of the triage
 # unlearn the questions (-0.25 to -0.05); a run that learned them, too, has 0.8.
 MAX_QUESTION_GAIN = {"triage": 0.4, "far": 0.4, "codes": 0.65}
@@ -39,41 +49,44 @@ MAX_END_LOSS = 2.0  # nats; honest runs 0.01 to 0.8, runs that never saw the end
 # Public pairs against fresh ones: the probability, under equal ability, of losses as much lower as these are.
 MIN_UNSEEN_P = 1e-4
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
-# Points by check, before they are scaled to 100: ability decides most of them, and form alone earns less than 15.
-FORM = {"rank and targets": 5, "trainable share": 3, "adapter size": 3, "lora_B moved": 2}
-ABILITY = {HELD_OUT: 15, EXACT: 35, QUESTION: 10}
-# What an adapter passes as well that does nothing: these count only where it reads the question.
+# Points by check of one run: ability decides most of them, and form alone earns less than 15.
+FORM = {RANK_AND_TARGETS: 5, "trainable share": 2, "adapter size": 3, "lora_B moved": 2}
+ABILITY = {EXACT: 40, QUESTION: 10, HELD_OUT: 12}
+# What an adapter passes as well that does nothing: these count only where it does the task.
 MANNER = {
+    "pairs and epochs": 3,
     "training loss": 2,
-    "chat template": 5,
-    "prompt masked": 5,
-    "end of answer": 5,
+    "chat template": 4,
+    "prompt masked": 4,
+    "end of answer": 4,
     "evaluation pairs unseen": 3,
-    "forgetting": 4,
+    "forgetting": 3,
     "claims of run.json": 3,
 }
 POINTS = FORM | ABILITY | MANNER
+ACROSS = 10  # points of each check of the exercise as a whole
 
 
-def handed_in_twice(exercise: Exercise, evidence: dict[str, Evidence], base: Base) -> dict[str, str]:
+def handed_in_twice(
+    exercise: Exercise, evidence: dict[str, Evidence], effects: Mapping[str, Factors], base: Base
+) -> dict[str, str]:
     """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be.
 
-    An adapter is the same if it makes the same change, whatever was padded, left out, scaled or added elsewhere.
+    An adapter is the same if it does nearly the same to the inputs of the layers (`effects`, by run), or makes the same
+    change to the matrices, whatever was padded, left out, scaled or added elsewhere.
     """
     fitting = sorted(evidence, key=lambda name: not _fits(exercise.run(name), evidence[name], base.source))
     changes = {name: one.adapter.change for name, one in evidence.items()}
     twice: dict[str, str] = {}
     for one, other in combinations(fitting, 2):
-        alike = exercise.run(one).method == exercise.run(other).method
-        if _copied(changes[one], changes[other], alike):
+        if exercise.run(one).method == exercise.run(other).method:
+            copied = likeness(effects[one], effects[other]) > MAX_LIKENESS
+            copied = copied or contained(changes[one], changes[other]) > MAX_CONTAINED
+        else:
+            copied = likeness(changes[one], changes[other]) > COPIED
+        if copied:
             twice.setdefault(other, f"{other}: the same adapter as {one}: train each, and save it into its own folder")
     return twice
-
-
-def _copied(one: Factors, other: Factors, same_method: bool) -> bool:
-    if same_method:
-        return likeness(one, other) > MAX_LIKENESS or contained(one, other) > MAX_CONTAINED
-    return likeness(one, other) > COPIED
 
 
 def _fits(run: RunSpec, evidence: Evidence, source: str) -> bool:
@@ -82,23 +95,33 @@ def _fits(run: RunSpec, evidence: Evidence, source: str) -> bool:
 
 
 def check_all(
-    exercise: Exercise, evidence: dict[str, Evidence], refused: dict[str, str], bands: BaseBands | None, base: Base
+    exercise: Exercise,
+    evidence: dict[str, Evidence],
+    refused: dict[str, str],
+    bands: BaseBands | None,
+    base: Base,
+    functions: Sequence[Outcome] | None = None,
 ) -> list[Check]:
     """Every check of an exercise, in the order of the report; the points sum to 100, and all runs weigh the same.
 
-    `refused` says of the runs without evidence why they could not be evaluated; `base` is the base they were evaluated on.
+    `refused` says of the runs without evidence why they could not be evaluated; `base` is the base they were evaluated
+    on; `functions` says how the functions of its tasks answered, or None if the notebook was not run to ask them.
     """
     across = _across_runs(exercise, evidence)
+    if functions is not None:
+        across.append(_functions(functions))
     room = (100 - sum(check.points for check in across)) / len(exercise.runs)
-    checks = []
+    checks, able = [], 0
     for run in exercise.runs:
         if run.name in refused:
             checks.append(_not_evaluated(run, refused[run.name], room))
             continue
         band = bands.runs[run.name] if bands else None
-        for check in _of_one_run(run, evidence[run.name], band, base):
+        of_run, gains = _of_one_run(run, evidence[run.name], band, base)
+        able += gains
+        for check in of_run:
             checks.append(check.model_copy(update={"run": run.name, "points": check.points * room / 100}))
-    return checks + across
+    return checks + [_in_proportion(check, able, len(exercise.runs)) for check in across]
 
 
 def _not_evaluated(run: RunSpec, why: str, points: float) -> Check:
@@ -113,17 +136,18 @@ def _not_evaluated(run: RunSpec, why: str, points: float) -> Check:
     )
 
 
-def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: Base) -> list[Check]:
-    """Return the checks of one run, whose points sum to 100."""
-    honest, question = _honest(run, evidence), _question(evidence, band)
+def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: Base) -> tuple[list[Check], bool]:
+    """Return the checks of one run, whose points sum to 100, and whether it does the task better than the base."""
+    honest, question, exact = _honest(run, evidence), _question(evidence, band), _exact(evidence, band)
     checks = [
         _rank_and_targets(run, evidence, base.source),
         _trainable(evidence),
         _size(evidence),
         _moved(evidence),
-        _exact(evidence, band),
+        exact,
         question,
         _held_out(run, evidence, band, base),
+        _recipe(run, evidence, base),
         _loss(evidence, believed=honest.passed),
         _template(evidence),
         _answers_only(run, evidence),
@@ -133,17 +157,35 @@ def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: B
         honest,
     ]
     made = [check for check in checks if check is not None]
-    if not question.passed:
+    gains = question.passed and (exact is None or exact.passed or _more_right_answers(evidence))
+    if not gains:
         # Perplexity falls about as far for answers of other messages: it shows no ability by itself.
         made = [_without_ability(check) if check.name in MANNER or check.name == HELD_OUT else check for check in made]
-    total = sum(check.points for check in made)
-    return [check.model_copy(update={"points": 100 * check.points / total}) for check in made]
+    # What is left out leaves its points to the others, but not to form, which an idle adapter has as well.
+    left = sum(check.points for check in made if check.name not in FORM)
+    factor = (100 - sum(FORM.values())) / left
+    scaled = [c if c.name in FORM else c.model_copy(update={"points": factor * c.points}) for c in made]
+    return scaled, gains
+
+
+def _more_right_answers(evidence: Evidence) -> bool:
+    before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
+    return after.value > before.value and differ(after, before)
 
 
 def _without_ability(check: Check) -> Check:
     """A check that only says how an adapter was trained earns nothing where the adapter does not do the task."""
-    why = f'counts only if "{QUESTION}" passes'
-    return check.model_copy(update={"passed": False, "message": check.message or why})
+    why = f'counts only for an adapter that passes "{QUESTION}" and gives more right answers than the base'
+    return check.model_copy(update={"passed": False, "partial": 0.0, "message": check.message or why})
+
+
+def _in_proportion(check: Check, able: int, runs: int) -> Check:
+    """A check of the whole exercise counts for the share of its runs that do the task."""
+    if able == runs:
+        return check
+    share = (1 if check.passed else check.partial) * able / runs
+    why = f"counts for the runs that do the task, {able} of {runs}"
+    return check.model_copy(update={"passed": False, "partial": share, "message": check.message or why})
 
 
 def _across_runs(exercise: Exercise, evidence: dict[str, Evidence]) -> list[Check]:
@@ -171,7 +213,7 @@ def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
         expected="same seed, pairs, epochs, batch and learning rate",
         found=f"{len(differing)} settings differ"
         + (f"; {len(missing)} of {len(exercise.runs)} runs are missing" if missing else ""),
-        points=10,
+        points=ACROSS,
         passed=not differing and not missing,
         message="; ".join(differing) or (f"not there to be compared: {', '.join(missing)}" if missing else ""),
     )
@@ -194,20 +236,48 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
         name="trained on its own base",
         expected="each adapter better on the base it says it was trained on",
         found="; ".join(found),
-        points=10,
+        points=ACROSS,
         passed=not wrong,
         message="; ".join(wrong),
     )
 
 
-def _check(name: str, expected: str, found: str, passed: bool, message: str) -> Check:
-    """Return a check of one run with its points; the message says why it failed and what to do."""
+def _functions(outcomes: Sequence[Outcome]) -> Check:
+    """Check what the functions of the tasks return for inputs that nobody has seen."""
+    wrong = [outcome for outcome in outcomes if not outcome.right]
+    return Check(
+        name="functions",
+        expected=f"right values from {', '.join(outcome.name for outcome in outcomes)} for fresh inputs",
+        found=f"{len(outcomes) - len(wrong)} of {len(outcomes)} functions are right",
+        points=ACROSS,
+        passed=not wrong,
+        partial=(len(outcomes) - len(wrong)) / len(outcomes) if wrong else 0.0,
+        message="; ".join(f"{outcome.name} {outcome.why}" for outcome in wrong),
+    )
+
+
+def _check(
+    name: str,
+    expected: str,
+    found: str,
+    passed: bool,
+    message: str,
+    measured: Iterable[float] = (),
+    partial: float = 0.0,
+) -> Check:
+    """Return a check of one run with its points; the message says why it failed and what to do.
+
+    It earns nothing if one of the `measured` numbers is NaN or infinite, whatever the comparison made of it.
+    """
+    finite = all(map(math.isfinite, measured))
+    passed = passed and finite
     return Check(
         name=name,
         expected=expected,
         found=found,
         points=POINTS[name],
         passed=passed,
+        partial=partial if finite and not passed else 0.0,
         message="" if passed else message,
     )
 
@@ -264,6 +334,7 @@ def _moved(evidence: Evidence) -> Check:
         expected="max |B| > 0",
         found=f"max |B| = {largest:.3g}",
         passed=largest > 0,
+        measured=[largest],
         message="B is still all zeros, so the adapter does nothing: it was saved before training, or trained with a "
         "learning rate of zero",
     )
@@ -272,7 +343,7 @@ def _moved(evidence: Evidence) -> Check:
 def _loss(evidence: Evidence, believed: bool) -> Check:
     """Check the loss curve, which the record alone tells: believed where the record is true of its adapter."""
     losses, (start, end) = evidence.claim.losses, evidence.claim.loss_ends
-    falls = end < start and all(map(math.isfinite, losses))
+    falls = end < start and all(map(math.isfinite, [*losses, start, end]))
     message = "run.json is not true of its own adapter, so not believed here"
     if not falls:
         message = "run.json shows no finite, falling loss: no training, or one that diverged"
@@ -291,10 +362,15 @@ def _template(evidence: Evidence) -> Check:
     return _check(
         "chat template",
         expected="answers best where it is asked in the chat template",
-        found=f"PPL {math.exp(own):.1f} in it, {math.exp(other):.1f} as {frame}",
+        found=f"PPL {_ppl(own):.1f} in it, {_ppl(other):.1f} as {frame}",
         passed=own < other,
+        measured=[own, *evidence.probes.frames.values()],
         message=f"it answers better as {frame}: train in the format in which it will be asked, the chat template",
     )
+
+
+def _ppl(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # more is beyond any float
 
 
 def _answers_only(run: RunSpec, evidence: Evidence) -> Check:
@@ -306,6 +382,7 @@ def _answers_only(run: RunSpec, evidence: Evidence) -> Check:
         expected=f"gain on the questions' tokens at most {limit} of that on the answers'",
         found=f"{on_questions:.2f} and {gain:.2f} nats per token",
         passed=on_questions <= limit * max(gain, 0.5),
+        measured=[on_questions, gain],
         message="it has learned to write questions, too: the labels of the prompt must be -100",
     )
 
@@ -317,6 +394,7 @@ def _end(evidence: Evidence) -> Check:
         expected=f"loss of the end-of-answer token at most {MAX_END_LOSS} nats",
         found=f"{loss:.2f} nats",
         passed=loss <= MAX_END_LOSS,
+        measured=[loss],
         message="it has not learned to stop: the end-of-answer token must be in input_ids, with its own label",
     )
 
@@ -336,33 +414,48 @@ def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
         expected=f"losses on eval.jsonl like those on fresh pairs (Mann-Whitney p at least {MIN_UNSEEN_P:g})",
         found=f"p = {p:.2g}",
         passed=passed,
+        measured=[p, *public, *fresh],
         message="better on eval.jsonl than on fresh pairs: it was trained on the evaluation pairs",
     )
 
 
 def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
-    """Compare the share of fresh messages that were answered exactly; None where honest runs answer next to none."""
+    """Compare the share of fresh messages that were answered exactly; None where honest runs hardly exceed the base.
+
+    Below the limit the points fall in proportion, to none at the base's own share.
+    """
     before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
+    found = (
+        f"{after.hits} of {after.of} fresh messages, 95 % interval {after.interval[0]:.2f} to {after.interval[1]:.2f}"
+    )
     if bands is None:
         expected = "more right answers than the base gives, beyond chance (no band measured for this base)"
-        passed = after.value > before.value and differ(after, before)
+        reached = float(_more_right_answers(evidence))
     else:
         limit = HONEST_SHARE * bands.exact.low
-        if limit < MIN_EXACT:
+        if limit - before.value < MIN_EXACT:
             return None
         expected = f"at least {limit:.2f} ({len(bands.exact.values)} reference runs: {bands.exact.mean:.2f} on average)"
-        passed = after.value >= limit
+        found = f"{after.value:.2f} of {limit:.2f} wanted: {found}"
+        reached = (after.value - before.value) / (limit - before.value)
     return _check(
         EXACT,
         expected=expected,
-        found=f"{after.hits} of {after.of} fresh messages, 95 % interval {after.interval[0]:.2f} to {after.interval[1]:.2f}",
-        passed=passed,
-        message=_why_not_exact(evidence.scores),
+        found=found,
+        passed=reached >= 1,
+        partial=min(max(reached, 0.0), math.nextafter(1, 0)),
+        measured=[reached],
+        message=_why_not_exact(evidence.scores, evidence.probes),
     )
 
 
-def _why_not_exact(scores: Scores) -> str:
+def _why_not_exact(scores: Scores, probes: Probes) -> str:
     """Name the field that is wrong most often, or that answers are no records at all."""
+    if probes.first > MAX_END_LOSS:
+        return (
+            f"it has not learned how an answer begins (loss of its first token {probes.first:.1f} nats): only the prompt's "
+            "labels may be -100"
+        )
     if scores.stopped.value < 0.5:
         return "most answers do not end by themselves: was the end-of-answer token learned?"
     if not scores.fields:
@@ -376,7 +469,7 @@ def _why_not_exact(scores: Scores) -> str:
 def _question(evidence: Evidence, bands: RunBands | None) -> Check:
     """The right answer must be likelier after its own question than after another one."""
     before, after = evidence.control_before.gain, evidence.control.gain
-    limit = HONEST_SHARE * bands.question_gain.low if bands else max(0.0, before)
+    limit = max(0.0, HONEST_SHARE * bands.question_gain.low if bands else before)
     low = evidence.control.interval[0]
     passed = after >= limit and low > 0 and low > before
     return _check(
@@ -384,6 +477,7 @@ def _question(evidence: Evidence, bands: RunBands | None) -> Check:
         expected=f"the right answer at least {limit:.2f} nats per token likelier than after another question",
         found=f"{after:.2f} nats per token ({before:.2f} without the adapter)",
         passed=passed,
+        measured=[before, after, low],
         message="it answers without reading the question: are the answers paired with their own questions?",
     )
 
@@ -403,7 +497,8 @@ def _held_out(run: RunSpec, evidence: Evidence, bands: RunBands | None, base: Ba
         expected = f"ratio at most {limit:.4f} ({len(band.values)} reference runs: {band.low:.4f} to {band.high:.4f})"
         if fresh.ratio < band.low:
             found += ", better than the references"
-    return _check(HELD_OUT, expected, found, passed, message=_why_held_out(run, evidence, base))
+    measured = [fresh.before.loss, fresh.after.loss, fresh.ratio]
+    return _check(HELD_OUT, expected, found, passed, message=_why_held_out(run, evidence, base), measured=measured)
 
 
 def _why_held_out(run: RunSpec, evidence: Evidence, base: Base) -> str:
@@ -437,14 +532,39 @@ def paired_upper_bound(evidence: Evidence) -> float:
     return float(result.confidence_interval.high)
 
 
-def _forgetting(evidence: Evidence, bands: RunBands) -> Check:
+def _recipe(run: RunSpec, evidence: Evidence, base: Base) -> Check:
+    """Compare the record's pairs and epochs with the exercise's; packed pairs are counted by their tokens."""
+    claim, epochs = evidence.claim, run.epochs_on(base.epochs)
+    per_epoch = claim.tokens / claim.epochs if claim.epochs else 0.0
+    packed = claim.train_pairs < run.pairs and per_epoch >= ENOUGH * evidence.epoch_tokens
+    wrong = []
+    if not (packed or ENOUGH * run.pairs <= claim.train_pairs <= MOST_PAIRS * run.pairs):
+        wrong.append(f"on {claim.train_pairs:,} pairs, not {run.pairs}")
+    if not ENOUGH * epochs <= claim.epochs <= MOST_EPOCHS * epochs:
+        wrong.append(f"for {claim.epochs:g} epochs, not {epochs:g}")
+    return _check(
+        "pairs and epochs",
+        expected=f"{run.pairs} pairs, {epochs:g} epochs",
+        found=f"{claim.train_pairs:,} {'packed texts' if packed else 'pairs'}, {claim.epochs:g} epochs",
+        passed=not wrong,
+        message=f"it was trained {' and '.join(wrong)}: train as the task says",
+    )
+
+
+def _forgetting(evidence: Evidence, bands: RunBands) -> Check | None:
+    """Compare the perplexity of general pairs; None where honest runs may forget as much as there is to forget."""
     general = evidence.general
-    limit = max(bands.general_ratio.high, bands.general_ratio.high**FORGETTING_ROOM)
+    nothing_left = evidence.vocabulary / general.before.ppl  # the ratio of a model that takes every token for as likely
+    high = bands.general_ratio.high
+    if high >= nothing_left:
+        return None
+    limit = min(max(high, high**FORGETTING_ROOM), nothing_left)
     return _check(
         "forgetting",
         expected=f"general PPL ratio at most {limit:.2f}",
         found=f"PPL {general.before.ppl:.1f} to {general.after.ppl:.1f} (ratio {general.ratio:.2f})",
         passed=general.ratio <= limit,
+        measured=[general.before.loss, general.after.loss, general.ratio],
         message="it forgot more of what the base knew than honest runs do: lower the learning rate or train for fewer "
         "epochs",
     )
@@ -460,7 +580,7 @@ def _honest(run: RunSpec, evidence: Evidence) -> Check:
         if claimed is not None and not same_ppl(claimed, true):
             wrong.append(f"{name} {claimed:.2f}, recomputed {true:.2f}")
     if claim.rank != settings.r or set(claim.targets) != set(settings.targets):
-        wrong.append(f"rank {claim.rank} on {', '.join(claim.targets)}, but the adapter has rank {settings.r}")
+        wrong.append(f"rank {claim.rank} on {listed(claim.targets)}, but the adapter has rank {settings.r}")
     if claim.method != run.method:
         wrong.append(f"method {claim.method!r}, but this run is to be trained with {run.method!r}")
     return _check(
@@ -468,6 +588,7 @@ def _honest(run: RunSpec, evidence: Evidence) -> Check:
         expected=f"PPL {public.before.ppl:.1f} and {public.after.ppl:.2f} on eval.jsonl",
         found=f"PPL {claim.ppl_before or math.nan:.1f} and {claim.ppl_after or math.nan:.2f}",
         passed=not wrong and not unmeasured,
+        measured=[public.before.loss, public.after.loss],
         message="run.json does not match its own adapter: " + "; ".join(wrong)
         if wrong
         else "run.json has no perplexities to compare with: train with train(..., eval_pairs=eval_pairs)",

@@ -26,7 +26,7 @@ def likeness(one: Factors, other: Factors) -> float:
     Padding with zeros, copying columns, another α and leaving matrices out do not change it.
     """
     both = one.keys() & other.keys()
-    size = math.sqrt(_inner(one, one, both) * _inner(other, other, both))
+    size = math.sqrt(max(0.0, _inner(one, one, both))) * math.sqrt(max(0.0, _inner(other, other, both)))
     return _inner(one, other, both) / size if size else 0.0
 
 

@@ -12,7 +12,19 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from loralab import Base, HeldOut, Pair, RunRecord, data_path, held_out, load_model, load_tokenizer, nf4, read_pairs
+from loralab import (
+    Base,
+    HeldOut,
+    Pair,
+    RunRecord,
+    data_path,
+    encode_all,
+    held_out,
+    load_model,
+    load_tokenizer,
+    nf4,
+    read_pairs,
+)
 from loralab.codes import locker_codes
 from loralab.errors import LoralabError
 from loralab.far import far_pair
@@ -25,10 +37,13 @@ from ..errors import Refused
 from ..exercises import FRESH_PAIRS, Method, RunSpec, Subject
 from .adapter import Adapter, attach, read_adapter
 from .adapter_settings import names_of
+from .delta_w import Factors
+from .effect import effects
 from .probes import Probes, probe
 
 MAX_NUMBER = 10**15  # bytes, parameters, tokens, seeds: no run of the course comes near
-MAX_LENGTH = 20_000  # losses, or letters: all claims of a class are in memory until its report is written
+MAX_LENGTH = 20_000  # losses: all claims of a class are in memory until its report is written
+MAX_WORDS = 50_000  # characters of all else in a record; those of the course have about 1,100
 PROBE_PAIRS = 24  # enough for differences of a nat
 
 
@@ -68,6 +83,7 @@ Baselines = Mapping[tuple[Method, Subject], Measured]
 class Evidence:
     """What the grader itself measured of one run, beside what the run claims.
 
+    `epoch_tokens` counts the tokens of the pairs that the run should have been trained on, `vocabulary` the base's words.
     `elsewhere` is the loss on the public pairs with the same adapter on the other kind of base (4 bits for a run that
     says it was trained on 16 or 32, and the other way round), where an exercise compares the two.
     """
@@ -84,6 +100,8 @@ class Evidence:
     scores: Scores
     control_before: QuestionControl
     control: QuestionControl
+    epoch_tokens: int
+    vocabulary: int
     elsewhere: HeldOut | None = None
 
 
@@ -166,8 +184,22 @@ class Evaluator:
             scores=after.scores,
             control_before=before.control,
             control=after.control,
+            epoch_tokens=self._epoch_tokens(run),
+            vocabulary=len(self.tokenizer),
             elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
         )
+
+    def effects(self, evidence: Mapping[str, Evidence]) -> dict[str, Factors]:
+        """What each adapter's change does to the inputs of the base's layers at fresh messages and answers."""
+        if not evidence:
+            return {}
+        changes = {name: one.adapter.change for name, one in evidence.items()}
+        encoded = encode_all(self.pairs("triage")["fresh"][:PROBE_PAIRS], self.tokenizer, self.base.max_length)
+        return effects(self._model("lora"), [one["input_ids"] for one in encoded], changes)
+
+    def _epoch_tokens(self, run: RunSpec) -> int:
+        encoded = encode_all(_training_pairs(run.subject)[: run.pairs], self.tokenizer, self.base.max_length)
+        return sum(len(one["input_ids"]) for one in encoded)
 
     def _elsewhere(self, run: RunSpec, adapter: Adapter) -> HeldOut:
         other: Method = "lora" if run.method == "qlora" else "qlora"
@@ -192,6 +224,12 @@ def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
     return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
 
 
+def _training_pairs(subject: Subject) -> list[Pair]:
+    if subject == "codes":
+        return locker_codes()
+    return read_pairs(data_path("pairs/far/train.jsonl" if subject == "far" else "pairs/train.jsonl"))
+
+
 def _read_claim(folder: Path, base: Base) -> RunRecord:
     try:
         claim = RunRecord.load(folder)
@@ -205,6 +243,11 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
         raise Refused(
             f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, and no training of the course comes near: "
             "hand in the record as it was written"
+        )
+    if (words := len(claim.model_dump_json(exclude={"losses"}))) > MAX_WORDS:
+        raise Refused(
+            f"run.json has {words:,} characters beside its losses, and no training of the course writes more than "
+            f"{MAX_WORDS:,}: hand in the record as it was written"
         )
     if claim.base not in names_of(base):
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")

@@ -25,14 +25,15 @@ FRAMES = {
 
 @dataclass(frozen=True)
 class Probes:
-    """Mean losses in nats a token on the same pairs.
+    """Mean losses in nats per token on the same pairs.
 
-    `question`: the customer's words. `answer`: the answer in the chat template, its end included. `end`: the token that
-    ends it. `frames`: the answer after the same question in another frame, by the frame's name.
+    `question`: the customer's words. `answer`: the answer in the chat template, its end included. `first`: the token that
+    begins it. `end`: the token that ends it. `frames`: the answer after the same question in another frame, by the frame's name.
     """
 
     question: float
     answer: float
+    first: float
     end: float
     frames: dict[str, float]
 
@@ -51,6 +52,7 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Seq
     return Probes(
         question=fmean(chain.from_iterable(text[:prompt] for text, prompt in zip(losses, prompts, strict=True))),
         answer=fmean(chain.from_iterable(text[prompt:] for text, prompt in zip(losses, prompts, strict=True))),
+        first=fmean(text[prompt] for text, prompt in zip(losses, prompts, strict=True)),
         end=fmean(text[-1] for text in losses),
         frames={
             name: loss_of(model, tokenizer, [_framed(tokenizer, pair, frame) for pair in pairs]).loss

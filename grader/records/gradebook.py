@@ -171,7 +171,8 @@ def _comment(comment: Comment, verdict: Verdict) -> None:
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
-    outcome = "every check passed." if verdict.passed else verdict.state if verdict.message else "what did not pass:"
+    stopped = "the notebook stopped:" if verdict.state == "graded" else verdict.state
+    outcome = "every check passed." if verdict.passed else stopped if verdict.message else "what did not pass:"
     yield f"{verdict.final_points:g} of {MAX_POINTS} points: {outcome}"
     if verdict.adjustments:
         yield f"{_earned(verdict)}; {verdict.reasons}"
@@ -179,7 +180,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield verdict.message
     for check in verdict.checks:
         if not check.passed:
-            yield f"{check.label}: {check.for_students.message}"
+            yield f"{check.label}: {check.for_students.reason}"
 
 
 def _earned(verdict: Verdict) -> str:

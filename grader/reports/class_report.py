@@ -12,6 +12,7 @@ from ..exercises import EXERCISES
 from ..submission import similarity
 from ..submission.similarity import Fingerprint
 from ..verdict import MAX_POINTS, Verdict
+from .alike import alike
 from .class_stats import Reason, Summary, by_exercise, in_order
 from .html import link, write_page
 from .student_feedback import feedback_path
@@ -79,6 +80,7 @@ def write_report(
         sections=[_section(verdict, f"s{i}") for i, verdict in enumerate(verdicts)] if few else [],
         groups=similarity.groups(fingerprints or {}, reference),
         compared=len(fingerprints or {}),
+        alike=alike(verdicts),
         max_points=MAX_POINTS,
     )
 

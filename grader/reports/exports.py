@@ -49,5 +49,5 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
 
 
 def _reasons(verdict: Verdict) -> str:
-    failed = [f"{check.label}: {check.message}" for check in verdict.checks if not check.passed]
+    failed = [f"{check.label}: {check.reason}" for check in verdict.checks if not check.passed]
     return "; ".join([verdict.message, *failed] if verdict.message else failed)

@@ -38,6 +38,10 @@ HINTS = {
         "Has training changed the adapter? Its matrix B begins at zero, where an adapter does nothing.",
         "Train before you save, with a learning rate above zero, and save the model that was trained.",
     ),
+    "pairs and epochs": Hint(
+        "Was it trained on as many pairs, and for as many epochs, as the task says?",
+        "Train on the pairs that the notebook reads, for base.epochs epochs unless the task names another number.",
+    ),
     "training loss": Hint(
         "Does the loss of the run fall, and stay a number?",
         "Look at the curve: one that stays flat wants a higher learning rate, one that jumps or ends in NaN a lower one.",
@@ -78,6 +82,10 @@ HINTS = {
     "claims of run.json": Hint(
         "Does run.json tell of the adapter beside it?",
         "Hand in the run folder as training left it: adapter and run.json from the same run, neither edited nor swapped.",
+    ),
+    "functions": Hint(
+        "Do the functions that you wrote return the right values for inputs that the notebook does not show?",
+        "Restart the kernel, run the notebook from the top, and see which self-check says 'not yet'.",
     ),
     "one thing changed": Hint(
         "Do the runs differ in nothing but what is compared?",

@@ -24,6 +24,11 @@ class Failing:
     @property
     def lost(self) -> float:
         """Points that it cost."""
+        return sum(check.points - check.earned for check in self.checks)
+
+    @property
+    def points(self) -> float:
+        """Points that it could have earned."""
         return sum(check.points for check in self.checks)
 
 

@@ -13,6 +13,7 @@ from ..verdict import EXACT, HELD_OUT, MAX_POINTS, Check, State, Verdict
 from .class_report import FEW
 from .class_stats import STATES, Summary, by_exercise
 
+MARKS = {"yes": "green", "partly": "yellow", "no": "red"}
 STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grader failed": "magenta"}
 
 
@@ -35,7 +36,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
         _print_reason(console, "the notebook did not run to its end", verdict.message)
     for check in verdict.checks:
         if not check.passed:
-            _print_reason(console, check.label, check.message)
+            _print_reason(console, check.label, check.reason)
     console.print(
         f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
     )
@@ -92,7 +93,7 @@ def _one_run(verdict: Verdict, title: Text) -> Table:
         table.add_column(heading, justify="right" if heading == "points" else "left", overflow="fold")
     for check in verdict.checks:
         texts = (Text(display(text)) for text in (check.name, check.expected, check.found))
-        table.add_row(*texts, f"{check.earned:g}/{check.points:g}", _mark(check))
+        table.add_row(*texts, f"{check.earned:.3g}/{check.points:.3g}", _mark(check))
     return table
 
 
@@ -114,4 +115,4 @@ def _many_runs(verdict: Verdict, title: Text) -> Table:
 
 
 def _mark(check: Check) -> str:
-    return "[green]yes[/green]" if check.passed else "[red]no[/red]"
+    return f"[{MARKS[check.outcome]}]{check.outcome}[/]"

@@ -36,9 +36,10 @@ from .limits import Limits, size
 # The kernel is spoken to through files that only this user can read, not through open ports.
 QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc"}})
 
-# In the sandbox: the script that runs the notebook, the hub's cache, and the folder of fetched bases.
-SCRIPT, HUB, FETCHED = "/run_notebook.py", "/hub", "/fetched"
-OUTCOME = "outcome.json"
+# In the sandbox: the script that runs the notebook, the hub's cache, the folder of fetched bases, and what is run last.
+SCRIPT, HUB, FETCHED, AFTERWARDS = "/run_notebook.py", "/hub", "/fetched", "/afterwards.py"
+OUTCOME, QUESTIONS, ANSWERS = "outcome.json", "questions.json", "answers.json"
+MAX_ANSWERS = 2_000_000  # bytes
 # A self-check that is not met stops a student, who can mend it; where it is graded, what comes of it is to be seen.
 GRADED = {"LORALAB_SELFCHECK": "tell"}
 LAST = 8  # lines of an error that a student is told
@@ -105,8 +106,30 @@ class _Outcome(BaseModel):
     lines: Annotated[str, Field(max_length=8_000)] = ""
 
 
+@dataclass(frozen=True)
+class Afterwards:
+    """What the notebook's kernel is asked when the notebook has ended or stopped.
+
+    `main(QUESTIONS, ANSWERS, the notebook's own names)` of the file `script` is called there, which stands alone.
+    """
+
+    script: Path
+    questions: str
+
+
+def read_answers(folder: Path) -> bytes | None:
+    """What the kernel answered in `folder`, as distrusted as the runs; None if there is no answer."""
+    return _read_own(folder / ANSWERS, MAX_ANSWERS)
+
+
 def execute_in_sandbox(
-    notebook: NotebookNode, folder: Path, name: str, base: Base, seed: int, limits: Limits | None = None
+    notebook: NotebookNode,
+    folder: Path,
+    name: str,
+    base: Base,
+    seed: int,
+    limits: Limits | None = None,
+    afterwards: Afterwards | None = None,
 ) -> Execution:
     """Run `notebook`, called `name`, with BASE, SEED and RUNS set, in the sandbox and in an emptied `folder`.
 
@@ -123,7 +146,12 @@ def execute_in_sandbox(
     nbformat.write(notebook, file)
     told = parameterize_notebook(load_notebook_node(str(file)), parameters, kernel_name="python3", language="python")
     nbformat.write(told, file)
-    command = [sys.executable, "-I", SCRIPT, file.name, OUTCOME, str(limits.output)]
+    last = ""
+    if afterwards:
+        (folder / QUESTIONS).write_text(afterwards.questions, "utf-8")
+        mounts |= {afterwards.script: AFTERWARDS}
+        last = f"import runpy; runpy.run_path({AFTERWARDS!r})['main']({QUESTIONS!r}, {ANSWERS!r}, globals())"
+    command = [sys.executable, "-I", SCRIPT, file.name, OUTCOME, str(limits.output), last]
     mounts |= {Path(run_notebook.__file__): SCRIPT}
     ended = bubblewrap.run(command, folder, limits, mounts, {"HF_HUB_CACHE": HUB, "LORALAB_CACHE": FETCHED} | GRADED)
     if run_notebook.BEGUN.encode() not in ended.output:
@@ -165,13 +193,20 @@ def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
 
 
 def _outcome(path: Path) -> _Outcome | None:
+    content = _read_own(path, 100_000)
+    try:
+        return None if content is None else _Outcome.model_validate_json(content)
+    except ValidationError:
+        return None
+
+
+def _read_own(path: Path, most: int) -> bytes | None:
+    """The first `most` bytes of a regular file that student code could write; None if it is none."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(file, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                return None
-            return _Outcome.model_validate_json(stream.read(100_000))
-    except (OSError, ValidationError):
+            return stream.read(most) if stat.S_ISREG(os.fstat(file).st_mode) else None
+    except OSError:
         return None
 
 

@@ -1,6 +1,6 @@
-"""Runs a notebook inside the sandbox: `python -I run_notebook.py NOTEBOOK OUTCOME OUTPUT_LIMIT`.
+"""Runs a notebook inside the sandbox: `python -I run_notebook.py NOTEBOOK OUTCOME OUTPUT_LIMIT AFTERWARDS`.
 
-It stands alone, for nothing else of the grader is there to be imported. The student's code can change whatever it
+The code AFTERWARDS is run in the same kernel when the notebook has ended, or stopped at an error. It stands alone, for nothing else of the grader is there to be imported. The student's code can change whatever it
 writes, so the outcome is a message for the student and nothing else.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
 BEGUN = "the first cell begins"  # printed before anything of the student's runs, so it cannot be withheld
+SECONDS_AFTERWARDS = 120
 QUIET_KERNEL = Config({"KernelManager": {"transport": "ipc", "ip": "/tmp/kernel"}})
 
 
@@ -30,6 +32,7 @@ class Outcome:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cell: int | None = None
+        self.ended = False
 
     def enter(self, cell: Any, cell_index: int) -> None:
         if self.cell is None:
@@ -53,6 +56,8 @@ class Client(NotebookClient):
         content = msg["content"]
         self.room -= len(content["text"]) if msg["msg_type"] == "stream" else len(repr(content))
         if self.room < 0:
+            if self.outcome.ended:
+                os._exit(0)
             self.outcome.write("too much output")
             os._exit(1)  # the sandbox ends with this process; the client alone would wait for the cell's end
         return super().process_message(msg, cell, cell_index)
@@ -70,7 +75,15 @@ def replace(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def main(notebook: Path, outcome: Outcome, room: int) -> None:
+def run_afterwards(client: Client, code: str) -> None:
+    """Run code in the kernel, if it is still there; nothing that comes of it changes the outcome."""
+    client.on_cell_start, client.timeout = None, SECONDS_AFTERWARDS
+    client.nb.cells.append(nbformat.v4.new_code_cell(code))
+    with suppress(Exception):  # the student's code may have done anything to its kernel
+        client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+
+
+def main(notebook: Path, outcome: Outcome, room: int, afterwards: str) -> None:
     cells = nbformat.read(notebook, as_version=4)
     client = Client(
         cells,
@@ -84,7 +97,7 @@ def main(notebook: Path, outcome: Outcome, room: int) -> None:
     )
     client.room, client.outcome = room, outcome
     try:
-        client.execute()
+        client.execute(cleanup_kc=not afterwards)
     except CellExecutionError as error:
         outcome.write("failed", f"{error.ename}: {error.evalue}", traceback(cells, outcome.cell))
     except DeadKernelError:
@@ -92,7 +105,10 @@ def main(notebook: Path, outcome: Outcome, room: int) -> None:
     else:
         outcome.write("finished")
     replace(notebook, nbformat.writes(cells))
+    outcome.ended = True
+    if afterwards:
+        run_afterwards(client, afterwards)  # the kernel ends with this process, and so with the sandbox
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), Outcome(Path(sys.argv[2])), int(sys.argv[3]))
+    main(Path(sys.argv[1]).resolve(), Outcome(Path(sys.argv[2])), int(sys.argv[3]), sys.argv[4])

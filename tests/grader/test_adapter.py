@@ -80,6 +80,7 @@ def first(weights):
         (lambda f: edit_config(f, base_model_name_or_path="../../../outside"), "outside', but 'embedded'"),
         (lambda f: edit_config(f, alpha_pattern={"v_proj": 64}), "gives the layers 32 to 64"),
         (lambda f: edit_config(f, target_modules=["lm_head"]), "only q_proj, k_proj"),
+        (lambda f: edit_config(f, target_modules=["x" * 5_000] * 7), "x{40} ... .{1,600}only q_proj"),
         (lambda f: edit_config(f, modules_to_save=["lm_head"]), "modules_to_save is .* plain LoRA without it"),
         (lambda f: edit_config(f, use_dora=True), "use_dora is 'True'; this exercise asks for plain LoRA"),
         (lambda f: edit_config(f, peft_type="IA3"), "peft_type is 'IA3'"),
@@ -194,14 +195,29 @@ def test_an_adapter_that_was_never_trained_can_still_be_judged(honest, base):
 
 def test_a_copy_is_known_whose_halves_were_scaled_against_each_other(honest, base):
     original = read_adapter(honest, base).change
-    edit_weights(honest, lambda w: [w[n].mul_(1e20 if "lora_A" in n else 1e-20) for n in w])
+    edit_weights(honest, lambda w: [w[n].mul_(1e4 if "lora_A" in n else 1e-4) for n in w])
     assert likeness(original, read_adapter(honest, base).change) == pytest.approx(1, abs=1e-4)
 
 
-def test_the_largest_floats_are_read(honest, base):
+@pytest.mark.parametrize("entry", [2.0**40, 3e38])
+def test_entries_that_no_training_leaves_are_refused(honest, base, entry):
+    """In pairs of columns that cancel they do nothing, and every computation with them is off."""
+
+    def cancel(w):
+        for name in w:
+            if "lora_B" in name:
+                w[name][:, 0], w[name][:, 1] = entry, -entry
+
+    edit_weights(honest, cancel)
+    with pytest.raises(Refused, match=r"lora_B.weight has an entry of .*, and no training of the course comes near"):
+        read_adapter(honest, base)
+
+
+def test_the_largest_entries_that_are_read_can_be_computed_with(honest, base):
     edit_config(honest, lora_alpha=65536)
-    edit_weights(honest, lambda w: [w[n].copy_(3e38 * w[n].sign()) for n in w])
-    assert read_adapter(honest, base).largest_b == pytest.approx(3e38)
+    edit_weights(honest, lambda w: [w[n].copy_(2.0**16 * w[n].sign()) for n in w])
+    change = read_adapter(honest, base).change
+    assert likeness(change, change) == pytest.approx(1)
 
 
 def test_an_honest_adapter_as_wide_as_the_base_is_read(trained, base):

@@ -35,14 +35,14 @@ def test_every_check_has_advice():
         k.value for one in calls if getattr(one.func, "id", "") == "Check" for k in one.keywords if k.arg == "name"
     ]
     others = {ast.literal_eval(value) for value in named if isinstance(value, ast.Constant)}
-    assert len(others) == 3
+    assert len(others) == 4
     assert checks.POINTS.keys() | others == HINTS.keys()
 
 
 def test_what_failed_comes_with_what_was_found_and_what_to_do_next(page):
     text = words(page(graded(fails={"prompt masked": "it writes questions"})))
-    assert "92.86 of 100" in text
-    for part in ("−7.14 points", "Expected as asked", "What was found as found", "it writes questions",
+    assert "93.33 of 100" in text
+    for part in ("−6.67 points", "Expected as asked", "What was found as found", "it writes questions",
                  HINTS["prompt masked"].asks, HINTS["prompt masked"].next):  # fmt: skip
         assert part in text
     assert HINTS["forgetting"].next not in text

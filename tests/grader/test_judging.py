@@ -131,6 +131,27 @@ def test_a_claim_is_no_longer_than_a_training(evaluator, honest):
     assert verdict.message.startswith("run.json: losses has more than 20,000 entries")
 
 
+def test_arithmetic_that_fails_refuses_the_run_and_not_the_grader(evaluator, monkeypatch, tmp_path):
+    def evaluate(*_, **__):
+        raise OverflowError("math range error")
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    verdict = judge(evaluator, EX1, "ann", tmp_path)
+    assert verdict.state == "submission failed"
+    assert verdict.message.startswith(
+        "first-adapter: its numbers cannot be computed with (OverflowError: math range error)"
+    )
+
+
+def test_a_record_of_many_words_is_refused_in_one_line(evaluator, honest):
+    record = json.loads((honest / "run.json").read_text())
+    (honest / "run.json").write_text(json.dumps(record | {"targets": ["a layer that is none" + "x" * 40] * 15_000}))
+    verdict = judge(evaluator, EX1, "ann", honest.parent)
+    assert verdict.state == "submission failed"
+    assert "characters beside its losses, and no training of the course writes more than" in verdict.message
+    assert len(verdict.message) < 200
+
+
 # What a verdict hangs on
 
 

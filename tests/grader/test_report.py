@@ -10,12 +10,14 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from grader.records.gradebook import _lines
 from grader.reports.class_report import write_report
 from grader.reports.exports import write_grades, write_results
 from grader.reports.student_feedback import write_feedback
 from grader.reports.terminal import print_class, print_verdict
 from grader.submission.similarity import Fingerprint
-from grader.verdict import Verdict
+from grader.text import listed
+from grader.verdict import MAX_CHECK_TEXT, Check, Verdict
 from tests.verdicts import failed, graded
 
 EXERCISES = ("ex1_first_adapter", "ex2_rank_sweep", "ex4_qlora")
@@ -155,6 +157,57 @@ def test_grades_csv_has_a_row_for_each_and_no_points_where_the_grader_failed(tmp
     assert found[0]["student"] == "Zoë, \"the\" 'one' and only"
     assert found[3]["student"] == "J\\xf6rg"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_points_in_part_are_the_same_wherever_they_are_shown(tmp_path):
+    verdict = graded(fails={"exact match": "'fault' is wrong"}, partial={"exact match": 0.5})
+    (check,) = [check for check in verdict.checks if not check.passed]
+    assert (check.earned, verdict.points) == (
+        pytest.approx(check.points / 2),
+        pytest.approx(100 - check.points / 2, abs=0.01),
+    )
+    told = f"'fault' is wrong ({check.earned:.3g} of {check.points:.3g} points)"
+    text = printed(print_verdict, verdict)
+    assert told in text and f"{check.earned:.3g}/{check.points:.3g}" in text and "partly" in text
+    write_grades([verdict], tmp_path)
+    (row,) = rows(tmp_path)
+    assert told in row["message"] and float(row["points"]) == verdict.points
+    write_results([verdict], tmp_path)
+    (stored,) = json.loads((tmp_path / "results.json").read_text())
+    assert sum(one["earned"] for one in stored["checks"]) == pytest.approx(verdict.points, abs=0.01)
+    assert Verdict.model_validate(stored) == verdict
+    page = Page(write_report([verdict], tmp_path).read_text("utf-8")).text
+    assert told in page and "partly" in page
+    page = Page(write_feedback(verdict, tmp_path).read_text("utf-8")).text
+    assert f"−{check.points - check.earned:.3g} points of {check.points:.3g}" in page
+    assert told in "\n".join(_lines(verdict))
+
+
+def test_a_notebook_that_stopped_is_not_passed_whatever_its_checks_say(tmp_path):
+    verdict = graded().model_copy(update={"message": "ex1_first_adapter.ipynb, cell 9: NameError: x"})
+    assert verdict.points == 100 and not verdict.passed
+    assert "not passed" in printed(print_verdict, verdict)
+    assert next(_lines(verdict)) == "100 of 100 points: the notebook stopped:"
+    write_grades([verdict], tmp_path)
+    assert rows(tmp_path)[0]["passed"] == "False"
+
+
+def test_what_a_check_quotes_is_cut_when_it_is_made():
+    check = Check(
+        name="x", expected="y" * 10**6, found="\x1b[2Jz", points=1, passed=False, message=listed(["t"] * 15_000)
+    )
+    assert len(check.expected) < MAX_CHECK_TEXT + 50
+    assert check.found == "z"
+    assert check.message == "t, t, t, t, t, t, t, t and 14,992 more"
+
+
+def test_adapters_that_do_nearly_the_same_are_named_together(classful, tmp_path):
+    sketches = {name: {"first-adapter": "ADwAAA=="} for name in ("student 1", "student 2")}
+    sketches["student 3"] = {"first-adapter": "AAAAPA=="}
+    told = [verdict.model_copy(update={"sketches": sketches.get(verdict.student, {})}) for verdict in classful]
+    fingerprints = {("student 1", EXERCISES[0]): Fingerprint()}
+    words = " ".join(Page(write_report(told, tmp_path, fingerprints).read_text("utf-8")).text.split())
+    assert "ex1_first_adapter first-adapter 1.000 student 1, student 2" in words
 
 
 def test_a_grader_failure_has_no_score():

@@ -29,8 +29,8 @@ ORDER = (
     ("records",),
     ("evaluation",),
     ("sandbox", "submission"),
-    ("verdict", "exercises"),
-    ("text", "errors", "console"),
+    ("verdict",),
+    ("text", "exercises", "errors", "console"),
 )
 FLOOR = {part: len(ORDER) - i for i, parts in enumerate(ORDER) for part in parts}
 # `evaluation` measures its bands by running the solutions; otherwise the three wings below the records stand alone.

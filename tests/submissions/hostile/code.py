@@ -901,6 +901,14 @@ attack(
     solved=True,
 )
 attack(
+    "constants-for-a-task",
+    "a task on which no adapter depends returns constants",
+    graded("perplexity returned 300.0, not", 97),
+    "",
+    solved=True,
+    task2="def answer_loss(model, encoded):\n    return 1.0, 1\n\ndef perplexity(losses):\n    return 300.0",
+)
+attack(
     "reassigned-parameters",
     "sets BASE, SEED and RUNS anew below where they were injected",
     failed("no run folder"),

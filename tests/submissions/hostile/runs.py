@@ -147,7 +147,7 @@ def nan_weights(folder: Path, parts: Parts) -> None:
     reweigh(run, lambda weights: scale(weights, float("nan")))
 
 
-@case("runs", "finite weights that overflow in the model", graded("run.json does not match its own adapter", IDLE))
+@case("runs", "finite weights that overflow in the model", failed("no training of the course comes near"))
 def weights_that_overflow(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "weights-that-overflow")
     reweigh(run, lambda weights: scale(weights, 1e38 / 10, ""))
@@ -242,6 +242,50 @@ def record_with_lies(folder: Path, parts: Parts) -> None:
 )
 def record_that_boasts(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "record-that-boasts") / RECORD, ppl_after=1.0)
+
+
+@case(
+    "runs",
+    "an adapter that hardly moves, with a record that is true of it and losses that are invented",
+    graded("counts only for an adapter that", IDLE),
+)
+def idle_with_a_true_record(folder: Path, parts: Parts) -> None:
+    run = parts.run(folder / RUN, "idle-with-a-true-record")
+    reweigh(run, lambda weights: scale(weights, 1e-4))
+    edit(run / RECORD, ppl_after=json.loads((run / RECORD).read_text())["ppl_before"])
+
+
+def _with_less_training(run: Path, **record: float) -> None:
+    told = json.loads((run / RECORD).read_text())
+    share = record.get("train_pairs", 100) * record.get("epochs", told["epochs"]) / (100 * told["epochs"])
+    edit(run / RECORD, tokens=round(share * told["tokens"]), **record)
+
+
+@case("runs", "a record that says: half the pairs", graded("on 50 pairs, not 100", 97))
+def half_the_pairs(folder: Path, parts: Parts) -> None:
+    _with_less_training(parts.run(folder / RUN, "half-the-pairs"), train_pairs=50)
+
+
+@case("runs", "a record that says: a quarter of the epochs", graded("for 2 epochs, not 8", 97))
+def a_quarter_of_the_epochs(folder: Path, parts: Parts) -> None:
+    _with_less_training(parts.run(folder / RUN, "a-quarter-of-the-epochs"), epochs=2)
+
+
+@case("runs", "fifteen thousand targets in the record", failed("characters beside its losses"))
+def fifteen_thousand_targets(folder: Path, parts: Parts) -> None:
+    edit(parts.run(folder / RUN, "fifteen-thousand-targets") / RECORD, targets=["a layer that is none" * 3] * 15_000)
+
+
+@case("runs", "two columns of 2^40 that cancel", failed("no training of the course comes near"))
+def columns_that_cancel(folder: Path, parts: Parts) -> None:
+    def cancel(weights: Weights) -> None:
+        for name, tensor in weights.items():
+            if "lora_B" in name:
+                tensor[:, 0], tensor[:, 1] = 2.0**40, -(2.0**40)
+            else:
+                tensor[1] = tensor[0]
+
+    reweigh(parts.run(folder / RUN, "columns-that-cancel"), cancel)
 
 
 @case(
@@ -393,6 +437,28 @@ def one_adapter_under_noise(folder: Path, parts: Parts) -> None:
 
 @case(
     "runs",
+    "one adapter of rank 16 for rank 4 as well, cut to its strongest directions",
+    graded("the same adapter as", 40),
+    exercise="ex2_rank_sweep",
+)
+def one_adapter_cut(folder: Path, parts: Parts) -> None:
+    parts.run(folder / "rank-16", "one-adapter-cut")
+    run = parts.run(folder / "rank-4", "one-adapter-cut")
+
+    def cut(weights: Weights) -> None:
+        for name in [name for name in weights if ".lora_A." in name]:
+            b = name.replace(".lora_A.", ".lora_B.")
+            u, s, v = torch.linalg.svd(weights[b] @ weights[name], full_matrices=False)
+            weights |= {name: v[:4].clone(), b: (u[:, :4] * s[:4]).contiguous()}
+
+    reweigh(run, cut)
+    edit(run / CONFIG, r=4, lora_alpha=8)
+    told = sum(tensor.numel() for tensor in load_file(run / WEIGHTS).values())
+    edit(run / RECORD, name="rank-4", rank=4, alpha=8, trainable=told, adapter_bytes=(run / WEIGHTS).stat().st_size)
+
+
+@case(
+    "runs",
     "one adapter for all three ranks, the configs changed to say otherwise",
     graded("has shape", 40),
     exercise="ex2_rank_sweep",
@@ -414,7 +480,7 @@ def one_adapter_for_both_bases(folder: Path, parts: Parts) -> None:
 @case(
     "runs",
     "one adapter for both bases, its halves scaled so far apart that their products overflow",
-    graded("the same adapter as", 50),
+    graded("no training of the course comes near", 50),
     exercise="ex4_qlora",
 )
 def one_adapter_rescaled(folder: Path, parts: Parts) -> None:

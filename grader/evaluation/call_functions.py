@@ -1,0 +1,125 @@
+"""Calls functions that a notebook defines and notes what they return: in the notebook's own kernel, after its last cell.
+
+It stands alone, for nothing else of the grader is there to be imported. The student's code can change whatever is done
+here, so nothing but the returned values is taken from it. The grader calls the reference solution's functions with it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+MAX_ENTRIES = 20_000  # of one returned value
+
+
+def call_all(calls: Sequence[str], functions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Evaluate each call, a Python expression over `functions` and the builders below.
+
+    An answer has the key "value", or "error" with one line that says why there is none.
+    """
+    scope = dict(functions) | {build.__name__: build for build in BUILDERS}
+    return [_answer(call, scope) for call in calls]
+
+
+def main(calls: str, answers: str, functions: Mapping[str, Any]) -> None:
+    """Read the calls from a file and write the answers to another."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        found = call_all(json.loads(Path(calls).read_text("utf-8")), functions)
+    Path(answers).write_text(json.dumps(found), "utf-8")
+
+
+def _answer(call: str, scope: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"value": plain(eval(call, dict(scope)))}
+    except Exception as error:  # whatever a student's function raises
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: tensors and arrays as lists, a plot as the points of its lines and marks.
+
+    Raises `TypeError` for what is none of these.
+    """
+    if hasattr(value, "get_lines"):
+        return {"points": _points(value)}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping) or hasattr(value, "keys"):
+        return {str(name): plain(value[name]) for name in value.keys()}  # noqa: SIM118 (not always a dict)
+    if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
+        return [plain(one) for one in value]
+    raise TypeError(f"returned a {type(value).__name__}")
+
+
+def _points(axes: Any) -> list[list[float]]:
+    import matplotlib.pyplot as plt
+
+    points = [point for line in axes.get_lines() for point in zip(line.get_xdata(), line.get_ydata(), strict=False)]
+    points += [point for marks in axes.collections for point in marks.get_offsets().tolist()]
+    plt.close(axes.figure)
+    return [[float(x), float(y)] for x, y in points[:MAX_ENTRIES]]
+
+
+def a_tokenizer(base: str) -> Any:
+    """The tokenizer of a base, by what BASE must be for it."""
+    from loralab import choose_base, load_tokenizer
+
+    return load_tokenizer(choose_base(base))
+
+
+def a_pair(instruction: str, output: str) -> Any:
+    """A pair of a message and its record."""
+    from loralab import Pair
+
+    return Pair(instruction=instruction, output=output)
+
+
+def a_model(seed: int, **sizes: int) -> Any:
+    """A small language model with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+
+
+def a_four_bit_layer(out_features: int, in_features: int) -> Any:
+    """A linear layer in NF4 with double quantisation."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(in_features, out_features, bias=False, compress_statistics=True, quant_type="nf4")
+    return layer.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def a_tensor(rows: list[list[float]]) -> Any:
+    """A matrix of floats."""
+    import torch
+
+    return torch.tensor(rows)
+
+
+def a_record(**fields: Any) -> Any:
+    """A run record with these fields."""
+    from loralab import RunRecord
+
+    usual = {
+        "name": "a run",
+        "base": "a base",
+        "trainable": 1,
+        "parameters": 1,
+        "train_pairs": 1,
+        "tokens": 1,
+        "epochs": 1,
+    }
+    usual |= {"batch_size": 1, "learning_rate": 0.1, "seed": 0, "losses": [1.0], "seconds": 1, "peak_memory": 1}
+    return RunRecord(**usual | {"dtype": "float32", "hardware": "none", "versions": {}} | fields)
+
+
+BUILDERS = (a_tokenizer, a_pair, a_model, a_four_bit_layer, a_tensor, a_record)

@@ -1,0 +1,264 @@
+"""Functions of an exercise's tasks, called with inputs that nobody has seen, against those of the reference solution."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from loralab import Base
+from loralab.bases import asked_for
+from loralab.layers import LINEAR
+from loralab.triage import draw
+
+from ..exercises import EXERCISES, Exercise
+from ..text import display_line
+from . import call_functions
+
+SCRIPT = Path(call_functions.__file__)
+CALLS = 3  # of each function
+TOLERANCE = 5e-5  # relative, of a returned number; in float32 sums differ by 1e-6
+MAX_NUMBER = 1e300
+SHOWN = 120  # characters of a call and of a value in a message
+NOT_CALLED = "could not be called: the notebook's process ended, or took too long"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the function `name`, as a Python expression. Of a plot only points at the heights `measured` are compared."""
+
+    name: str
+    text: str
+    measured: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a function is right in every call, and if not what is wrong with it."""
+
+    name: str
+    right: bool
+    why: str = ""
+
+
+class _Answer(BaseModel):
+    """What a call returned, as the notebook's kernel noted it."""
+
+    value: Any = None
+    error: str = ""
+
+
+def draw_calls(exercise: Exercise, base: Base, heldout_seed: int, digest: str) -> list[Call]:
+    """Draw the calls for the submission with this digest: another submission is asked other things.
+
+    Student code sees them when it is called. So the secret seed must not be found from them by trying all seeds.
+    """
+    seed = hashlib.scrypt(str(heldout_seed).encode(), salt=digest.encode(), n=2**14, r=8, p=1)  # 16 MiB each try
+    rng = random.Random(seed)
+    return [_call(name, DRAWN[name](rng, asked_for(base))) for name in exercise.functions for _ in range(CALLS)]
+
+
+def _call(name: str, drawn: str | tuple[str, tuple[float, ...]]) -> Call:
+    arguments, measured = (drawn, ()) if isinstance(drawn, str) else drawn
+    return Call(name, f"{name}({arguments})", measured)
+
+
+def compare(exercise: Exercise, calls: Sequence[Call], answers: bytes | None) -> list[Outcome]:
+    """Say of every function whether what it returned is what the reference solution's returns.
+
+    `answers` is the file that the notebook's kernel wrote, which is not trusted; None if there is none.
+    """
+    texts = [call.text for call in calls]
+    wanted = call_functions.call_all(texts, _reference(exercise.id))
+    found = _read(answers, len(calls))
+    wrong: dict[str, str] = {}
+    for call, right, answer in zip(calls, wanted, found, strict=True):
+        if why := _difference(call, right["value"], answer):
+            wrong.setdefault(call.name, why)
+    return [Outcome(name, name not in wrong, wrong.get(name, "")) for name in exercise.functions]
+
+
+def _read(answers: bytes | None, count: int) -> list[_Answer]:
+    try:
+        found = TypeAdapter(list[_Answer]).validate_python(json.loads(answers or b""))
+    except (ValueError, ValidationError, RecursionError):
+        found = []
+    return found if len(found) == count else [_Answer(error=NOT_CALLED)] * count
+
+
+def _difference(call: Call, wanted: Any, answer: _Answer) -> str:
+    """Say in a line what is wrong with an answer; "" if nothing is."""
+    if answer.error == NOT_CALLED:
+        return NOT_CALLED
+    if answer.error:
+        return f"raised {display_line(answer.error, SHOWN)} when called as {display_line(call.text, SHOWN)}"
+    if call.measured:
+        points = [point for point in wanted["points"] if any(_same(height, point[1]) for height in call.measured)]
+        wanted = {"points": points}
+        drawn = answer.value.get("points") if isinstance(answer.value, dict) else None
+        right = isinstance(drawn, list) and all(any(_same(point, one) for one in drawn) for point in points)
+    else:
+        right = _same(wanted, answer.value)
+    if right:
+        return ""
+    return f"returned {_shown(answer.value)}, not {_shown(wanted)}: {display_line(call.text, SHOWN)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return display_line(str(value), SHOWN)
+    except RecursionError:
+        return "a value nested too deep to show"
+
+
+def _same(wanted: Any, found: Any) -> bool:
+    """Tell whether two values are equal: counts exactly, other numbers nearly, of a dict what is wanted of it."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(name in found and _same(wanted[name], found[name]) for name in wanted)
+    if isinstance(wanted, list):
+        same_length = isinstance(found, list) and len(found) == len(wanted)
+        return same_length and all(map(_same, wanted, found))
+    if isinstance(wanted, float):
+        is_number = isinstance(found, int | float) and abs(found) < MAX_NUMBER  # a larger int fits no float
+        return is_number and math.isclose(wanted, found, rel_tol=TOLERANCE, abs_tol=1e-6)
+    return bool(wanted == found)
+
+
+@cache
+def _reference(exercise: str) -> dict[str, Any]:
+    """The functions of the solved notebook: the cell of its imports and the cells of its tasks, run here."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    scope: dict[str, Any] = {"SEED": 0}
+    for cell in nbformat.read(EXERCISES[exercise].solution, as_version=4).cells:
+        solution = cell.metadata.get("nbgrader", {}).get("solution")
+        if cell.cell_type == "code" and (solution or "import SelfCheck" in cell.source):
+            exec(cell.source, scope)  # the course's own code
+    return {name: scope[name] for name in EXERCISES[exercise].functions}
+
+
+# What the functions are called with: by their names, a function that draws the arguments as Python text.
+
+
+def _pair(rng: random.Random, base: str) -> str:
+    (pair,) = draw(rng.randrange(2**62), 1)
+    return f"a_tokenizer({base!r}), a_pair({pair.instruction!r}, {pair.output!r})"
+
+
+def _encoded(rng: random.Random, base: str) -> str:
+    ids = [rng.randrange(64) for _ in range(rng.randint(12, 30))]
+    prompt = rng.randint(3, 9)
+    encoded = {"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]}
+    return f"{_model(rng)}, {encoded}"
+
+
+def _losses(rng: random.Random, base: str) -> str:
+    return str([(round(rng.uniform(1, 90), 2), rng.randint(3, 60)) for _ in range(rng.randint(3, 6))])
+
+
+def _model(rng: random.Random) -> str:
+    heads, size = rng.choice((2, 4)), 8 * rng.randint(2, 6)
+    sizes = {"vocab_size": 64, "hidden_size": size, "intermediate_size": 8 * rng.randint(3, 12)}
+    sizes |= {"num_hidden_layers": rng.randint(1, 4), "num_attention_heads": heads, "num_key_value_heads": heads // 2}
+    return f"a_model({rng.randrange(2**31)}, **{sizes})"
+
+
+def _targets(rng: random.Random) -> str:
+    return str(rng.sample(LINEAR, rng.randint(1, len(LINEAR) - 1)))
+
+
+def _model_and_targets(rng: random.Random, base: str) -> str:
+    return f"{_model(rng)}, {_targets(rng)}"
+
+
+def _model_targets_and_rank(rng: random.Random, base: str) -> str:
+    return f"{_model(rng)}, {_targets(rng)}, {rng.randint(1, 99)}"
+
+
+def _model_targets_and_budget(rng: random.Random, base: str) -> str:
+    return f"{_model(rng)}, {_targets(rng)}, {rng.choice((1, rng.randint(500, 90_000)))}"
+
+
+def _errors(rng: random.Random, base: str) -> str:
+    errors = {rank: round(rng.uniform(1, 3), 3) for rank in rng.sample(range(1, 100), 6)}
+    return f"{errors}, {round(rng.uniform(1, 2.5), 2)}"
+
+
+def _record(rng: random.Random, **fields: Any) -> str:
+    words = ", ".join(f"{name}={value}" for name, value in fields.items())
+    return f"a_record({words})"
+
+
+def _ranks_and_guesses(rng: random.Random, base: str) -> tuple[str, tuple[float, ...]]:
+    ppl = {rank: round(rng.uniform(1.1, 9), 3) for rank in (4, 16, 64)}
+    guesses = {rank: round(rng.uniform(1.1, 9), 3) for rank in ppl}
+    records = [f"{rank}: {_record(rng, rank=rank, ppl_before=200, ppl_after=one)}" for rank, one in ppl.items()]
+    return f"{{{', '.join(records)}}}, {guesses}", tuple(ppl.values())
+
+
+def _two_sizes(rng: random.Random, base: str) -> tuple[str, tuple[float, ...]]:
+    groups = ("qv", "qkvo", "all")
+    fields = [
+        {"rank": rng.randint(1, 40), "trainable": rng.randint(10**4, 10**6), "ppl_after": round(rng.uniform(1.1, 9), 3)}
+        for _ in range(5)
+    ]
+    records = [_record(rng, **one) for one in fields]
+    equal_rank = ", ".join(f"{name!r}: {one}" for name, one in zip(groups, records[:3], strict=True))
+    equal_size = f"'qkvo': {records[1]}, 'qv': {records[3]}, 'all': {records[4]}"
+    return f"{{{equal_rank}}}, {{{equal_size}}}", tuple(one["ppl_after"] for one in fields)
+
+
+def _four_bit_layer(rng: random.Random, base: str) -> str:
+    return f"a_four_bit_layer({64 * rng.randint(1, 4)}, {64 * rng.randint(1, 4)})"
+
+
+def _tokens_and_seconds(rng: random.Random, base: str) -> str:
+    return _record(rng, tokens=rng.randint(10**3, 10**6), seconds=round(rng.uniform(1, 90), 2))
+
+
+def _losses_and_steps(rng: random.Random, base: str) -> str:
+    losses = [round(rng.uniform(0.1, 9), 3) for _ in range(rng.randint(12, 30))]
+    return f"{_record(rng, losses=losses)}, {rng.randint(2, 11)}"
+
+
+def _matrix(rng: random.Random, base: str) -> str:
+    rows, columns = rng.randint(3, 8), rng.randint(3, 8)
+    return f"a_tensor({[[round(rng.gauss(0, 1), 3) for _ in range(columns)] for _ in range(rows)]})"
+
+
+def _three_perplexities(rng: random.Random, base: str) -> str:
+    before, after = round(rng.uniform(100, 900), 1), round(rng.uniform(2, 90), 1)
+    return f"{before}, {after}, {round(rng.uniform(1.1, 2), 3)}"
+
+
+def _nats(rng: random.Random, base: str) -> str:
+    return str(round(rng.uniform(0, 95), 2))  # from 85 on nothing is stored
+
+
+DRAWN: dict[str, Callable[[random.Random, str], str | tuple[str, tuple[float, ...]]]] = {
+    "encode_pair": _pair,
+    "answer_loss": _encoded,
+    "perplexity": _losses,
+    "adapter_parameters": _model_targets_and_rank,
+    "plot_ranks": _ranks_and_guesses,
+    "smallest_enough": _errors,
+    "cost_of_rank": _model_and_targets,
+    "rank_for": _model_targets_and_budget,
+    "plot_size": _two_sizes,
+    "bits_per_weight": _four_bit_layer,
+    "tokens_per_second": _tokens_and_seconds,
+    "final_loss": _losses_and_steps,
+    "energy_shares": _matrix,
+    "share_of_gain": _three_perplexities,
+    "bits_stored": _nats,
+}

@@ -1,0 +1,178 @@
+"""The functions that the tasks define, called with inputs that nobody has seen."""
+
+import json
+import shutil
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from grader.errors import NotebookFailed
+from grader.evaluation import call_functions
+from grader.evaluation.functions import CALLS, DRAWN, NOT_CALLED, SCRIPT, compare, draw_calls
+from grader.exercises import EXERCISES
+from grader.sandbox.execute import Afterwards, execute_in_sandbox, read_answers
+from grader.sandbox.limits import Limits
+from tests.submissions.honest import HONEST
+
+EX1 = EXERCISES["ex1_first_adapter"]
+
+
+@pytest.fixture
+def calls(base):
+    return lambda exercise, seed=1, digest="a digest": draw_calls(exercise, base, seed, digest)
+
+
+def defined(exercise, **tasks) -> dict:
+    """What the notebook's tasks define, with the sources of some of them replaced."""
+    scope = {"SEED": 0}
+    for cell in nbformat.read(exercise.solution, as_version=4).cells:
+        about = cell.metadata.get("nbgrader", {})
+        if cell.cell_type == "code" and (about.get("solution") or "import SelfCheck" in cell.source):
+            exec(tasks.get(about.get("grade_id"), cell.source), scope)
+    return scope
+
+
+def answers(calls, functions) -> bytes:
+    return json.dumps(call_functions.call_all([call.text for call in calls], functions)).encode()
+
+
+def right(outcomes) -> dict[str, bool]:
+    return {outcome.name: outcome.right for outcome in outcomes}
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda one: one.id)
+def test_the_solution_is_right_and_constants_are_wrong(calls, exercise):
+    asked = calls(exercise)
+    assert [call.name for call in asked] == [name for name in exercise.functions for _ in range(CALLS)]
+    functions = defined(exercise)
+    assert right(compare(exercise, asked, answers(asked, functions))) == dict.fromkeys(exercise.functions, True)
+    # What they return for the first of other inputs, whatever they are called with.
+    others = calls(exercise, digest="another digest")
+    first = {call.name: call_functions.call_all([call.text], functions)[0]["value"] for call in reversed(others)}
+    constant = {name: lambda *_, value=value: value for name, value in first.items()}
+    assert right(compare(exercise, asked, answers(asked, constant))) == dict.fromkeys(exercise.functions, False)
+
+
+def test_every_function_is_defined_by_a_task_and_has_its_inputs():
+    for exercise in EXERCISES.values():
+        tasks = "\n".join(cell.source for cell in exercise.released().cells if "nbgrader" in cell.metadata)
+        assert all(f"def {name}(" in tasks for name in exercise.functions)
+    assert {name for exercise in EXERCISES.values() for name in exercise.functions} == set(DRAWN)
+
+
+def test_every_submission_and_every_class_is_asked_other_things(calls):
+    texts = [tuple(call.text for call in calls(EX1, *which)) for which in ((1, "a"), (1, "b"), (2, "a"), (1, "a"))]
+    assert texts[0] == texts[3]
+    assert len(set(texts)) == 3
+
+
+WRONG = {
+    "empty": ("raise NotImplementedError", "raised NotImplementedError"),
+    "nothing": ("return None", "returned None, not"),
+    "a constant": ("return 300.0", "returned 300.0, not"),
+    "a mean of perplexities": ("return sum(math.exp(a / b) for a, b in losses) / len(losses)", "returned"),
+    "not a number": ("return float('nan')", "returned nan, not"),
+    "a number that fits no float": ("return 10**400", "returned 1000"),
+    "something else": ("return {1, 2}", "raised TypeError: returned a set"),
+    "an endless text": ("return 'x' * 10**6", "999,880 more characters"),
+}
+
+
+@pytest.mark.parametrize(("body", "why"), WRONG.values(), ids=WRONG)
+def test_a_wrong_function_is_named_with_what_it_returned_and_the_others_are_right(calls, body, why):
+    asked, functions = calls(EX1), defined(EX1)
+    scope = {"math": functions["math"]}
+    exec(f"def perplexity(losses):\n    {body}", scope)
+    found = compare(EX1, asked, answers(asked, functions | {"perplexity": scope["perplexity"]}))
+    assert right(found) == {"encode_pair": True, "answer_loss": True, "perplexity": False}
+    assert why in found[2].why
+    assert len(found[2].why) < 600 and "\n" not in found[2].why
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[", b"[" * 10**5, b"\xff", b"5", b"[{}]", b'[{"value": 1}]', b"[5, 6]"]
+)
+def test_what_is_no_list_of_answers_earns_nothing(calls, content):
+    found = compare(EX1, calls(EX1), content)
+    assert right(found) == dict.fromkeys(EX1.functions, False)
+    assert {outcome.why for outcome in found} == {NOT_CALLED}
+
+
+def test_a_nested_answer_stops_nothing(calls):
+    """Of every depth up to the one at which JSON is no longer read."""
+    exercise = EXERCISES["ex5_low_rank_limits"]
+    asked = calls(exercise)
+    for depth in range(50, 1_000, 50):
+        nested = b"[" * depth + b"]" * depth
+        content = b"[" + b",".join([b'{"value": ' + nested + b"}"] * len(asked)) + b"]"
+        assert right(compare(exercise, asked, content)) == dict.fromkeys(exercise.functions, False)
+
+
+VARIANTS = [
+    case for case in HONEST if (case.kind == "code" and "loss" in case.name) or case.name in ("whole-conversation",)
+]
+
+
+@pytest.mark.parametrize("case", VARIANTS, ids=lambda case: case.name)
+def test_other_ways_to_write_a_right_solution_are_right(calls, case, tmp_path):
+    from tests.submissions.case import Parts
+
+    class Here(Parts):
+        def run(self, folder, owner):
+            return folder
+
+    case.build(tmp_path, Here(tmp_path, tmp_path, tmp_path))
+    sources = {cell.id: cell.source for cell in nbformat.read(tmp_path / f"{EX1.id}.ipynb", as_version=4).cells}
+    functions = defined(EX1, task1=sources["task1"], task2=sources["task2"])
+    asked = calls(EX1)
+    found = compare(EX1, asked, answers(asked, functions))
+    assert all(right(found).values()), found
+
+
+needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+TASKS = """
+import math, torch
+def bits_stored(nll):
+    print("x" * 10**5)
+    return max(0.0, 122 - nll / math.log(2))
+def share_of_gain(before, after, full):
+    return 0.5
+"""
+
+
+@pytest.fixture
+def sandboxed(base, calls, tmp_path):
+    """Runs cells in the sandbox, and says what came of the functions that they define and how they ended."""
+
+    def run(exercise, *sources):
+        asked = calls(exercise)
+        cells = [new_code_cell('BASE, SEED, RUNS = "auto", 0, "runs"', metadata={"tags": ["parameters"]})]
+        notebook = new_notebook(cells=cells + [new_code_cell(source) for source in sources])
+        told = Afterwards(SCRIPT, json.dumps([call.text for call in asked]))
+        failure = ""
+        try:
+            execute_in_sandbox(notebook, tmp_path / "out", "homework", base, 0, Limits(wall=120), told)
+        except NotebookFailed as problem:
+            failure = str(problem)
+        assert "afterwards" not in (tmp_path / "out" / "homework.ipynb").read_text()
+        return {one.name: one for one in compare(exercise, asked, read_answers(tmp_path / "out"))}, failure
+
+    return run
+
+
+@needs_bwrap
+@pytest.mark.parametrize("last", ["0", "1 / 0"], ids=["finished", "stopped"])
+def test_in_the_sandbox_they_are_called_after_the_last_cell_or_where_it_stopped(sandboxed, last):
+    found, failure = sandboxed(EXERCISES["ex5_low_rank_limits"], TASKS, last)
+    assert right(found.values()) == {"energy_shares": False, "share_of_gain": False, "bits_stored": True}
+    assert "NameError: name 'energy_shares' is not defined" in found["energy_shares"].why
+    assert found["share_of_gain"].why.startswith("returned 0.5, not 0.")
+    assert ("ZeroDivisionError" in failure) is (last == "1 / 0")
+
+
+@needs_bwrap
+def test_a_kernel_that_ends_itself_when_it_is_asked_has_finished_and_earns_nothing(sandboxed):
+    found, failure = sandboxed(EX1, "def encode_pair(*_):\n    import os\n    os._exit(0)")
+    assert failure == ""
+    assert {one.why for one in found.values()} == {NOT_CALLED}
