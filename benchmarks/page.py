@@ -71,7 +71,7 @@ def compared(training: dict[str, Any]) -> str:
 
 def of_training(result: dict[str, Any]) -> list[str]:
     """Return tokens per second of every recipe, with the range over the rounds, and their perplexities."""
-    base = result["base"]
+    base = result.get("base", "embedded")  # results of the first edition name neither base nor share
     name = "training" if base == "embedded" else f"training-{base}"
     recipes = dict(sorted(result["recipes"].items(), key=lambda item: item[1]["tokens_per_second"]))
     labels, of = list(recipes), list(recipes.values())
@@ -92,7 +92,7 @@ def of_training(result: dict[str, Any]) -> list[str]:
             f"{one['tokens_per_second']:,.0f}",
             f"{one['lowest']:,.0f} to {one['highest']:,.0f}",
             f"{one['loralab_is_faster_by']:.2f}",
-            f"{one['matmul_share']:.0%}",
+            f"{one['matmul_share']:.0%}" if "matmul_share" in one else "",
             f"{one['ppl']:.2f}",
         )
         for label, one in reversed(recipes.items())

@@ -26,6 +26,7 @@ from ..exercises import ROOT
 from ..verdict import Verdict
 
 SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
+Value = str | int | float | None  # what a column holds
 APPLICATION = 0x4C6F5241  # "LoRA": another program's database is not taken for a ledger
 
 # The steps from an empty file to the present tables. A ledger notes how many of them it has behind it, and takes the
@@ -168,15 +169,15 @@ class Ledger:
         with self._transaction():
             self._database.execute(insert, values)
 
-    def query(self, statement: str, values: tuple[str | float | None, ...] = ()) -> list[tuple[Any, ...]]:
+    def query(self, statement: str, values: tuple[Value, ...] = ()) -> list[tuple[Any, ...]]:
         """Run a statement in a transaction of its own, for the tables of `term.history`, and return its rows."""
         with self._transaction():
-            return self._database.execute(statement, values).fetchall()
+            return self._database.execute(statement, tuple(map(_storable_value, values))).fetchall()
 
     def write(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
         """Run a statement for each of these rows, for all of them or for none."""
         with self._transaction():
-            self._database.executemany(statement, rows)
+            self._database.executemany(statement, [tuple(map(_storable_value, row)) for row in rows])
 
     def _take(self) -> None:
         """Lock the file, and bring it up to the present tables if it is a ledger and whole."""
@@ -248,15 +249,15 @@ class Ledger:
             ) from None
 
 
-def _storable(key: Key) -> tuple[str | bytes | int, ...]:
+def _storable(key: Key) -> tuple[bytes | Value, ...]:
     return tuple(map(_storable_value, astuple(key)))
 
 
-def _storable_value(value: str | int) -> str | bytes | int:
-    """A name that is no valid text, or a number beyond SQLite's, as bytes, which it keeps apart from all else."""
-    if isinstance(value, int):
-        return value if value < 2**63 else value.to_bytes(SEED_BITS // 8, "big")
-    return value.encode("utf-8", "surrogatepass") if _is_no_text(value) else value
+def _storable_value(value: Value) -> bytes | Value:
+    """Return a name that is no valid text, or a number beyond SQLite's, as bytes, which it keeps apart from all else."""
+    if isinstance(value, int) and value >= 2**63:
+        return value.to_bytes(SEED_BITS // 8, "big")
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) and _is_no_text(value) else value
 
 
 def _is_no_text(value: str) -> bool:

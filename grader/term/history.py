@@ -135,7 +135,8 @@ class History:
         )
         earned = _text(verdict.model_copy(update={"adjustments": []}))
         same = (row for row in rows if _text(Verdict.model_validate(json.loads(row[0]))) == earned)
-        return next((dict(zip(names, row[1:], strict=True)) for row in same), {})
+        found = next((dict(zip(names, row[1:], strict=True)) for row in same), {})
+        return {name: value.hex() if isinstance(value, bytes) else value for name, value in found.items()}
 
     def _reasons(self, before: Verdict, after: Verdict, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         if not (old and new):
