@@ -20,7 +20,7 @@ from loralab import PROFILES, Base, choose_base
 from loralab.bases import asked_for, weights_of
 from loralab.errors import LoralabError
 
-from .console import console, report_errors, say
+from .console import console, private_files, report_errors, say
 from .errors import GradebookError, GraderError, SandboxMissing, UnusableName
 from .evaluation.measure_bands import measure_bands
 from .evaluation.reference_bands import BaseBands, ExerciseBands
@@ -132,14 +132,13 @@ def grade(
     ] = None,
 ) -> None:
     """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
-    os.umask(0o077)  # what is written is about people: results, feedback, the gradebook
     course = course.resolve()
     results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
     out = out or results_folder(course, results)
     limits = Limits(wall=60 * minutes, memory=round(memory * GIB))
     request = _Request(_exercises(exercise), course, _base(base), seed, heldout_seed, limits, workers, cluster, out)
     a_class = artifacts is None and ((course / "submitted").exists() or course != ROOT)
-    with report_errors():
+    with report_errors(), private_files():
         share = _audited_share(audit, artifacts_only and a_class)
         _make_folder(request.out)
         if artifacts is not None:

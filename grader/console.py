@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,13 @@ def report_errors() -> Iterator[None]:
 def say(kind: str, what: str) -> None:
     """Print one line: its kind, which may have markup, and a text, which has none."""
     console.print(f"{kind}: {escape(what)}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Within it, new files are for their owner alone: results, feedback and the gradebook are about people."""
+    usual = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(usual)

@@ -113,7 +113,7 @@ def a_record(**fields: Any) -> Any:
         "name": "a run",
         "base": "a base",
         "trainable": 1,
-        "parameters": 1,
+        "parameters": 10**9,
         "train_pairs": 1,
         "tokens": 1,
         "epochs": 1,

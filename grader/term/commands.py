@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..console import console, report_errors, say
+from ..console import console, private_files, report_errors, say
 from ..errors import GraderError
 from ..exercises import EXERCISES, ROOT
 from ..records.ledger import Ledger
@@ -42,10 +41,9 @@ def collect(
     ] = None,
 ) -> None:
     """Bring a bulk download of Moodle or Canvas into submitted/<student>/<exercise>/ and the roster students.csv."""
-    os.umask(0o077)  # what is written is about people
     counts: Counter[str] = Counter()
     students = set()
-    with report_errors():
+    with report_errors(), private_files():
         times, unclear = submission_times(worksheet) if worksheet else ({}, [])
         for line in unclear:
             say("[yellow]note[/yellow]", line)
@@ -75,8 +73,7 @@ def export(
     ] = None,
 ) -> None:
     """Fill the sheet of Moodle or Canvas with the grades, and zip the feedback as they take it back."""
-    os.umask(0o077)  # what is written is about people
-    with report_errors():
+    with report_errors(), private_files():
         if assignment and moodle:
             raise GraderError("--assignment names a column of Canvas's gradebook; a worksheet of Moodle has one grade")
         grades = read_grades(results or results_folder(course), exercise, read_roster(course))
