@@ -263,7 +263,7 @@ def _with_less_training(run: Path, **record: float) -> None:
 
 @case("runs", "a record that says: half the pairs", graded("on 50 pairs, not 100", 97))
 def half_the_pairs(folder: Path, parts: Parts) -> None:
-    _with_less_training(parts.run(folder / RUN, "half-the-pairs"), train_pairs=50)
+    _with_less_training(parts.run(folder / RUN, "half-the-pairs"), train_pairs=50, ends=50)
 
 
 @case("runs", "a record that says: a quarter of the epochs", graded("for 2 epochs, not 8", 97))
