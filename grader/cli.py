@@ -188,7 +188,7 @@ def _grade_folders(request: _Request, folders: list[SubmissionFolder], mode: Mod
 
 
 def _grade_submitted(request: _Request, mode: Mode, url: str, options: dict[str, Any], share: float) -> bool:
-    """Grade the class, hand the results back, and tell whether nothing and nobody was left out.
+    """Grade the class, hand the results back, and tell whether everything was graded and entered.
 
     `options` are kept for a later `regrade`; of the notebooks a `share` is audited.
     """

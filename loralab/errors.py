@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LoralabError(ValueError):
     """An error that the user can correct; its message says what is wrong, where, and what to do.
@@ -19,3 +24,10 @@ def first_line(error: Exception) -> str:
 def one_line(error: Exception) -> str:
     """Return the kind of an exception and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first field that a file has wrong, and what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import LoralabError
+from .errors import LoralabError, first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -22,9 +22,7 @@ def read_json(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(json.loads(path.read_text("utf-8")))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise LoralabError(f"{path}: {where}: {first['msg']}") from None
+        raise LoralabError(f"{path}: {first_problem(error)}") from None
     except (ValueError, RecursionError):
         raise LoralabError(f"{path}: not valid JSON") from None
 

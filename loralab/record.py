@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import LoralabError
+from .errors import LoralabError, first_problem
 from .files import write_whole
 from .scores import Scores
 
@@ -192,8 +192,6 @@ class RunRecord(BaseModel):
         except UnicodeDecodeError:
             raise LoralabError(f"{path}: not UTF-8 text") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise LoralabError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise LoralabError(f"{path}: {first_problem(error)}") from None
         except OSError as error:
             raise LoralabError(f"{path}: cannot be read ({error.strerror})") from None

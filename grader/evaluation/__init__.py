@@ -1,1 +1,1 @@
-"""From a run folder to checks: everything is measured anew."""
+"""From a run folder to checks: the grader measures everything itself."""

@@ -1,4 +1,4 @@
-"""Functions of an exercise's tasks, called with inputs that nobody has seen, against those of the reference solution."""
+"""Compare the functions of a submission with the reference solution's, on inputs drawn from the secret seed."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ DECISIVE_DATA = {
     "data/desk": [],
     "data/pairs": [],
 }
-# The code that decides none: it shows verdicts, or keeps them, or is another tool. A changed page regrades nobody.
+# Code that decides no verdict: it shows or stores verdicts, or is another tool. Changing it regrades no submission.
 DECIDES_NOTHING = (
     *("grader/term", "grader/reports", "grader/records", "grader/release"),
     *("grader/cli", "grader/console", "grader/__main__"),

@@ -13,6 +13,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from loralab.errors import first_problem
+
 from ..errors import GraderError
 from ..exercises import EXERCISES
 from ..verdict import Adjustment, Verdict
@@ -114,9 +116,7 @@ def read_rules(course: Path) -> CourseRules | None:
     try:
         return CourseRules.model_validate(tomllib.loads(path.read_text("utf-8")))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise GraderError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise GraderError(f"{path}: {first_problem(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise GraderError(f"{path}: cannot be read as TOML: {error}") from None
 
