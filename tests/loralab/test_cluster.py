@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from cluster_jobs import linger, save_or_fail, wait_until, work, write_place
+from tests.loralab.cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 from distributed import KilledWorker, LocalCluster
 from typer.testing import CliRunner
 
