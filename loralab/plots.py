@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from .record import RunRecord
 from .scores import Share
@@ -20,6 +23,64 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 plt.rcParams["axes.formatter.min_exponent"] = 6  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹
 DIVERGED = 10_000.0  # a perplexity that no training is left with which still learns
+
+
+def show(shown: Figure | Axes, alt: str) -> None:
+    """Display a figure, or that of `Axes`, in a notebook with `alt` as its alternative text, and close it.
+
+    The text goes into the output's metadata (`image/png`), where nbconvert and screen readers find it.
+    """
+    figure = shown if isinstance(shown, Figure) else shown.get_figure(root=True)
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def new_axes(title: str = "", height: float = 3.2, **labels: Any) -> Axes:
+    """Return the axes of a new figure; `labels` are settings of `Axes.set`, such as `xlabel` and `yscale`."""
+    axes: Axes = plt.subplots(figsize=(7, height), layout="constrained")[1]
+    axes.set(title=title, **labels)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[float]], x: Sequence[float], axes: Axes, noise: Sequence[float] = ()
+) -> Axes:
+    """Plot one line per curve over the same `x`, and a grey band from the least to the largest value of `noise`."""
+    for (name, values), colour in zip(curves.items(), cycle(COLOURS)):
+        axes.plot(x, values, "o-", color=colour, linewidth=2, markersize=5, label=name)
+    if len(noise):
+        axes.axhspan(min(noise), max(noise), color=COLOURS[-1], alpha=0.3, label="same settings, other seeds")
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_seeds(runs: Mapping[str, Mapping[float, Sequence[float]]], axes: Axes) -> Axes:
+    """Plot one line per group through the means over seeds, with each seed's value as a faint point.
+
+    `runs` maps a group's name to the values of its seeds at each x.
+    """
+    for (name, by_x), colour in zip(runs.items(), cycle(COLOURS)):
+        x = sorted(by_x)
+        axes.plot(x, [np.mean(by_x[at]) for at in x], "-", color=colour, linewidth=2, label=name)
+        points = [(at, value) for at in x for value in by_x[at]]
+        axes.plot(*np.transpose(points), "o", color=colour, alpha=0.45, markersize=4)
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_grid(values: np.ndarray, rows: Sequence[object], columns: Sequence[object], axes: Axes) -> Axes:
+    """Plot perplexities as a heat map on a log scale with the value in each field; (len(rows), len(columns))."""
+    shown = np.nan_to_num(values, nan=DIVERGED).clip(max=DIVERGED)
+    axes.imshow(shown, cmap="viridis_r", norm=LogNorm(), aspect="auto")
+    middle = np.sqrt(shown.min() * shown.max())
+    for (i, j), value in np.ndenumerate(shown):
+        axes.text(j, i, _readable(value), ha="center", va="center", color="black" if value < middle else "white")
+    axes.set_xticks(range(len(columns)), [str(one) for one in columns])
+    axes.set_yticks(range(len(rows)), [str(one) for one in rows])
+    axes.grid(visible=False)
+    return axes
 
 
 def smoothed(losses: Sequence[float], window: int = 5) -> np.ndarray:

@@ -1,4 +1,4 @@
-# In Colab this installs the course and leaves its torch alone; elsewhere it does nothing.
+# @title Set-up: in Colab this installs the course and leaves its torch alone; elsewhere it does nothing.
 import sys
 
 if "google.colab" in sys.modules:

@@ -15,7 +15,11 @@ from tqdm.auto import tqdm
 
 ROOT = Path(__file__).parents[1]
 BOOTSTRAP = Path(__file__).parent / "bootstrap.py"
+# What a chapter's committed outputs come from, where it is not the embedded base: results that speak.
+BASES = {"02": "smollm2-135m", "03": "smollm2-135m", "05": "smollm2-135m"}
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/{ref}/{path})"
+# How JupyterLab, Colab and MyST hide a cell's source until it is asked for.
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form", "tags": ["hide-input"]}
 TQDM = re.compile(r"\d+%\|.*\||\d+(it|step|s)/(s|it)")
 BADGE_LINK = re.compile(r"colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w.-]+/(?=chapters/|exercises/)")
 BADGE_LINE = re.compile(r"^\[!\[Open in Colab\].*$", re.M)
@@ -49,7 +53,9 @@ def cell(notebook: NotebookNode, name: str) -> NotebookNode:
 def dressed(notebook: NotebookNode, path: Path, repo: str, ref: str) -> NotebookNode:
     """The notebook with its bootstrap cell and its badge for the repository `repo` at `ref`."""
     source = BOOTSTRAP.read_text("utf-8").rstrip("\n")
-    cell(notebook, "bootstrap").source = source.replace("{repo}", repo).replace("{ref}", ref)
+    bootstrap = cell(notebook, "bootstrap")
+    bootstrap.source = source.replace("{repo}", repo).replace("{ref}", ref)
+    bootstrap.metadata |= FOLDED
     title = cell(notebook, "title")
     badge = BADGE.format(repo=repo, ref=ref, path=public_path(path))
     if BADGE_LINE.search(title.source):
@@ -83,12 +89,13 @@ def execute(
     names: Annotated[
         list[str] | None, typer.Argument(help="Chapters by the start of their name (default: all).")
     ] = None,
-    base: Annotated[str, typer.Option(help="The base to run on.")] = "embedded",
+    base: Annotated[str | None, typer.Option(help="The base to run on (default: each chapter's own).")] = None,
 ) -> None:
     """Execute the chapters in place, each in a fresh kernel and an empty folder."""
     chosen = [path for path in chapters() if not names or path.name.startswith(tuple(names))]
     for path in tqdm(chosen, desc="chapters", unit="chapter"):
-        notebook = run(path, ROOT / "build" / "chapters" / path.stem, base)
+        own = BASES.get(path.stem[:2], "embedded")
+        notebook = run(path, ROOT / "build" / "chapters" / path.stem, base or own)
         nbformat.write(notebook, path)
 
 

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from tools.notebooks import chapters, run
+from tools.notebooks import BASES, chapters, run
 
 PATHS = chapters()
 # What would name the machine that a chapter ran on: its folders, its users, where its packages lie.
@@ -76,16 +76,35 @@ def test_it_is_committed_with_the_outputs_of_one_clean_run(path, committed):
     counts = [one.execution_count for one in code(notebook)]
     assert None not in counts and counts == sorted(set(counts))
     assert blemishes(notebook) == []
-    assert "base: embedded" in "".join(o.get("text", "") for one in code(notebook) for o in one.outputs)
+    shown = "".join(o.get("text", "") for one in code(notebook) for o in one.outputs)
+    assert f"base: {BASES.get(path.stem[:2], 'embedded')}" in shown
 
 
 @each_chapter
-def test_every_figure_is_described_in_the_cell_below_it(path, committed):
-    cells = committed[path].cells
-    figures = [i for i, one in enumerate(cells) if FIGURE.search(str(one.get("outputs", "")))]
-    assert figures
-    bare = [cells[i].id for i in figures if not re.match(r"\*(Plot|Picture|Drawing|Slider)\b.*\*", cells[i + 1].source)]
+def test_every_figure_has_alternative_text(path, committed):
+    outputs = [(one.id, o) for one in code(committed[path]) for o in one.outputs if "image/png" in o.get("data", {})]
+    assert outputs
+    bare = [name for name, o in outputs if len(o.metadata.get("image/png", {}).get("alt", "")) < 40]
     assert bare == []
+
+
+@each_chapter
+def test_every_guess_is_shown_beside_the_result(path, committed):
+    source = "\n".join(one.source for one in code(committed[path]))
+    guesses = [name for line in re.findall(r"^(guess_.*?) = ", source, re.M) for name in line.split(", ")]
+    assert guesses
+    assert [name for name in guesses if len(re.findall(rf"\b{name}\b", source)) < 2] == []
+
+
+# What is done to figures and axes; the functions of loralab.plots are not counted.
+PLOTTING = re.compile(r"\b(plt|fig|axes|left|right|panels?)\b.*[.(]|^ +(fontsize|color|linewidth|xytext|label)=")
+
+
+@each_chapter
+def test_most_of_the_code_is_not_about_plotting(path, committed):
+    lines = [line for one in code(committed[path])[2:] for line in one.source.splitlines() if line.strip()]
+    plotting = [line for line in lines if PLOTTING.search(line)]
+    assert len(plotting) <= 0.2 * len(lines), plotting
 
 
 @each_chapter

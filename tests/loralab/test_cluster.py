@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from tests.loralab.cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 from distributed import KilledWorker, LocalCluster
 from typer.testing import CliRunner
 
@@ -24,6 +23,7 @@ from loralab.cluster import on_this_machine, run_all
 from loralab.pool import Died
 from loralab.split import read_split
 from loralab.sweep import FAILURE_FILE, check_memory_there, plan, sweep, table
+from tests.loralab.cluster_jobs import linger, save_or_fail, wait_until, work, write_place
 
 THREADS = 2
 
