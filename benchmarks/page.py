@@ -1,4 +1,4 @@
-"""The results of all benchmarks on one page, `docs/benchmarks.md`, and the README's table of what made it faster."""
+"""The results of all benchmarks on one page, `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from loralab.fit import Settings
 from loralab.plots import COLOURS
 
 ROOT = Path(__file__).parents[1]
-PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "benchmarks"
-BEGIN, END = "<!-- what made it faster: written by `make bench` -->", "<!-- end -->"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -110,6 +109,8 @@ def of_training(result: dict[str, Any]) -> list[str]:
         "What made it faster:",
         "",
         *faster(result),
+        compared(result),
+        "",
         *origin(result, "training" if base == "embedded" else f"training --base {base}"),
     ]  # fmt: skip
 
@@ -324,12 +325,7 @@ def main() -> None:
             "",
         ]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
-    if (RESULTS / "training.json").exists():
-        before, rest = README.read_text("utf-8").split(BEGIN)
-        training = json.loads((RESULTS / "training.json").read_text("utf-8"))
-        lines = [*faster(training), compared(training), "[All benchmarks](docs/benchmarks.md) has the rest.", ""]
-        README.write_text("\n".join([f"{before}{BEGIN}", "", *lines, f"{END}{rest.split(END, 1)[1]}"]), "utf-8")
-    print(f"{PAGE.relative_to(ROOT)} is written, and the README's table if training was measured")
+    print(f"{PAGE.relative_to(ROOT)} is written")
 
 
 if __name__ == "__main__":

@@ -307,16 +307,16 @@ def main() -> None:
     names = [name for name in NOTES if name not in TRL or TRL_PYTHON.exists()]
     if len(names) < len(NOTES):
         print("TRL is left out: `make bench` makes its environment, build/trl")
-    rounds = []
+    pairs, epochs = PAIRS[chosen.base]
+    rounds: list[dict[str, dict[str, float]]] = []
     for seed in range(chosen.rounds):
         rounds.append({})
         for name in names:
             rounds[-1][name] = found = _in_its_own_process(name, chosen.base, seed)
             print(f"{seed} {name:24} " + "  ".join(f"{k} {v:,.2f}" for k, v in found.items()), flush=True)
-    pairs, epochs = PAIRS[chosen.base]
-    about = {"base": chosen.base, "pairs": pairs, "epochs": epochs}
-    result = about | {"rounds": rounds, **summarise(rounds, ladder(chosen.base))}
-    save("training" if chosen.base == "embedded" else f"training-{chosen.base}", result)
+        about = {"base": chosen.base, "pairs": pairs, "epochs": epochs, "rounds": rounds}
+        result = about | summarise(rounds, ladder(chosen.base))
+        save("training" if chosen.base == "embedded" else f"training-{chosen.base}", result)
     print(json.dumps({name: result[name] for name in ("recipes", "each_step_is_faster_by")}, indent=1))
 
 

@@ -2,7 +2,7 @@
 
 `chapters/claims.toml` holds the claims. A claim that can be computed names one of the functions in `CHECKS`, which
 works it out anew from the models' configs in `data/configs/`, on the meta device: no weights, no network, no GPU.
-`make claims` renders the ledger as `docs/claims.md`. Throughout, 1 GB is 1e9 bytes and 1 MB is 1e6.
+`make generate` renders the ledger as `docs/claims.md`. Throughout, 1 GB is 1e9 bytes and 1 MB is 1e6.
 """
 
 from __future__ import annotations

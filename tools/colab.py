@@ -121,7 +121,7 @@ def _course(notebook: Path) -> tuple[str, str]:
     """The address and the ref from which a notebook installs the course."""
     found = COURSE.search(cell(nbformat.read(notebook, as_version=4), "bootstrap").source)
     if found is None:
-        raise typer.BadParameter(f"{notebook.name}: its bootstrap cell installs no course; run make badges")
+        raise typer.BadParameter(f"{notebook.name}: its bootstrap cell installs no course; run make generate")
     return found[1], found[2]
 
 

@@ -1,4 +1,4 @@
-"""Write the committed pairs from the tables in `data/desk/`: `make pairs`.
+"""Write the committed pairs from the tables in `data/desk/`: `make generate`.
 
 `data/pairs/general.jsonl` is written by hand and not touched here.
 """

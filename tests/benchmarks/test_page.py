@@ -1,4 +1,4 @@
-"""What `make bench` makes of its measurements: medians, ratios, one page, and the README's table."""
+"""What `make bench` makes of its measurements: medians, ratios and one page."""
 
 import json
 
@@ -30,21 +30,19 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    for name in ("PAGE", "README", "FIGURES", "RESULTS"):
+    for name in ("PAGE", "FIGURES", "RESULTS"):
         monkeypatch.setattr(page, name, tmp_path / name.lower())
     monkeypatch.setattr(page, "ROOT", tmp_path)
     page.RESULTS.mkdir()
-    page.README.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     return tmp_path
 
 
-def test_without_results_the_page_says_what_is_missing_and_the_readme_stays(place):
+def test_without_results_the_page_says_what_is_missing(place):
     page.main()
     assert "Not yet measured" in page.PAGE.read_text() and "## Training" not in page.PAGE.read_text()
-    assert "old" in page.README.read_text()
 
 
-def test_the_page_and_the_readme_show_what_was_measured(place):
+def test_the_page_shows_what_was_measured(place):
     result = (
         {"base": "embedded", "rounds": ROUNDS, "pairs": 3, "epochs": 2}
         | training.summarise(ROUNDS, training.ladder("embedded"))
@@ -55,12 +53,8 @@ def test_the_page_and_the_readme_show_what_was_measured(place):
     shown = page.PAGE.read_text()
     assert "| source | " in shown and "| 50 to 200 | 10.00 | 2% | 40.00 |" in shown
     assert "2 cores; torch 2; 2026-01-02" in shown and (page.FIGURES / "training.png").stat().st_size > 10_000
-    readme = page.README.read_text()
-    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
-    assert "| padded to the longest text of its batch | ×5.00 | ×5.0 |" in readme
-    assert "10.0 times as fast as the source's recipe (held-out perplexity 40.0), at perplexity 40.0" in readme
-    page.main()
-    assert page.README.read_text() == readme
+    assert "| padded to the longest text of its batch | ×5.00 | ×5.0 |" in shown
+    assert "10.0 times as fast as the source's recipe (held-out perplexity 40.0), at perplexity 40.0" in shown
 
 
 def test_a_gpus_measurements_have_a_section(place):

@@ -28,7 +28,7 @@ def test_a_notebook_has_stable_ids_parameters_and_no_outputs(path):
 def test_the_student_version_is_what_nbgrader_generates(exercise, tmp_path):
     fresh = generate(exercise, tmp_path)
     committed = ROOT / "exercises" / exercise.id / fresh.name
-    assert fresh.read_text() == committed.read_text(), "exercises/ is stale: run `make exercises`"
+    assert fresh.read_text() == committed.read_text(), "exercises/ is stale: run `make generate`"
 
 
 @pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)

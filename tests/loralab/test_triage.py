@@ -175,4 +175,4 @@ def test_the_committed_pairs_are_what_the_recipe_writes(tmp_path, monkeypatch):
     for name in FILES | FAR:
         if name != "general":
             written, stored = tmp_path / f"{name}.jsonl", data_path(f"pairs/{name}.jsonl")
-            assert written.read_bytes() == stored.read_bytes(), f"{name}.jsonl is stale: run `make pairs`"
+            assert written.read_bytes() == stored.read_bytes(), f"{name}.jsonl is stale: run `make generate`"
