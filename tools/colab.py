@@ -48,10 +48,10 @@ def run(*words: str | Path, **options) -> str:
 class Machine:
     """A stand-in for a Colab machine, in `folder`."""
 
-    def __init__(self, folder: Path, python: str) -> None:
+    def __init__(self, folder: Path, python: str, versions: dict[str, str | None]) -> None:
         self.folder, self.bin = folder, folder / "env" / "bin"
         run(python, "-m", "venv", folder / "env")
-        wanted = [name if version is None else f"{name}=={version}" for name, version in PREINSTALLED.items()]
+        wanted = [name if version is None else f"{name}=={version}" for name, version in versions.items()]
         run(self.bin / "pip", "install", "--quiet", *wanted)
         self.packages = Path(
             run(self.bin / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
@@ -113,6 +113,13 @@ class Machine:
         return found
 
 
+def frozen(path: Path) -> dict[str, str | None]:
+    """Return the preinstalled packages at the versions of a `pip freeze`, without local labels such as `+cu128`."""
+    lines = (line.partition("==") for line in path.read_text("utf-8").splitlines())
+    listed = {name.strip().lower(): version.strip().partition("+")[0] for name, sign, version in lines if sign}
+    return PREINSTALLED | {name: listed[name] for name in PREINSTALLED if name in listed}
+
+
 def _files(info: Path) -> list[str]:
     return [f"{info.name}/{name}" for name in ("METADATA", "INSTALLER", "RECORD")]
 
@@ -138,13 +145,14 @@ def main(
         list[str] | None, typer.Argument(help="Chapters by the start of their name (default: all).")
     ] = None,
     python: Annotated[str, typer.Option(help="The Python to make the environment with.")] = sys.executable,
+    freeze: Annotated[Path | None, typer.Option(help="Colab's own `pip freeze`, whose versions to take.")] = None,
 ) -> None:
     """Run chapters as Colab does, from the last commit; exit status 1 if one fails."""
     chosen = [path for path in chapters() if not names or path.name.startswith(tuple(names))]
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        machine = Machine(Path(scratch), python)
+        machine = Machine(Path(scratch), python, frozen(freeze) if freeze else PREINSTALLED)
         print(
             f"environment: {time.perf_counter() - started:.0f} s, " + run(machine.bin / "python", "--version").strip()
         )

@@ -8,6 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from typer.testing import CliRunner
 
+from tools.colab import PREINSTALLED, frozen
 from tools.notebooks import BOOTSTRAP, ROOT, app, badges, cell, dressed, learner_notebooks, public_path, run
 
 REPO = "owner/some.course"
@@ -100,3 +101,11 @@ def test_an_executed_notebook_keeps_outputs_and_loses_noise(tmp_path):
     assert [output.text for output in done.cells[2].outputs] == ["Warning: look out\n"]  # a reader would see it, too
     assert "papermill" not in done.metadata
     assert not any("papermill" in one.metadata for one in done.cells)
+
+
+def test_the_versions_of_colabs_own_freeze_are_taken(tmp_path):
+    listing = tmp_path / "freeze.txt"
+    listing.write_text("torch==2.11.0+cu128\nnumpy==2.0.2\nsome @ file:///x\nPeft==0.21.0\nother==1\n")
+    found = frozen(listing)
+    assert (found["torch"], found["numpy"], found["peft"]) == ("2.11.0", "2.0.2", "0.21.0")
+    assert found.keys() == PREINSTALLED.keys()
