@@ -1,4 +1,4 @@
-"""How the cost of a training grows with the number of pairs, their length and the rank, with the fitted exponents.
+"""How the cost of a training run grows with the number of pairs, their length and the rank, with the fitted exponents.
 
 `loralab.train` on the embedded base, on random tokens of which the last two thirds are learned. Time is that of a
 training, the median of the rounds; memory is what torch's allocator had handed out at the peak, counted by its

@@ -29,7 +29,7 @@ MESSAGES = 200  # per seed
 
 
 def measure_one(setting: tuple[float, int]) -> dict[str, float]:
-    """Train with a dropout and a seed; return what the run makes of fresh messages, and its seconds."""
+    """Train with a dropout and a seed; return its scores on fresh messages, and its seconds."""
     dropout, seed = setting
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(BASE)

@@ -1,6 +1,6 @@
 """Grading a class: `nbgrader autograde`, this grader re-running every notebook, and this grader on the artifacts alone.
 
-All three grade the same honest hand-ins of exercise 1, one after the other. Then the artifacts of a larger class, with
+All three grade the same honest submissions of exercise 1, one after the other. Then the artifacts of a larger class, with
 the memory of all the grader's processes as it goes, and the artifacts of the few again on one and two workers, of
 this machine and of a dask scheduler. Writes `benchmarks/results/grading.json`.
 """
@@ -40,7 +40,7 @@ ENVIRONMENT = os.environ | {
 
 
 def write_class(course: Path, hand_ins: int, runs: Path) -> None:
-    """Hand-ins of exercise 1 that differ in a comment, each with the run folder that the solution trained."""
+    """Submissions of exercise 1 that differ in a comment, each with the run folder that the solution trained."""
     for number in range(hand_ins):
         folder = course / "submitted" / f"student-{number:03}" / EX1.id
         shutil.copytree(runs / RUN, folder / RUN, ignore=lambda _, names: set(names) - set(RUN_FILES))
@@ -77,7 +77,7 @@ def with_nbgrader(course: Path, hand_ins: int) -> float:
     with Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
         scores = [one.score for one in gradebook.assignment_submissions(EX1.id)]
     if scores != [8.0] * hand_ins:
-        raise RuntimeError(f"nbgrader graded {len(scores)} of {hand_ins} hand-ins: {scores}")
+        raise RuntimeError(f"nbgrader graded {len(scores)} of {hand_ins} submissions: {scores}")
     return seconds
 
 
@@ -89,7 +89,7 @@ def with_this(course: Path, hand_ins: int, *options: str, watch: Callable[[int],
     seconds = call(command, course, watch)
     verdicts = json.loads((out / "results.json").read_text())
     if [sum(check["passed"] for check in one["checks"]) for one in verdicts] != [12] * hand_ins:
-        raise RuntimeError(f"not every honest hand-in passed: see {out}/report.html")
+        raise RuntimeError(f"not every honest submission passed: see {out}/report.html")
     return seconds
 
 
@@ -102,7 +102,7 @@ def memory_over(course: Path, hand_ins: int) -> dict[str, object]:
             own = psutil.Process(pid)
             samples.append(sum(one.memory_full_info().uss for one in (own, *own.children(recursive=True))))
         except psutil.Error:
-            return  # one of them has ended meanwhile
+            return  # one of them has ended since
 
     with_this(course, hand_ins, "--artifacts-only", watch=watch)
     quarters = [max(samples[i * len(samples) // 4 : (i + 1) * len(samples) // 4]) for i in range(4)]
@@ -137,25 +137,25 @@ def scaled_out(course: Path, hand_ins: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hand-ins", type=int, default=20)
-    parser.add_argument("--many", type=int, default=300, help="how many hand-ins the memory is watched over")
+    parser.add_argument("--submissions", type=int, default=20)
+    parser.add_argument("--many", type=int, default=300, help="how many submissions the memory is watched over")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         trained = execute(EX1.solution, folder / "solution", "embedded", 0, progress=False).runs
         few, many = folder / "few", folder / "many"
-        write_class(few, chosen.hand_ins, trained)
+        write_class(few, chosen.submissions, trained)
         write_class(many, chosen.many, trained)
         seconds = {
-            "nbgrader autograde": with_nbgrader(few, chosen.hand_ins),
-            "re-executing": with_this(few, chosen.hand_ins),
-            "artifacts only": with_this(few, chosen.hand_ins, "--artifacts-only"),
+            "nbgrader autograde": with_nbgrader(few, chosen.submissions),
+            "re-executing": with_this(few, chosen.submissions),
+            "artifacts only": with_this(few, chosen.submissions, "--artifacts-only"),
         }
         memory = memory_over(many, chosen.many)
-        workers = scaled_out(few, chosen.hand_ins)
+        workers = scaled_out(few, chosen.submissions)
     first = seconds["nbgrader autograde"]
     result = {
-        "hand_ins": chosen.hand_ins,
+        "hand_ins": chosen.submissions,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "times_as_fast": {name: round(first / value, 2) for name, value in seconds.items()},
         "seconds_by_workers": {name: round(value, 1) for name, value in workers.items()},

@@ -37,12 +37,12 @@ CASES = [
 
 
 def allocated(source: str, settings: Settings) -> int:
-    """The largest number of bytes that torch's allocator had handed out at one time during a training."""
+    """Return the peak of the bytes allocated by torch during a training run."""
     return peak_allocated(lambda: train(source, settings))
 
 
 def resident(source: str, settings: Settings) -> int:
-    """By how many bytes this process grew at the most during a training."""
+    """Return by how many bytes this process grew, at its peak, during a training run."""
     train(fit("embedded", length=64).source, replace(settings, length=64))  # what libraries take once
     before = psutil.Process().memory_info().rss
     reset_peak_memory()

@@ -44,7 +44,7 @@ CASES = [
 
 
 def trained(model: str, settings: Settings, device: str, dtype: torch.dtype) -> dict[str, object]:
-    """Build the base, train it for a few steps, and tell the losses and the tokens a second of all but the first step."""
+    """Build the base, train it for a few steps, and return the losses and the tokens per second of all but the first step."""
     base = random_base(fit(model, length=64).source, settings.method, device, dtype)
     how = (settings.rank, settings.targets, settings.batch, settings.length, settings.checkpointing, dtype)
     ticks: list[float] = []
@@ -77,7 +77,7 @@ def in_a_process(model: str, settings: Settings) -> dict[str, object]:
 
 
 def row(model: str, settings: Settings, found: dict[str, object]) -> dict[str, object]:
-    """What was measured, beside the estimate. The deviation is known only of a training that went through."""
+    """Return the measurement beside the estimate; only a training run that finished has a deviation."""
     expected = fit(model, gpu="t4", **asdict(settings))
     estimate = expected.memory.total
     deviation = 100 * (estimate / found["allocated"] - 1) if found["fitted"] else None

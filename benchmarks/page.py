@@ -34,7 +34,7 @@ def figure(name: str, alternative: str) -> list[str]:
 
 
 def power(exponent: float) -> str:
-    """An exponent to two digits, without the sign of what is nearly 0."""
+    """Format an exponent with two digits and no sign at 0."""
     return f"{round(exponent, 2) + 0:.2f}"
 
 
@@ -132,7 +132,7 @@ def of_dropout(result: dict[str, Any]) -> list[str]:
         "",
         f"Exercise 1's training on the embedded base, {seeds} pairs of runs with the same seed, {result['messages']} fresh "
         f"messages each. Exact match without dropout minus with it: {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}). "
-        f"Without dropout a training is {result['faster_without_by']:.2f} times as fast.",
+        f"Without dropout a training run is {result['faster_without_by']:.2f} times as fast.",
         "",
         *table(("lora_dropout", "exact match", "PPL"), rows),
         *origin(result, "dropout"),
@@ -146,7 +146,7 @@ def of_waiting(result: dict[str, Any]) -> list[str]:
         "## Two processes on the same cores",
         "",
         "Threads of OpenMP that wait for work *spin* by default; with `OMP_WAIT_POLICY=PASSIVE`, which `import loralab` sets, "
-        f"they *sleep*. A training alone then takes {result['sleep_against_spin_alone']:.2f} times as long; two that shared "
+        f"they *sleep*. A training run alone then takes {result['sleep_against_spin_alone']:.2f} times as long; two that shared "
         "the processors fairly would take twice as long as one.",
         "",
         *table(("waiting threads", "two side by side, against one alone"), rows),
@@ -180,7 +180,7 @@ def of_cost(result: dict[str, Any]) -> list[str]:
         "",
         f"One of the three grows, the others stay as usual ({usual}; batches of {result['batch']}). An exponent of 1 is in "
         "proportion, 0 is not at all. Memory is what torch had handed out at the peak. Above 256 tokens a CPU that trains in "
-        "bf16 takes sdpa's attention in place of the one that is written out.",
+        "bf16 uses sdpa's attention instead of the written-out one.",
         "",
         *figure("cost", "Seconds and megabytes against pairs, length and rank"),
         *table(("what grows", "exponent of time", "exponent of memory"), rows),
@@ -200,7 +200,7 @@ def of_start(result: dict[str, Any]) -> list[str]:
     imports, verdict = result["imports"], result["to_the_first_verdict"]
     rows = [
         (
-            "`import loralab`, garbage collection off meanwhile",
+            "`import loralab`, with garbage collection off",
             f"{imports['collecting']['median']:.1f} s to {imports['not_collecting']['median']:.1f} s",
             f"×{imports['collecting']['median'] / imports['not_collecting']['median']:.2f}",
         ),
@@ -232,13 +232,13 @@ def of_grading(result: dict[str, Any]) -> list[str]:
     return [
         "## Grading a class",
         "",
-        f"The same {result['hand_ins']} hand-ins of exercise 1, one grader after the other. `nbgrader autograde` runs "
+        f"The same {result['hand_ins']} submissions of exercise 1, one grader after the other. `nbgrader autograde` runs "
         "one notebook after the other, unprotected; the re-executing grader runs two at a time, each in a sandbox of its "
-        "own, and measures each adapter on 300 held-out pairs besides.",
+        "own, and also measures each adapter on 300 held-out pairs.",
         "",
         *table(("grader", "time", "as fast as nbgrader"), rows),
         *(["The artifacts alone, by workers:", "", *table(("workers", "time"), workers)] if workers else []),
-        f"Over {result['memory']['hand_ins']} hand-ins the peak memory of all its processes, quarter by quarter: {quarters} GB.",
+        f"Over {result['memory']['hand_ins']} submissions the peak memory of all its processes, quarter by quarter: {quarters} GB.",
         "",
         *origin(result, "grading"),
     ]  # fmt: skip
@@ -321,7 +321,7 @@ def main() -> None:
         lines += [
             "## On a GPU",
             "",
-            "Not yet measured. `python -m benchmarks.memory_gpu` is ready for whoever has one.",
+            "Not yet measured. `python -m benchmarks.memory_gpu` is ready to run on one.",
             "",
         ]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")

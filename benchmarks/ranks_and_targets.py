@@ -62,7 +62,7 @@ class Run:
 
 
 def measure_one(run: Run) -> dict[str, float]:
-    """Return what a run makes of fresh messages and of general pairs; `exact` and `exact_unseen` are counts."""
+    """Return a run's scores on fresh messages and general pairs; `exact` and `exact_unseen` are counts."""
     if run.file.exists():
         return json.loads(run.file.read_text("utf-8"))
     base = choose_base(run.base)

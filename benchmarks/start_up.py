@@ -51,7 +51,7 @@ def alternating(rounds: int, **commands: tuple[str, ...]) -> dict[str, dict[str,
 
 
 def parts() -> dict[str, float]:
-    """Seconds of what `make grade` does for one exercise, measured piece by piece."""
+    """Measure the seconds of each part of `make grade` for one exercise."""
     with tempfile.TemporaryDirectory() as folder:
         done = execute(EX1.solution, Path(folder), "embedded", 0, progress=False)
         cells = nbformat.read(done.notebook, as_version=4).cells

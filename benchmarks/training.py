@@ -82,7 +82,7 @@ FASTEST = {"collator": "answers", "attention": "eager", "arguments": BF16}  # wh
 PLAIN = {
     "source": Recipe("every text padded to 512 tokens, 4 x 4 pairs per step, fp32", **SOURCE, collator="to 512"),
     "dynamic padding": Recipe("padded to the longest text of its batch", **SOURCE),
-    "one batch": Recipe("16 pairs at once in place of 4 x 4"),
+    "one batch": Recipe("16 pairs at once instead of 4 x 4"),
     "answers' logits": Recipe("no logits for prompts", collator="answers"),
 }
 IN_BF16 = {
@@ -92,7 +92,7 @@ IN_BF16 = {
 ASIDE = {
     "source, bf16": Recipe("the source's recipe with its bf16=True", **SOURCE, collator="to 512", arguments=BF16),
     "packed": Recipe(
-        "a batch as one long text, position ids in place of a mask; tried, not used", collator="flat", arguments=BF16
+        "a batch as one long text, position ids instead of a mask; tried, not used", collator="flat", arguments=BF16
     ),
     "length grouping": Recipe(
         "batches of texts of similar length; tried, not used",

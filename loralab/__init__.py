@@ -39,7 +39,7 @@ _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used, so that `loralab --help` does not load torch.
 
-    Importing torch, transformers and peft creates very many objects and almost no garbage. Looking for garbage meanwhile
+    Importing torch, transformers and peft creates very many objects and almost no garbage. Collecting it during the imports
     takes much of the time (`benchmarks/start_up.py` measures it), so collection pauses.
     """
     collecting = gc.isenabled()

@@ -68,7 +68,7 @@ def measure(
     """Measure what `model` does with `pairs`.
 
     Generates answers to the first `SAMPLES`. With `recompute`, also measures perplexity on all pairs, and scores the
-    answers to the first `recompute` of them in place of those samples.
+    answers to the first `recompute` of them instead of those samples.
     """
     few, some = pairs[:SAMPLES], pairs[:MEASURED]
     answers = _answers(model, tokenizer, few, max_length)
@@ -163,7 +163,7 @@ def ignores_question(before: QuestionControl | None, after: QuestionControl | No
         return []
     base = f", the base alone {before.gain:.2f}" if before else ""
     return [
-        f"it ignores the question: the right question, in place of another pair's, saves {gain_text(after)}{base}; "
+        f"it ignores the question: the right question, instead of another pair's, saves {gain_text(after)}{base}; "
         "check that each answer is paired with its own question, or train longer"
     ]
 

@@ -1,7 +1,7 @@
 """The base models of the course and what each of them needs.
 
 One notebook source runs on all of them; what differs (where it comes from, its learning rate, its
-licence) stands in its profile.
+licence) is in its profile.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
 
 
 def find_base(name: str) -> Base:
-    """`choose_base(name)`, and a look whether the hub has it. Raises `LoralabError`, in one line, if it cannot be had."""
+    """Return `choose_base(name)` if the Hub has it. Raises `LoralabError`, in one line, if it is unavailable."""
     base = choose_base(name)
     if not Path(base.source).is_dir() and not hub_has(base.source):
         raise LoralabError(
@@ -215,7 +215,7 @@ def hub_has(source: str, timeout: float = 5.0) -> bool:
     try:
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)  # asks once; a download, six times
-    except Exception:  # offline, no such model, no permission: whatever it is, it cannot be had
+    except Exception:  # offline, no such model, no permission: in any case it is unavailable
         return False
     return True
 
@@ -277,7 +277,7 @@ def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def load_model(
     base: Base, hardware: Precision | None = None, quantization: BitsAndBytesConfig | None = None
 ) -> PreTrainedModel:
-    """Load the base's weights in the number format of this machine, on its device, without a second copy.
+    """Load the base's weights in the number format of this machine, on its device, without holding two copies.
 
     With `quantization` (see `nf4`) the linear layers of its blocks are held in 4 bits, ready to be trained upon. A base
     that was saved quantised stays as it was saved. Raises `LoralabError`, in one line, if it cannot be loaded.

@@ -428,7 +428,7 @@ def fit(
     upcast: Annotated[bool, typer.Option(help="What prepare_model_for_kbit_training does to the rest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Tell whether a training fits on a GPU, of what its memory is made, and what would make it fit."""
+    """Estimate whether a training run fits on a GPU, what takes the memory, and what would make it fit."""
     import json
 
     from transformers.utils.logging import set_verbosity_error
@@ -543,9 +543,9 @@ def _errors_in_lines() -> Iterator[None]:
 
 
 def _stop(error: Exception | str) -> NoReturn:
-    """End with the first line of what was wrong and exit status 2."""
-    told = str(error).strip() or type(error).__name__
-    typer.echo(f"Error: {told.splitlines()[0]}", err=True)
+    """Print the error's first line and exit with status 2."""
+    message = str(error).strip() or type(error).__name__
+    typer.echo(f"Error: {message.splitlines()[0]}", err=True)
     raise typer.Exit(2) from None
 
 

@@ -138,18 +138,18 @@ def _check_workers(client: Client, address: str, module: str, gpu: bool) -> None
 
 
 def _wanted(client: Client, address: str) -> int:
-    """How many jobs should be in flight; workers come and go, so it is asked anew each time."""
+    """How many jobs should be in flight; workers come and go, so it is computed each time."""
     threads: dict[str, int] = _ask(address, client.nthreads)
     return max(1, AHEAD * sum(threads.values()))
 
 
 def _submit(client: Client, function: Callable[[Job], Any], job: Job, gpu: bool) -> Future[Any]:
-    errand = _Errand(function.__module__, describe(function.__module__), pickle.dumps((function, job)))
+    task = _Task(function.__module__, describe(function.__module__), pickle.dumps((function, job)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")  # a job carries its files with it, and few are sent
         return client.submit(
             pickle.loads,
-            pickle.dumps(errand),
+            pickle.dumps(task),
             key=f"{function.__name__}-{uuid.uuid4().hex}",
             resources={"GPU": 1} if gpu else None,
         )
@@ -194,7 +194,7 @@ def _ask(address: str, question: Callable[[], Any]) -> Any:
 # From here on in a worker.
 
 
-class _Errand:
+class _Task:
     """A task that is done by unpickling it: the scheduler looks into each task, and so needs no loralab to do so."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where the course's data lies: inside an installed package, or in the folder `data/` of a clone."""
+"""Where the course's data is: inside an installed package, or in the folder `data/` of a clone."""
 
 from pathlib import Path
 

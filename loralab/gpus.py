@@ -28,7 +28,7 @@ class Gpu:
         return self.gib * GIB
 
     def holds(self, total: float) -> str:
-        """Return the verdict on a training whose tensors take `total` bytes on one of them at their peak."""
+        """Return the verdict on a training run whose tensors take `total` bytes on one of them at their peak."""
         return verdict(total, self.bytes)
 
 
@@ -71,7 +71,7 @@ SEVERAL = (
 
 
 def find_gpu(asked: str | float) -> Gpu:
-    """Return the GPU that is asked for: by name ("A100-80GB", "rtx 4090"), by memory ("24GB"), or several ("2x t4").
+    """Return the GPU given by name ("A100-80GB", "rtx 4090"), by memory ("24GB"), or several ("2x t4").
 
     A number without a unit is in GiB. Raises `LoralabError`, in one line, if it is unknown or impossible.
     """
@@ -92,7 +92,7 @@ def find_gpu(asked: str | float) -> Gpu:
 
 
 def smallest_gpu(total: float) -> Gpu | None:
-    """Return the smallest GPU of `GPUS` on which a training of `total` bytes fits, if there is one."""
+    """Return the smallest GPU of `GPUS` on which a training run of `total` bytes fits, if there is one."""
     return next((gpu for gpu in GPUS if gpu.holds(total) == "fits"), None)
 
 

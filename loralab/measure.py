@@ -28,7 +28,7 @@ LanguageModel: TypeAlias = "PreTrainedModel | PeftModel"  # a base, alone or wit
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model makes of a list of pairs: per pair the summed negative log-likelihood of its answer
+    """A model's loss on a list of pairs: per pair the summed negative log-likelihood of its answer
     (in nats, end-of-answer token included) and the number of its answer tokens."""
 
     nll: tuple[float, ...]

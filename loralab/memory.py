@@ -1,4 +1,4 @@
-"""How much memory a training takes, and of what it is made: worked out from the base's config alone.
+"""The memory of a training run, part by part, computed from the base's config alone.
 
 A base with one and with two blocks, at its true width, goes through one training step on fake tensors, which have a
 shape and no storage; every tensor that is alive is counted, and the rest of the depth is added in proportion.
@@ -41,12 +41,12 @@ SHALLOW, DEEP = 1, 2  # blocks in the two models that are traced; 2 and 4 give t
 
 
 class Untraceable(LoralabError):
-    """A base whose shape goes through no training step on fake tensors, so that its memory cannot be told."""
+    """A base whose shape goes through no training step on fake tensors, so its memory cannot be estimated."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The parts of a training's peak memory on a GPU, in bytes. Its context and gaps (0.5 to 1.5 GB) are not in it."""
+    """The parts of a training run's peak memory on a GPU, in bytes. Its context and gaps (0.5 to 1.5 GB) are not in it."""
 
     weights: float
     adapter: float
@@ -100,7 +100,7 @@ def estimate(
 
 
 def verdict(total: float, room: float) -> str:
-    """Tell whether a training "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
+    """Return whether a training run "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
     least, most = OVERHEAD
     if total + most <= room:
         return "fits"
@@ -118,7 +118,7 @@ def _tracing() -> Iterator[None]:
 
 
 def at_rest(source: str, method: str, rank: int, targets: tuple[str, ...], upcast: bool = False) -> Memory:
-    """Return what a training holds between two steps: `estimate` without activations and logits, by arithmetic alone."""
+    """Return what a training run holds between two steps: `estimate` without activations and logits, by arithmetic alone."""
     quantization = quantization_for(source, method)
     base = _weights(source, quantization)
     if method == "full":
@@ -147,7 +147,7 @@ def _check(config: PreTrainedConfig, method: str, rank: int, batch: int, length:
 
 
 def quantization_for(source: str, method: str) -> Quantization | None:
-    """Return how a training with this method holds the linear layers of the base; None if in 16 or 32 bits.
+    """Return how a training run with this method holds the linear layers of the base; None if in 16 or 32 bits.
 
     Raises `LoralabError`, in one line, if the weights are stored in a form that the method cannot train.
     """

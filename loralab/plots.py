@@ -1,4 +1,4 @@
-"""The course's plots. Colours are Okabe and Ito's, told apart in colour blindness and on light and dark paper."""
+"""The course's plots. Colours are Okabe and Ito's, distinguishable for the colour-blind and on light and dark pages."""
 
 from __future__ import annotations
 

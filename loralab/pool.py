@@ -117,7 +117,7 @@ def _end_with_parent() -> None:
     if (parent := parent_process()) is None:
         return  # not a worker
     parent.join()
-    os._exit(1)  # nobody is left to take the result, and the same job may soon run again
+    os._exit(1)  # no process is left to take the result, and the same job may soon run again
 
 
 def _outcome(receiver: Connection, process: BaseProcess) -> Any:

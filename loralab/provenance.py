@@ -24,14 +24,14 @@ def describe(module: str) -> str:
     The sources count, not only their version: between two releases the code changes, too. A clone and a wheel of the
     same commit have the same description, and so have a torch for CPUs and one for GPUs.
     """
-    told = [f"Python {'.'.join(platform.python_version_tuple()[:2])}"]
+    parts = [f"Python {'.'.join(platform.python_version_tuple()[:2])}"]
     for package in dict.fromkeys(["loralab", module.partition(".")[0]]):
         label = f"loralab {version('loralab')}" if package == "loralab" else package
-        told.append(f"{label} ({_code_digest(package)[:8]})")
+        parts.append(f"{label} ({_code_digest(package)[:8]})")
     data = {f"{name}/{inner}": path for name in DATA for inner, path in files_below(data_path(name)).items()}
-    told.append(f"data ({digest(data)[:8]})")
-    told += [f"{name} {number.partition('+')[0]}" for name, number in versions().items() if name != "python"]
-    return ", ".join(told)
+    parts.append(f"data ({digest(data)[:8]})")
+    parts += [f"{name} {number.partition('+')[0]}" for name, number in versions().items() if name != "python"]
+    return ", ".join(parts)
 
 
 def files_below(folder: Path, suffixes: Iterable[str] = ()) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The run record: what a training run leaves behind, apart from its adapter, in `run.json`.
+"""The run record: what a training run writes beside its adapter, in `run.json`.
 
 Plots, gates and the grader read run folders and nothing else.
 """
@@ -74,7 +74,7 @@ def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
 
 
 class AdapterSettings(BaseModel):
-    """The settings of a LoRA adapter besides rank, alpha, dropout and targets."""
+    """The settings of a LoRA adapter other than rank, alpha, dropout and targets."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,7 +111,7 @@ class RunRecord(BaseModel):
     parameters: Positive
     adapter_bytes: Count | None = None
     train_pairs: Positive
-    train_digest: str | None = Field(None, description="SHA-256 of what was trained on (`loralab.pairs.digest`)")
+    train_digest: str | None = Field(None, description="SHA-256 of the training pairs (`loralab.pairs.digest`)")
     ends: Count | None = Field(
         None, description="training pairs whose last label is the end-of-answer token; None if not counted"
     )

@@ -51,7 +51,7 @@ def read_rows(source: str | Path) -> Iterator[Found]:
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """Return the suffix that tells the format, and that of the compression, if any: `.csv`, `.gz`."""
+    """Return the suffix of the format, and that of the compression, if any: `.csv`, `.gz`."""
     last = path.suffix.lower()
     return (Path(path.stem).suffix.lower(), last) if last in OPENERS else (last, "")
 

@@ -48,7 +48,7 @@ TIMED_STEPS = 3  # of a dry run; the first one is slower and does not count
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that can start: everything is read and checked, but no weights are loaded."""
+    """A training run that can start: everything is read and checked, but no weights are loaded."""
 
     base: Base
     tokenizer: PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ class Plan:
     batch_size: int
     seed: int
     out: Path
-    keep_best: bool = False  # the epoch with the lowest held-out loss, in place of the last
+    keep_best: bool = False  # the epoch with the lowest held-out loss instead of the last
 
     @property
     def steps_per_epoch(self) -> int:

@@ -269,7 +269,7 @@ def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict
 
 
 def _record(trainer: _Trainer, **known: Any) -> RunRecord:
-    """The record of what really ran, as the trainer knows it: the arguments of a call may have been overridden."""
+    """Return the record of the run as the trainer knows it: a call's arguments may have been overridden."""
     model, args, examples = trainer.trained, trainer.args, trainer.examples
     trainable, parameters = parameter_counts(model)
     epochs = _epochs(trainer)
@@ -294,7 +294,7 @@ def _record(trainer: _Trainer, **known: Any) -> RunRecord:
 
 
 def _epochs(trainer: Trainer) -> float:
-    """As many as were asked for, or as were done where a number of steps or a callback ended the training."""
+    """Return the epochs as given, or as done if a number of steps or a callback ended the training."""
     args, state = trainer.args, trainer.state
     to_the_end = args.max_steps <= 0 and state.global_step == state.max_steps
     return args.num_train_epochs if to_the_end else state.epoch  # 0.5 of 25 steps are 13, which are 0.52
@@ -356,7 +356,7 @@ def training_arguments(
     }
     settings = TrainingArguments(**usual | arguments)
     if settings.n_gpu > 1:
-        settings._n_gpu = 1  # else a batch would be as many times as large as there are GPUs, and nobody be told
+        settings._n_gpu = 1  # else a batch would be silently multiplied by the number of GPUs
     return settings
 
 
@@ -381,7 +381,7 @@ def checkpointing_for(
     method = _method(model)
     try:
         total = estimate(base.source, method if method in METHODS else "lora", **asked).total
-    except (ValueError, OSError):  # nothing can be told of this base: rather slow than out of memory
+    except (ValueError, OSError):  # this base cannot be estimated: better slow than out of memory
         return saving
     return {} if verdict(total, room) == "fits" else saving
 
@@ -529,11 +529,11 @@ class StopOnInterrupt(TrainerCallback):
 
     def _stop(self, number: int, frame: object) -> None:
         self.interrupted = True
-        self.restore()  # a second Ctrl-C is not waited for
+        self.restore()  # another Ctrl-C ends at once
 
 
 class _Bar(ProgressCallback):
-    """Trainer's progress bar with the loss beside it, in place of a printed line for every step."""
+    """Trainer's progress bar with the loss beside it, instead of a printed line for every step."""
 
     def on_log(
         self,
@@ -552,7 +552,7 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]
     if config.target_modules and not _partly_adapted(model):
         config.target_modules = _targets(model)  # a pattern, or full names, say the same at greater length
     if Path(base.source).is_dir():
-        config.base_model_name_or_path = base.name  # a path of this machine would help nobody
+        config.base_model_name_or_path = base.name  # local paths are not portable
     model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft looks the base up on the hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
     return {
@@ -585,7 +585,7 @@ def _partly_adapted(model: PeftModel) -> list[str] | None:
 
 
 def adapter_settings(config: LoraConfig, layers: list[str] | None = None) -> AdapterSettings:
-    """Return the settings of a LoRA adapter that the record has besides rank, alpha, dropout and targets."""
+    """Return the settings of a LoRA adapter that the record has apart from rank, alpha, dropout and targets."""
     return AdapterSettings(
         bias=config.bias,
         rank_pattern=dict(config.rank_pattern or {}),

@@ -1,7 +1,7 @@
 """The ledger of claims: what is usually said about LoRA, what is true of it, and how we know.
 
 `chapters/claims.toml` holds the claims. A claim that can be computed names one of the functions in `CHECKS`, which
-works it out anew from the models' configs in `data/configs/`, on the meta device: no weights, no network, no GPU.
+computes it from the models' configs in `data/configs/`, on the meta device: no weights, no network, no GPU.
 `make generate` renders the ledger as `docs/claims.md`. Throughout, 1 GB is 1e9 bytes and 1 MB is 1e6.
 """
 
@@ -50,7 +50,7 @@ SECTIONS = {
 MEANINGS = {
     "holds": "true as stated",
     "partly": "true in part, or under conditions that it does not name",
-    "wrong": "not true; the truth stands beside it",
+    "wrong": "not true; the correct statement follows",
     "unsupported": "nothing is given to check it by",
     "breaks": "the line raises an error on today's versions",
 }
@@ -143,7 +143,7 @@ def _shape(model: str, rank: int, targets: str) -> Shape:
 
 
 def _at_rest(model: str, method: str, rank: int = 16, targets: str = "all", upcast: bool = False) -> Memory:
-    """What a training holds between two steps; targets are written as in `_shape`."""
+    """Return what a training run holds between two steps; targets are written as in `_shape`."""
     return at_rest(str(CONFIGS / model), method, rank, modules(targets), upcast)
 
 
@@ -339,13 +339,13 @@ def page(claims: list[Claim]) -> str:
         "# What is usually said about LoRA, checked",
         "",
         f"This course follows an introduction to LoRA and QLoRA that makes {len(claims)} checkable claims. "
-        "Each stands here with what became of it and the chapter that deals with it.",
+        "Each is listed with its verdict and the chapter that deals with it.",
         "",
         "| verdict | claims | it means |",
         "| --- | ---: | --- |",
         *(f"| {verdict} | {counts[verdict]} | {MEANINGS[verdict]} |" for verdict in get_args(Verdict)),
         "",
-        "*Computed*: a test works it out anew from the model's config. *Measured*: run on what is named. "
+        "*Computed*: a test computes it from the model's config. *Measured*: run on what is named. "
         "*Cited*: taken from the publication that is named. 1 GB is 1e9 bytes; r is the rank of the adapter. "
         "`python tools/claims.py` writes this page from `chapters/claims.toml`.",
     ]

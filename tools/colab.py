@@ -1,8 +1,8 @@
 """Run chapters as Colab does: a clean environment with Colab's packages, only the notebook, the course from git.
 
 The environment holds what Colab has installed, an old torchao that peft refuses to work beside, and a module
-`google.colab`, by which the bootstrap cell knows where it is. That cell then installs the course from the address that
-stands in it; git is told to take this repository's current commit for that address.
+`google.colab`, by which the bootstrap cell knows where it is. That cell then installs the course from its own
+address; git is told to take this repository's current commit for that address.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def fingerprint(entries: list[Entry]) -> str:
 
 def split(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     """(train, held-out). Whole files are held out, and a held-out docstring most of whose lines also
-    stand in the training part is dropped, so that copied passages do not flatter the perplexity."""
+    are in the training part is dropped, so that copied passages do not flatter the perplexity."""
 
     def is_held(entry: Entry) -> bool:
         return int(hashlib.sha256(entry.source.encode()).hexdigest()[:8], 16) / 16**8 < HELD_OUT_SHARE

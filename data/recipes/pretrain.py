@@ -3,7 +3,7 @@
 A small Qwen2 (same module names, ChatML, grouped-query attention, tied embeddings) is trained from
 scratch: Muon for the weight matrices, AdamW for the rest, documents packed without cross-talk
 (position ids restart at every document and no attention mask is passed). The run checkpoints itself
-and goes on where it stopped; `bars.py` then measures what it learned and writes the model card.
+and resumes where it stopped; `bars.py` then measures what it learned and writes the model card.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
 
 def schedule(step: int, steps: int, tuning: int) -> float:
     """The factor on the learning rate: linear warm-up, linear decay to zero, and for the last `tuning` of all
-    `steps` a second, lower decay to zero."""
+    `steps` another, lower decay to zero."""
     main = steps - tuning
     if step >= main:
         return TUNING_LR * (steps - step) / tuning

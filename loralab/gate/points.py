@@ -276,7 +276,7 @@ def _unmeasured(name: str, run: Run, trial: Trial) -> Point:
 
 def _false_ppl(claimed: float | None, again: float | None) -> list[str]:
     if not _is_number(claimed):
-        return ["without it nobody can say what training changed; give train() eval_pairs"]
+        return ["without it the change by training is unknown; pass eval_pairs to train()"]
     if again is None or same_ppl(claimed, again):
         return []
     return ["run.json has another PPL than this base on these pairs: train again"]

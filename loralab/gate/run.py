@@ -34,7 +34,7 @@ DECISIONS = {
 }
 UNSLOTH = re.compile(r"(.+?)(-unsloth)?-bnb-4bit", re.IGNORECASE)  # a copy in NF4; the group is the one in 16 bits
 SHOWN_DIGITS = 12  # of a digest
-FEWEST_RATES = 4  # entries of a log, from which the highest learning rate can be told: it decays between the entries
+FEWEST_RATES = 4  # entries of a log, that show the highest learning rate: it decays between the entries
 
 
 class Choices(BaseModel):
@@ -53,7 +53,7 @@ class _Entry(BaseModel):
 
 
 class _TrainerState(BaseModel):
-    """The part of `trainer_state.json` that tells how the training went."""
+    """The part of `trainer_state.json` about the progress of training."""
 
     epoch: float | None = None
     log_history: list[_Entry] = []
@@ -61,7 +61,7 @@ class _TrainerState(BaseModel):
 
 @dataclass(frozen=True)
 class Training:
-    """What is known of a training; None, or empty, for what is not.
+    """What is known about a training run; None, or empty, for the rest.
 
     `losses` were logged during training, in its order, and `curve` has the loss on held-out data by epoch.
     """

@@ -38,7 +38,7 @@ class Expected:
 
     @classmethod
     def of(cls, run: Run, config: PretrainedConfig) -> Expected:
-        """Return what `run` makes of a base with this config. Raises `LoralabError` if that is impossible."""
+        """Run `run` on a base with this config and return its result. Raises `LoralabError` if that is impossible."""
         model = without_weights(config, run.settings)
         layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         return cls(

@@ -296,7 +296,7 @@ def test_two_at_once_download_once(packages, cache):
     ("spoil", "damage"),
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "config.json has 2 bytes in place of"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json has 2 bytes instead of"),
         (lambda folder: (folder / "origin.json").write_text("half"), "origin.json cannot be read"),
         (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), "origin.json cannot be read"),
     ],
