@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,14 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "site"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGES = sorted(path.relative_to(BUILT).as_posix() for path in BUILT.rglob("*.html") if "_static" not in path.parts)
 RULES = ["color-contrast", "image-alt", "heading-order", "label", "link-name", "button-name", "html-has-lang"]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PAGES, reason="there is no site: run make site"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
 ]
 
 
@@ -35,15 +32,6 @@ def address() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def visit(browser, url: str, width: int = 1280, scheme: str = "light"):
