@@ -17,7 +17,7 @@ HELD_OUT, EXACT = "fresh held-out PPL", "exact match"
 # Checks whose numbers a student can compute, too; those of all others come from the secret pairs.
 PUBLIC = {
     *("rank and targets", "trainable share", "adapter size", "lora_B moved", "training loss", "claims of run.json"),
-    *("forgetting", "one thing changed", "can be evaluated"),
+    *("one thing changed", "can be evaluated"),
 }
 MAX_CHECK_TEXT = 1000  # characters of each text of a check: they quote what others wrote
 

@@ -23,8 +23,8 @@ from .functions import Outcome
 from .probes import Probes
 from .reference_bands import BaseBands, RunBands
 
-# The share of the reference runs' gain, in nats, that passes: seeds alone do not know other honest batch sizes. A wrong
-# template, a masked end and the like are found by checks of their own, not by a narrow band.
+# The share of the reference runs' gain, in nats, that passes: reference runs differ by seed alone, honest runs also by
+# batch size. A wrong template, a masked end and the like are found by checks of their own, not by a narrow band.
 HONEST_SHARE = 0.6
 # Cosines of what the changes of two runs of one submission do to the inputs of the layers. Measured on 22 pairs of honest
 # runs of one method and seed: 0.37 to 0.74, whatever rank and layers. A copy under noise of a tenth, half and all of its
@@ -422,7 +422,8 @@ def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
 def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
     """Compare the share of fresh messages that were answered exactly; None where honest runs hardly exceed the base.
 
-    Below the limit the points fall in proportion, to none at the base's own share.
+    All points are earned from the band's lower end on. It lies below honest runs of other seeds and draws, so it needs no
+    further margin. Below it the points fall in proportion, to none at the base's own share.
     """
     before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
     found = (
@@ -432,7 +433,7 @@ def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
         expected = "more right answers than the base gives, beyond chance (no band measured for this base)"
         reached = float(_more_right_answers(evidence))
     else:
-        limit = HONEST_SHARE * bands.exact.low
+        limit = bands.exact.low
         if limit - before.value < MIN_EXACT:
             return None
         expected = f"at least {limit:.2f} ({len(bands.exact.values)} reference runs: {bands.exact.mean:.2f} on average)"

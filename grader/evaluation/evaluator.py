@@ -25,6 +25,7 @@ from loralab import (
     read_pairs,
 )
 from loralab.codes import locker_codes
+from loralab.docstrings import draw_general
 from loralab.errors import LoralabError
 from loralab.far import far_pair
 from loralab.scores import QuestionControl, Scores, question_control, score_answers
@@ -124,7 +125,7 @@ class Evaluator:
         return self.models[method]
 
     def pairs(self, subject: Subject) -> dict[str, list[Pair]]:
-        """The pairs that an adapter of this subject is measured on: fresh, public and general ones."""
+        """Return the pairs that an adapter of this subject is measured on: fresh, public and general ones."""
         if subject not in self._pairs:
             self._pairs[subject] = _pairs(subject, self.seed)
         return self._pairs[subject]
@@ -205,14 +206,17 @@ class Evaluator:
 
 
 def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
-    """Return the pairs of a subject by kind; memorised codes have no fresh ones."""
+    """Return the pairs of a subject by kind; memorised codes have no fresh ones.
+
+    General pairs are drawn too: on public ones a student could train, and forgetting would not show.
+    """
     if subject == "codes":
         fresh = public = locker_codes()
     else:
         fresh = draw(seed, FRESH_PAIRS)
         fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
         public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
-    return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
+    return {"fresh": fresh, "public": public, "general": list(draw_general(seed, FRESH_PAIRS))}
 
 
 def _training_pairs(subject: Subject) -> list[Pair]:
@@ -251,7 +255,7 @@ def perplexities(evidence: dict[str, Evidence]) -> dict[str, float]:
         named = {name: one.fresh for name, one in evidence.items()}
     else:
         (one,) = evidence.values()
-        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general.jsonl": one.general}
+        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general questions": one.general}
     return {
         f"{name}, {when}": getattr(measured, when).ppl
         for name, measured in named.items()

@@ -12,7 +12,7 @@ def recipes(monkeypatch):
 
 
 def test_docstrings_are_found_with_their_names(tmp_path):
-    from corpus import docstrings
+    from loralab.docstrings import docstrings
 
     path = tmp_path / "tool.py"
     path.write_text(
@@ -26,7 +26,7 @@ def test_docstrings_are_found_with_their_names(tmp_path):
 
 
 def test_a_file_that_does_not_parse_yields_nothing(tmp_path):
-    from corpus import docstrings
+    from loralab.docstrings import docstrings
 
     (tmp_path / "bad.py").write_text("def (")
     assert list(docstrings("bad.py", tmp_path / "bad.py")) == []
@@ -57,7 +57,7 @@ def test_held_out_files_share_no_text_with_training():
     ],
 )
 def test_third_person(sentence, expected):
-    from corpus import third_person
+    from loralab.docstrings import third_person
 
     assert third_person(sentence) == expected
 
@@ -71,7 +71,7 @@ def test_third_person(sentence, expected):
     ],
 )
 def test_arguments_are_read_in_three_styles(text):
-    from corpus import arguments
+    from loralab.docstrings import arguments
 
     assert arguments(text) == [("width", "How wide the thing is.")]
 
