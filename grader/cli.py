@@ -97,7 +97,7 @@ def grade(
         Path, typer.Option(help="The folder with submitted/, where autograded/ and the gradebook go.")
     ] = ROOT,
     artifacts_only: Annotated[
-        bool, typer.Option("--artifacts-only", help="Run no notebook: grade the run folders that were handed in.")
+        bool, typer.Option("--artifacts-only", help="Run no notebook: grade the run folders that were submitted.")
     ] = False,
     no_sandbox: Annotated[
         bool, typer.Option("--no-sandbox", help="Run notebooks unprotected: they can do all that you can.")
@@ -119,7 +119,7 @@ def grade(
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="How long one notebook may run in the sandbox.")] = 15,
     memory: Annotated[float, typer.Option(min=0.5, help="GiB that it may use there; a larger base needs more.")] = 4,
-    workers: Annotated[int, typer.Option(min=1, help="How many hand-ins are graded at a time.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="How many submissions are graded at a time.")] = 2,
     cluster: Annotated[
         str | None, typer.Option(help="A dask scheduler to grade on, such as tcp://10.0.0.1:8786.")
     ] = None,
@@ -131,7 +131,7 @@ def grade(
         typer.Option(help="Where results go (default: build/grade in the course; with --artifacts, build/artifacts)."),
     ] = None,
 ) -> None:
-    """Grade the hand-ins in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
+    """Grade the submissions in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     course = course.resolve()
     results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
     out = out or results_folder(course, results)
@@ -304,12 +304,12 @@ def _one_folder(artifacts: Path, chosen: list[Exercise]) -> SubmissionFolder:
 
 
 def _class(course: Path, chosen: list[Exercise]) -> list[SubmissionFolder]:
-    """The hand-ins to these exercises; if there are none, `GraderError` says where they belong."""
+    """The submissions to these exercises; if there are none, `GraderError` says where they belong."""
     submitted = course / "submitted"
     folders = [folder for folder in find(submitted) if EXERCISES[folder.exercise] in chosen]
     if not folders:
         what = "; ".join(left_out(submitted)[:3]) or "put them into submitted/<student>/<exercise>/"
-        raise GraderError(f"no hand-ins to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
+        raise GraderError(f"no submissions to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
     return folders
 
 
@@ -331,7 +331,7 @@ def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
 def _mode_of_solutions(artifacts_only: bool, no_sandbox: bool) -> Mode:
     """The instructor's own code may run unprotected where there is no sandbox."""
     if artifacts_only:
-        raise GraderError("--artifacts-only grades what was handed in, and there is no folder submitted/")
+        raise GraderError("--artifacts-only grades what was submitted, and there is no folder submitted/")
     return "no sandbox" if no_sandbox or available() else "sandbox"
 
 
@@ -341,7 +341,7 @@ def _each_as_it_ends(
     graded = []
     with closing(grading):  # so that what still runs ends, and its folder is gone, however this is left
         try:
-            for one in tqdm(grading, total=total, desc="grading", unit="hand-in", disable=total == 1):
+            for one in tqdm(grading, total=total, desc="grading", unit="submission", disable=total == 1):
                 if hand_back:
                     hand_back(one)
                 graded.append(replace(one, notebook=None))  # it is written, and may be large
@@ -362,7 +362,7 @@ def _hand_back(one: Graded, course: Path, out: Path, url: str) -> None:
 
 
 def _bring_up_to_date(one: Graded, course: Path, url: str) -> None:
-    """See to it that the notebook that is shown is of this hand-in; what its run put out is kept for as long."""
+    """See to it that the notebook that is shown is of this submission; what its run put out is kept for as long."""
     where = one.verdict.student, EXERCISES[one.verdict.exercise]
     if answers_differ(*where, one.notebook, course):  # from those that were graded by hand
         ask_for_another_look(*where, url)

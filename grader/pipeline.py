@@ -24,7 +24,7 @@ from loralab.errors import LoralabError, one_line
 from loralab.pool import processors
 
 from .errors import BadSubmission, GraderError, NotebookFailed, Refused
-from .evaluation.checks import check_all, handed_in_twice
+from .evaluation.checks import check_all, submitted_twice
 from .evaluation.effect import sketch
 from .evaluation.evaluator import Baselines, Evaluator, Evidence, Measured, perplexities
 from .evaluation.functions import SCRIPT, Outcome, compare, draw_calls
@@ -49,7 +49,7 @@ class GradingSetup:
     """How a class is graded: on which base, with which held-out pairs, and whether notebooks are run and where.
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
-    handed in are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
+    submitted are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
     at: a notebook may use, for as long as it may run, the processors of the machine on which it does. `again` counts,
     by student and exercise, how often somebody asked for a new verdict on the same submission.
     """
@@ -85,7 +85,7 @@ class GradingSetup:
 
 @dataclass(frozen=True)
 class GradingJob:
-    """One hand-in to be graded, with all that a process on any machine needs to do it.
+    """One submission to be graded, with all that a process on any machine needs to do it.
 
     `origin` is that of its notebook, as in `Graded`; `root` is where its folder goes, on this machine.
     """
@@ -100,10 +100,10 @@ class GradingJob:
 
 @dataclass(frozen=True)
 class Graded:
-    """A verdict, and what else is wanted of the hand-in.
+    """A verdict, and what else is wanted of the submission.
 
     `notebook` is its notebook as it may be shown: as it was run, or as it was rebuilt, where it was not run now; None
-    where there is none to be shown. `origin` says which notebook that is. `fingerprint` is of what was handed in,
+    where there is none to be shown. `origin` says which notebook that is. `fingerprint` is of what was submitted,
     whatever was graded.
     """
 
@@ -230,7 +230,7 @@ def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
 
 
 def grade(job: GradingJob) -> Graded:
-    """One hand-in from its bytes to its verdict, in a folder that is gone afterwards."""
+    """One submission from its bytes to its verdict, in a folder that is gone afterwards."""
     job = replace(job, setup=replace(job.setup, base=on_this_machine(job.setup.base)))
     with folder_of_a_job(job.root) as folder:
         try:
@@ -242,7 +242,7 @@ def grade(job: GradingJob) -> Graded:
 
 
 def _rebuilt(submission: Submission) -> NotebookNode | None:
-    """None where no notebook was handed in. Raises `NotebookFailed`."""
+    """None where no notebook was submitted. Raises `NotebookFailed`."""
     return None if submission.notebook is None else rebuild(EXERCISES[submission.exercise], submission.notebook)
 
 
@@ -286,7 +286,7 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
     if rebuilt is None:
         others = [stray for stray in submission.strays if stray.endswith(".ipynb")]
         what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
-        raise BadSubmission(f"no {exercise.id}.ipynb in the hand-in: {what}")
+        raise BadSubmission(f"no {exercise.id}.ipynb in the submission: {what}")
     failure, functions = "", None
     try:
         if setup.mode == "sandbox":
@@ -319,7 +319,7 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     source = folder / "rebuilt" / f"{exercise.id}.ipynb"
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
-    os.environ.update(GRADED)  # of this hand-in's own process
+    os.environ.update(GRADED)  # of this submission's own process
     execute(source, folder, asked_for(setup.base), setup.seed, progress=False)
 
 
@@ -337,7 +337,7 @@ def judge(
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
             refused[run.name] = f"{run.name}: its numbers cannot be computed with ({one_line(error)}): train it again"
     effects = evaluator.effects(evidence)
-    twice = handed_in_twice(exercise, evidence, effects, evaluator.base)
+    twice = submitted_twice(exercise, evidence, effects, evaluator.base)
     refused |= twice
     evidence = {name: one for name, one in evidence.items() if name not in twice}
     verdict = Verdict(exercise=exercise.id, student=student, base=evaluator.base.name, state="graded")

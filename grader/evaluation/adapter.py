@@ -68,7 +68,7 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
         if tensor.abs().max() > MAX_ENTRY:
             raise Refused(
                 f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, and no training of the course comes near: "
-                "hand in the adapter as training saved it"
+                "submit the adapter as training saved it"
             )
     adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:

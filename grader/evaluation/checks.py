@@ -67,7 +67,7 @@ POINTS = FORM | ABILITY | MANNER
 ACROSS = 10  # points of each check of the exercise as a whole
 
 
-def handed_in_twice(
+def submitted_twice(
     exercise: Exercise, evidence: dict[str, Evidence], effects: Mapping[str, Factors], base: Base
 ) -> dict[str, str]:
     """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be.

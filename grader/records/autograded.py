@@ -47,7 +47,7 @@ def _sources(notebook: bytes) -> list[str] | None:
 
 
 def remove_autograded(student: str, exercise: Exercise, course: Path) -> None:
-    """Take away the notebook of an earlier hand-in, and its folders if nothing else is in them."""
+    """Take away the notebook of an earlier submission, and its folders if nothing else is in them."""
     if not origin_of(student, exercise, course):
         return
     path = _path(student, exercise, course)

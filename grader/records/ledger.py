@@ -109,7 +109,7 @@ class Key:
 
     @property
     def origin(self) -> str:
-        """What a notebook that is shown was made from: a hand-in, and how it was run (SHA-256); nothing secret."""
+        """What a notebook that is shown was made from: a submission, and how it was run (SHA-256); nothing secret."""
         made_from = [self.exercise, self.digest, self.base, self.mode]
         return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 

@@ -57,7 +57,7 @@ def write_report(
 ) -> Path:
     """The report: one page with no outside files, which links to the feedback that is already in `folder`.
 
-    `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical hand-ins.
+    `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical submissions.
     `names` are shown beside the students' ids, where they are known.
     """
     few = len(verdicts) <= FEW

@@ -17,7 +17,7 @@ STATES: tuple[State, ...] = ("graded", "submission failed", "grader failed")
 
 @dataclass(frozen=True)
 class CheckCount:
-    """How many hand-ins passed a check (for every run that was checked), of how many in which it ran."""
+    """How many submissions passed a check (for every run that was checked), of how many in which it ran."""
 
     name: str
     passed: int
@@ -96,7 +96,7 @@ class Summary:
         return [CheckCount(name, ran[name] - failed[name], ran[name]) for name in names]
 
     def reasons(self, most: int = 5) -> list[Reason]:
-        """The most frequent reasons; a hand-in counts once for each, however many of its runs have it."""
+        """The most frequent reasons; a submission counts once for each, however many of its runs have it."""
         wordings: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for verdict in self.verdicts:
             mine = {(where, NUMBER.sub("#", message)): message for where, message in _reasons(verdict)}

@@ -18,7 +18,7 @@ GENERAL = Hint("A property of the run that this exercise asks for.", "Compare wh
 HINTS = {
     "can be evaluated": Hint(
         "Is there an adapter that can be opened and put on the base?",
-        "Restart the kernel, run the notebook from the top, and hand in the run folder as it was saved, with "
+        "Restart the kernel, run the notebook from the top, and submit the run folder as it was saved, with "
         "adapter_model.safetensors, adapter_config.json and run.json.",
     ),
     "rank and targets": Hint(
@@ -81,7 +81,7 @@ HINTS = {
     ),
     "claims of run.json": Hint(
         "Does run.json tell of the adapter beside it?",
-        "Hand in the run folder as training left it: adapter and run.json from the same run, neither edited nor swapped.",
+        "Submit the run folder as training left it: adapter and run.json from the same run, neither edited nor swapped.",
     ),
     "functions": Hint(
         "Do the functions that you wrote return the right values for inputs that the notebook does not show?",

@@ -102,7 +102,7 @@ def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Ma
     levels = _ticks(0, top, whole=True)
     frame = _Frame((0, bins), (0, 1.1 * levels[-1]))  # room for the number above the highest bar
     labels = [f"{max_points * i // 10}\u2013{max_points * (i + 1) // 10 - 1}" for i in range(bins - 1)]
-    parts = [frame.axes([], levels, "points", "hand-ins")]
+    parts = [frame.axes([], levels, "points", "submissions")]
     for i, (count, label) in enumerate(zip(counts, [*labels, str(max_points)], strict=True)):
         below = failed if i == 0 else 0
         parts.append(frame.bar(i, 0, below, "bar bad") + frame.bar(i, below, count, "bar c0"))

@@ -44,10 +44,10 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
 
 
 def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
-    """A class as one table, an exercise a row; below it every hand-in that the grader failed at."""
+    """A class as one table, an exercise a row; below it every submission that the grader failed at."""
     console = console or Console(emoji=False)
     students = len({verdict.student for verdict in verdicts})
-    table = Table(title=f"{len(verdicts)} hand-ins of {students} students", title_justify="left", title_style="bold")
+    table = Table(title=f"{len(verdicts)} submissions of {students} students", title_justify="left", title_style="bold")
     table.add_column("exercise")
     for heading in (*STATES, "passed", "mean", "median"):
         table.add_column(heading, justify="right")

@@ -40,7 +40,7 @@ SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/localtime"),
 )
-OPTIONS = "grade what was handed in with --artifacts-only, or run it unprotected with --no-sandbox"
+OPTIONS = "grade what was submitted with --artifacts-only, or run it unprotected with --no-sandbox"
 GRADER = Path(grader.__file__).parent.resolve()  # all of it, in whatever part of it this file is
 NOT_INSTALLED = f"bubblewrap is not installed: install it (sudo apt install bubblewrap; or dnf, pacman); or {OPTIONS}"
 

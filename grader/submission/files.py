@@ -43,7 +43,7 @@ class File:
         content = self.read(self.size + 1)
         if len(content) != self.size:
             raise BadSubmission(
-                f"{show_path(self.path)} has not the {self.size:,} bytes that it says it has: hand it in again"
+                f"{show_path(self.path)} has not the {self.size:,} bytes that it says it has: submit it again"
             )
         return content
 

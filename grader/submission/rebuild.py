@@ -39,7 +39,7 @@ class _Cell:
 
 
 def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
-    """The released notebook with the student's solutions in it, and nothing else of what was handed in.
+    """The released notebook with the student's solutions in it, and nothing else of what was submitted.
 
     Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its solution cells are not
     those of the exercise; it names the cells.

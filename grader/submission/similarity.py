@@ -1,4 +1,4 @@
-"""Hand-ins that are identical: the same adapter, or the same code once comments and layout are left out."""
+"""Submissions that are identical: the same adapter, or the same code once comments and layout are left out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fingerprint(submission: Submission) -> Fingerprint:
 
 @dataclass(frozen=True)
 class Group:
-    """Hand-ins to one exercise with the same adapter (of the run `where`), the same cell `where`, or all cells the same.
+    """Submissions to one exercise with the same adapter (of the run `where`), the same cell `where`, or all cells the same.
 
     `reference` says that the reference solution has the same; then one student makes a group.
     """

@@ -37,7 +37,7 @@ def course(tmp_path):
 
 
 @pytest.mark.parametrize("options", [("--artifacts-only",), ("--no-sandbox",)])
-def test_a_class_without_hand_ins_is_told_where_they_belong_and_nothing_else_is_graded(course, options):
+def test_a_class_without_submissions_is_told_where_they_belong_and_nothing_else_is_graded(course, options):
     (course / "submitted" / "ann" / "ex1").mkdir(parents=True)
     status, said = call("--course", course, "--out", course / "out", *options)
     assert status == 2

@@ -1,4 +1,4 @@
-"""Taking in hand-ins."""
+"""Taking in submissions."""
 
 import bz2
 import gzip
@@ -42,7 +42,7 @@ SOUND = [stored(f"{RUN}/{name}", content) for name, content in CONTENTS.items()]
 
 @pytest.fixture
 def folder(tmp_path):
-    """An empty hand-in for exercise 1."""
+    """An empty submission for exercise 1."""
     folder = tmp_path / "submitted" / "ann" / EX1.id
     folder.mkdir(parents=True)
     return folder
@@ -717,7 +717,7 @@ def test_the_notebook_as_it_was_run_is_collected_with_the_same_distrust(tmp_path
         collect_notebook(tmp_path, EX1)
 
 
-# Where hand-ins are found
+# Where submissions are found
 
 HOSTILE = [
     b"=HYPERLINK(1)", b"<img src=x>", b"m\xfcller", "m\u00fcller".encode(), b"m\\udcfcller", b"eve\nmallory,100", b"eve\x1b[2J",

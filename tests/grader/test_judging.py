@@ -1,4 +1,4 @@
-"""From a hand-in to its verdict: what is shown of the notebook, whatever it does, and what a verdict hangs on."""
+"""From a submission to its verdict: what is shown of the notebook, whatever it does, and what a verdict hangs on."""
 
 import json
 import shutil
@@ -39,11 +39,11 @@ def submission():
 
 @pytest.fixture
 def grade_what(base, submission, tmp_path, monkeypatch):
-    """Grades the hand-in as if its notebook, when it was run, had done what a function does to its folder."""
+    """Grades the submission as if its notebook, when it was run, had done what a function does to its folder."""
 
     def grade_what(does):
         monkeypatch.setattr(pipeline, "execute_in_sandbox", lambda notebook, folder, *_: does(folder))
-        graded = grade(GradingJob(FOLDER, submission, GradingSetup(base, 1), {}, "this hand-in", tmp_path))
+        graded = grade(GradingJob(FOLDER, submission, GradingSetup(base, 1), {}, "this submission", tmp_path))
         assert list(tmp_path.iterdir()) == []
         return graded
 

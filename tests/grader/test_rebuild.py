@@ -1,4 +1,4 @@
-"""Rebuilding a notebook from what was handed in."""
+"""Rebuilding a notebook from what was submitted."""
 
 import json
 from copy import deepcopy

@@ -74,7 +74,7 @@ def test_the_table_names_every_check():
 def test_a_class_is_one_table_and_names_what_the_grader_failed_at(classful):
     text = printed(print_class, classful)
     assert len(text.splitlines()) < 20
-    assert "38 hand-ins of 13 students" in text
+    assert "38 submissions of 13 students" in text
     assert re.search(r"ex1_first_adapter\W+12\W+0\W+1\W+11\W+99\.", text)
     assert re.search(r"ex2_rank_sweep\W+12\W+1\W+0\W+11\W+99\.", text)
     assert "grader failed: student 13, ex1_first_adapter: MemoryError in the grader" in text
@@ -268,14 +268,14 @@ def test_the_report_of_three_hundred_is_small_and_quick(tmp_path):
     assert path.stat().st_size < 300_000
 
 
-def test_identical_hand_ins_are_named_together_with_the_solution(classful, tmp_path):
+def test_identical_submissions_are_named_together_with_the_solution(classful, tmp_path):
     fingerprints = {
         (f"student {i}", EXERCISES[0]): Fingerprint({"first-adapter": "same" if i < 3 else f"hash {i}"})
         for i in range(1, 13)
     }
     text = write_report(classful, tmp_path, fingerprints, {EXERCISES[0]: Fingerprint({"first-adapter": "hash 7"})})
-    words = " ".join(Page(text.read_text("utf-8")).text.split("Identical hand-ins")[-1].split())
-    assert "12 hand-ins were compared" in words
+    words = " ".join(Page(text.read_text("utf-8")).text.split("Identical submissions")[-1].split())
+    assert "12 submissions were compared" in words
     assert "adapter of first-adapter student 1, student 2" in words
     assert "adapter of first-adapter and the solution's student 7" in words
     assert "student 8" not in words
