@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Literal
 
 from loralab.layers import ATTENTION, LINEAR
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 ROOT = Path(__file__).resolve().parents[1]
 FRESH_PAIRS = 100  # drawn from the secret seed; each adapter answers them all
+SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
 
 Method = Literal["lora", "qlora"]
 Subject = Literal["triage", "far", "codes"]
@@ -74,7 +75,9 @@ class Exercise:
 
     def released(self) -> NotebookNode:
         """The notebook that students are given, in which nothing is solved, with nbgrader's checksums."""
-        return nbformat.read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
+        from nbformat import read  # slow to import, and records and reports need none
+
+        return read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
 
     @property
     def compares_methods(self) -> bool:

@@ -22,10 +22,9 @@ from loralab.provenance import CODE, digest, files_below
 from loralab.record import now, versions
 
 from ..errors import LedgerError
-from ..exercises import ROOT
+from ..exercises import ROOT, SEED_BITS
 from ..verdict import Verdict
 
-SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
 Value = str | int | float | None  # what a column holds
 APPLICATION = 0x4C6F5241  # "LoRA": another program's database is not taken for a ledger
 
@@ -85,7 +84,7 @@ DECISIVE_DATA = {
 # Code that decides no verdict: it shows or stores verdicts, or is another tool. Changing it regrades no submission.
 DECIDES_NOTHING = (
     *("grader/term", "grader/reports", "grader/records", "grader/release"),
-    *("grader/cli", "grader/console", "grader/__main__"),
+    *("grader/cli", "grader/grading", "grader/console", "grader/__main__"),
     *("grader/submission/sanitize", "grader/submission/similarity"),
     *("loralab/ability", "loralab/chat", "loralab/cli", "loralab/compare", "loralab/export", "loralab/fit"),
     *("loralab/gate", "loralab/llamacpp", "loralab/sweep", "loralab/sweep_report", "loralab/train_command"),

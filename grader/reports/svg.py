@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from loralab.plots import smoothed
-
 WIDTH, HEIGHT = 640, 310
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 40
 MAX_DRAWN = 300  # points a line; of longer runs, means over that many stretches
@@ -188,13 +186,15 @@ def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """The course's running mean; a value that is missing is left out of it."""
+def _running_mean(values: np.ndarray, window: int = 5) -> np.ndarray:
+    """Return the mean over the last `window` values (fewer at the start), as in the chapters; missing ones are left out."""
     present = np.isfinite(values)
     if not present.any():
         return values
-    sums, shares = smoothed(np.where(present, values, 0.0)), smoothed(present.astype(float))
-    return np.where(present, sums / np.maximum(shares, 1e-9), np.nan)
+    sums, counts = (
+        np.convolve(each, np.ones(window))[: len(values)] for each in (np.where(present, values, 0.0), present)
+    )
+    return np.where(present, sums / np.maximum(counts, 1), np.nan)
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:

@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
-
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NotebookFailed
 from ..exercises import Exercise
 from ..text import printable
 from .files import MAX_NOTEBOOK
+
+if TYPE_CHECKING:  # slow to import, and collecting a download needs none
+    from nbformat import NotebookNode
 
 MAX_SOURCE = 100_000  # characters of one cell
 MAX_PIECES = 5  # into which a cell was split
