@@ -40,7 +40,7 @@ proof: $(READY)  ## run the tests that take minutes each: true model shapes, eve
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tools.colab
 
-lint: $(READY)  ## check the code: ruff, its format, and the types of loralab
+lint: $(READY)  ## check the code: ruff, its format, and the types of loralab and the grader
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 

@@ -77,7 +77,8 @@ class Exercise:
         """The notebook that students are given, in which nothing is solved, with nbgrader's checksums."""
         from nbformat import read  # slow to import, and records and reports need none
 
-        return read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
+        notebook: NotebookNode = read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
+        return notebook
 
     @property
     def compares_methods(self) -> bool:

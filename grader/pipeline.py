@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import nbformat
-import torch
 from nbformat import NotebookNode
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch's annotations leave it out
 
 from loralab import Base
 from loralab.bases import asked_for, weights_of
@@ -174,7 +174,7 @@ class _Class:
             rebuilt = _rebuilt(submission)
         except NotebookFailed:
             rebuilt = None
-        notebook = rebuilt and harmless(EXERCISES[submission.exercise], rebuilt, key.origin)
+        notebook = None if rebuilt is None else harmless(EXERCISES[submission.exercise], rebuilt, key.origin)
         return Graded(found, notebook, key.origin, fingerprint(submission), from_ledger=True)
 
     def _jobs(
@@ -238,7 +238,7 @@ def grade(job: GradingJob) -> Graded:
         except NotebookFailed as failure:
             return Graded(_without_checks(job.submission, job.setup, "submission failed", str(failure)))
         verdict = _run_and_judge(job, rebuilt, folder)
-        return Graded(verdict, rebuilt and _to_be_shown(job, rebuilt, folder), job.origin)
+        return Graded(verdict, None if rebuilt is None else _to_be_shown(job, rebuilt, folder), job.origin)
 
 
 def _rebuilt(submission: Submission) -> NotebookNode | None:
@@ -334,7 +334,7 @@ def judge(
             evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
         except Refused as refusal:
             refused[run.name] = str(refusal)
-        except (ArithmeticError, torch.linalg.LinAlgError) as error:
+        except (ArithmeticError, LinAlgError) as error:
             refused[run.name] = f"{run.name}: its numbers cannot be computed with ({one_line(error)}): train it again"
     effects = evaluator.effects(evidence)
     twice = submitted_twice(exercise, evidence, effects, evaluator.base)

@@ -44,7 +44,7 @@ class Check(BaseModel):
     def _presentable(cls, text: str) -> str:
         return display(text, MAX_CHECK_TEXT)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # as pydantic's manual says: mypy has no support for it
     @property
     def earned(self) -> float:
         """The points that it gives."""

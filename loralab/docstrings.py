@@ -102,12 +102,11 @@ def docstrings(name: str, path: Path) -> Iterator[Entry]:
     module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     kinds = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}
     for node in ast.walk(tree):
-        kind = kinds.get(type(node))
-        if kind is None:
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
         if len(text) >= MIN_CHARACTERS and text.isascii():
-            yield Entry(name, module, getattr(node, "name", module), kind, text)
+            yield Entry(name, module, getattr(node, "name", module), kinds[type(node)], text)
 
 
 def first_sentence(text: str) -> str | None:

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import regex
 from peft import LoraConfig
@@ -54,8 +54,9 @@ class LoraSettings:
 
     def config(self) -> LoraConfig:
         """A fresh peft config with these settings and nothing else from the submission."""
+        alpha = cast(int, self.lora_alpha)  # peft takes any number, whatever its annotation says
         return LoraConfig(
-            r=self.r, lora_alpha=self.lora_alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
+            r=self.r, lora_alpha=alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
         )
 
 

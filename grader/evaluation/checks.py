@@ -224,7 +224,7 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
     wrong, found = [], []
     for run in exercise.runs:
         one = evidence.get(run.name)
-        if one is None:
+        if one is None or one.elsewhere is None:
             wrong.append(f"{run.name}: not there")
             continue
         own, other = one.public.after.ppl, one.elsewhere.ppl
@@ -461,7 +461,7 @@ def _why_not_exact(scores: Scores, probes: Probes) -> str:
         return "most answers do not end by themselves: was the end-of-answer token learned?"
     if not scores.fields:
         return "the answers are wrong: generate some and compare them with the right ones"
-    if scores.valid_records.value < 0.5:
+    if scores.valid_records is not None and scores.valid_records.value < 0.5:
         return "most answers are no records with the wanted fields: generate some and read them"
     field, hits = min(scores.fields.items(), key=lambda item: item[1])
     return f"{field!r} is right in {hits} of {scores.count} answers only: generate some and compare"
@@ -520,7 +520,8 @@ def paired_upper_bound(evidence: Evidence) -> float:
     tokens = np.array(evidence.fresh.before.tokens)
 
     def change(difference: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
-        return difference.sum(axis=axis) / count.sum(axis=axis)
+        mean: np.ndarray = difference.sum(axis=axis) / count.sum(axis=axis)
+        return mean
 
     result = stats.bootstrap(
         (after - before, tokens),

@@ -28,6 +28,7 @@ from loralab.codes import locker_codes
 from loralab.docstrings import draw_general
 from loralab.errors import LoralabError
 from loralab.far import far_pair
+from loralab.measure import LanguageModel
 from loralab.scores import QuestionControl, Scores, question_control, score_answers
 from loralab.shapes import Shape, adapter_shape
 from loralab.triage import draw
@@ -141,7 +142,7 @@ class Evaluator:
         with self._wearing(adapter, method) as model:
             return self._measure(model, subject)
 
-    def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
+    def _measure(self, model: LanguageModel, subject: Subject) -> Measured:
         pairs, tokenizer, length = self.pairs(subject), self.tokenizer, self.base.max_length
         fresh = pairs["fresh"]
         losses = {kind: held_out(model, tokenizer, of_kind, length) for kind, of_kind in pairs.items()}

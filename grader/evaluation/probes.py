@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from loralab import Pair, encode_all
-from loralab.measure import loss_of, token_losses
+from loralab.measure import LanguageModel, loss_of, token_losses
 from loralab.pairs import IGNORED
 
 Encoded = dict[str, list[int]]
@@ -43,7 +43,7 @@ class Probes:
         return min(self.frames, key=self.frames.__getitem__)
 
 
-def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> Probes:
+def probe(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> Probes:
     """Measure a model on `pairs`."""
     encoded = encode_all(pairs, tokenizer, max_length)
     whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]

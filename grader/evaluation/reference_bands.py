@@ -66,7 +66,7 @@ def tolerance_factor(n: int) -> float:
     """How many standard deviations a two-sided tolerance interval from `n` values reaches (Howe 1969)."""
     z = stats.norm.ppf((1 + COVERAGE) / 2)
     chi2 = stats.chi2.ppf(1 - CONFIDENCE, n - 1)
-    return z * math.sqrt((n - 1) * (1 + 1 / n) / chi2)
+    return float(z * math.sqrt((n - 1) * (1 + 1 / n) / chi2))
 
 
 class RunBands(BaseModel):

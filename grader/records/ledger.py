@@ -201,8 +201,8 @@ class Ledger:
             self._database.execute(f"PRAGMA application_id = {APPLICATION}")
             self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def _one(self, query: str) -> int | str:
-        """The one value that a query gives."""
+    def _one(self, query: str) -> Any:
+        """Return the one value that a query gives."""
         return self._database.execute(query).fetchone()[0]
 
     def _seed(self, given: int | None) -> int:

@@ -53,7 +53,8 @@ def _vector(sketch: str) -> np.ndarray | None:
 
 def _cosines(vectors: list[np.ndarray]) -> np.ndarray:
     matrix = np.stack(vectors)
-    return np.clip(matrix @ matrix.T, -1, 1)
+    cosines: np.ndarray = np.clip(matrix @ matrix.T, -1, 1)
+    return cosines
 
 
 def _groups(linked: np.ndarray) -> list[list[int]]:

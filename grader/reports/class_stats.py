@@ -113,9 +113,9 @@ class Summary:
                 spent[what].append((seconds, verdict))
         costs = []
         for what, each in spent.items():
-            seconds = [one for one, _ in each]
+            times = [seconds for seconds, _ in each]
             slowest, verdict = max(each, key=lambda one: one[0])
-            costs.append(Cost(what, len(each), sum(seconds), median(seconds), slowest, verdict))
+            costs.append(Cost(what, len(each), sum(times), median(times), slowest, verdict))
         return sorted(costs, key=lambda cost: -cost.total)
 
 

@@ -56,8 +56,8 @@ def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
     for name, values in list(losses.items())[:MAX_LINES]:
         raw = np.asarray(values, float)
         kept = np.where(np.abs(raw) <= MAX_LOSS, raw, np.nan)  # NaN compares false, too
-        ends = [float(x) if math.isfinite(x) else None for x in kept[[0, -1]]] if len(raw) else [None, None]
-        series.append(Series(name, *ends, len(raw), int(np.isnan(kept).sum())))
+        first, last = (float(x) if math.isfinite(x) else None for x in (kept[[0, -1]] if len(raw) else [np.nan] * 2))
+        series.append(Series(name, first, last, len(raw), int(np.isnan(kept).sum())))
         drawn.append(_thinned(kept))
     finite = [y[np.isfinite(y)] for _, y in drawn]
     if not any(len(y) for y in finite):

@@ -103,7 +103,7 @@ def run(
         # What bubblewrap reads of files: the filter of system calls, and what would show our folders in its command line.
         calls = opened.enter_context(_readable(refused_calls))
         fonts = {path.name: opened.enter_context(_readable(path.read_bytes())).fileno() for path in _fonts()}
-        variables = (_environment() | (environment or {})).items()
+        variables = (_environment() | dict(environment or {})).items()
         hidden = [word for pair in variables for word in ("--setenv", *pair)]
         hidden += _scene(folder, limits, shown or {}, fonts)
         bounded = kernel_limits.prefix(limits.memory + limits.memory // 4, limits.processes * THREADS)
@@ -118,6 +118,7 @@ def run(
             # Bubblewrap's own can be read, as /proc/1/environ, whatever it passes on; the prefix takes its variables away.
             env=kernel_limits.environment() if bounded else {"PATH": os.defpath},
         )
+    assert process.stdout is not None, "it is a pipe"
     try:
         with process, os.fdopen(told) as answer:
             init = _first_process(answer.read(), process)
@@ -156,11 +157,11 @@ class _Init:
             raise SandboxFailed(f"the sandbox (process {self.pid}) does not end")
 
 
-def _first_process(told: str, process: subprocess.Popen) -> _Init:
+def _first_process(told: str, process: subprocess.Popen[bytes]) -> _Init:
     try:
         return _Init(json.loads(told)["child-pid"])
     except (ValueError, KeyError, ProcessLookupError):
-        what = _last_line(process.stdout.read(10_000))
+        what = _last_line(process.stdout.read(10_000) if process.stdout else b"")
     if re.search("namespace|uid map|denied|not permitted", what):
         raise SandboxMissing(
             f"bubblewrap may not make a sandbox here ({what}): allow user namespaces (as root: "
@@ -208,7 +209,7 @@ def _readable(content: bytes) -> Iterator[IO[bytes]]:
 
 def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
     """The command line up to the command itself; `telling` is where bubblewrap tells of the process it has made."""
-    bwrap = shutil.which("bwrap")
+    bwrap = shutil.which("bwrap") or "bwrap"
     root = os.geteuid() == 0
     # Root would stay root to the kernel, whatever it is called inside: the limit on processes would not bind it.
     # So root first sets the scene and becomes nobody, and nobody makes a user namespace.

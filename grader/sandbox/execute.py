@@ -226,12 +226,12 @@ def _where(notebook: NotebookNode, name: str, outcome: _Outcome | None) -> str:
 def _what(ended: Ended, outcome: _Outcome | None, limits: Limits) -> str:
     if ended.breach:
         return ended.breach
-    match outcome.state if outcome else "running":
-        case "failed":
-            return next(iter(_short(outcome.what)), "an error")
-        case "kernel died":
+    match outcome:
+        case _Outcome(state="failed", what=what):
+            return next(iter(_short(what)), "an error")
+        case _Outcome(state="kernel died"):
             return "the kernel died (out of memory, or it ended itself)"
-        case "too much output":
+        case _Outcome(state="too much output"):
             return f"wrote more than {size(limits.output)} of output"
     return f"its process was killed (exit status {ended.status})"
 

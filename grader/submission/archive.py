@@ -237,7 +237,9 @@ def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
-    with archive.extractfile(member) as file:
+    file = archive.extractfile(member)
+    assert file is not None, "only regular files are extracted"
+    with file:
         return file.read(most)
 
 

@@ -94,13 +94,13 @@ def _wrong(found: list[_Cell], kinds: dict[str, str]) -> Iterator[str]:
     yield from (f"solution cell {name} is there {count[name]} times" for name in kinds if count[name] > 1)
     for cell in found:
         if cell.grade_id not in kinds:
-            yield f"{_named(cell)} is none of this exercise"
+            yield f"{_named(cell.grade_id)} does not belong to this exercise"
         elif cell.kind != kinds[cell.grade_id]:
-            yield f"{_named(cell)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
+            yield f"{_named(cell.grade_id)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
 
 
-def _named(cell: _Cell) -> str:
-    return f"solution cell {printable(cell.grade_id[:60])}"
+def _named(grade_id: str) -> str:
+    return f"solution cell {printable(grade_id[:60])}"
 
 
 def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
@@ -159,14 +159,13 @@ def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
     source = cell.get("source")
     if isinstance(source, list) and all(isinstance(line, str) for line in source):
         source = "".join(source)
-    found = _Cell(grade_id, _text(cell.get("cell_type")), source, place)
     if not isinstance(source, str):
-        raise _Unreadable(f"the source of {_named(found)} is no text")
+        raise _Unreadable(f"the source of {_named(grade_id)} is not text")
     if len(source) > MAX_SOURCE:
-        raise _Unreadable(f"{_named(found)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed")
+        raise _Unreadable(f"{_named(grade_id)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed")
     if odd := next((letter for letter in source if letter == "\0" or "\ud800" <= letter <= "\udfff"), ""):
-        raise _Unreadable(f"{_named(found)} holds {printable(odd)}, which is no character of a text")
-    return found
+        raise _Unreadable(f"{_named(grade_id)} contains {printable(odd)}, which is not a valid character")
+    return _Cell(grade_id, _text(cell.get("cell_type")), source, place)
 
 
 def _text(value: object) -> str:
