@@ -15,9 +15,9 @@ import numpy as np
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 640, 310
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 40
-MAX_DRAWN = 300  # points a line; of longer runs, means over that many stretches
-MAX_LOSS = 1000.0  # nats a token; a guess among a million tokens has 14, so what is beyond is no loss to be drawn
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 20, 58  # room for the larger letters on a narrow screen
+MAX_DRAWN = 300  # points per line; of longer runs, means over that many stretches
+MAX_LOSS = 1000.0  # nats per token; a guess among a million tokens has 14, so anything beyond is not drawn
 MAX_LINES = 12
 
 
@@ -66,7 +66,7 @@ def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
     steps = _ticks(0, max(x[-1] for x, _ in drawn if len(x)), whole=True)
     levels = _ticks(low, high)
     frame = _Frame((steps[0], steps[-1]), (levels[0], levels[-1]))
-    parts = [frame.axes(steps, levels, "optimiser step", "loss, nats a token")]
+    parts = [frame.axes(steps, levels, "optimiser step", "loss, nats per token")]
     for number, (x, y) in enumerate(drawn):
         colour = f"line c{number % 7}"
         if len(drawn) == 1:
@@ -99,13 +99,14 @@ def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Ma
     top = max([*counts[1:], counts[0] + failed, 1])
     levels = _ticks(0, top, whole=True)
     frame = _Frame((0, bins), (0, 1.1 * levels[-1]))  # room for the number above the highest bar
-    labels = [f"{max_points * i // 10}\u2013{max_points * (i + 1) // 10 - 1}" for i in range(bins - 1)]
     parts = [frame.axes([], levels, "points", "submissions")]
-    for i, (count, label) in enumerate(zip(counts, [*labels, str(max_points)], strict=True)):
+    for i, count in enumerate(counts):
         below = failed if i == 0 else 0
         parts.append(frame.bar(i, 0, below, "bar bad") + frame.bar(i, below, count, "bar c0"))
         x = frame.x(i + 0.5)
-        parts.append(_text(x, HEIGHT - BOTTOM + 16, label, "middle"))
+        # Each bar begins at its number of points; the last one has those with all of them.
+        at = x if i == bins - 1 else frame.x(i)
+        parts.append(_text(at, HEIGHT - BOTTOM + 20, f"{max_points * i // 10}", "middle"))
         if count + below:
             parts.append(_text(x, frame.y(count + below) - 4, str(count + below), "middle", "count"))
     return _svg(parts, "Distribution of points")
@@ -132,12 +133,12 @@ class _Frame:
             y = self.y(level)
             parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, y, WIDTH - RIGHT))
             parts.append(_text(LEFT - 6, y + 4, f"{level:g}", "end"))
-        parts += [_text(self.x(step), HEIGHT - BOTTOM + 16, f"{step:,.0f}", "middle") for step in steps[:-1]]
-        parts += [_text(self.x(step), HEIGHT - BOTTOM + 16, f"{step:,.0f}", "end") for step in steps[-1:]]
-        parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, below, "middle"))
+        parts += [_text(self.x(step), HEIGHT - BOTTOM + 20, f"{step:,.0f}", "middle") for step in steps[:-1]]
+        parts += [_text(self.x(step), HEIGHT - BOTTOM + 20, f"{step:,.0f}", "end") for step in steps[-1:]]
+        parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, below, "middle"))
         middle = (TOP + HEIGHT - BOTTOM) / 2
         parts.append(
-            Markup('<text text-anchor="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format(
+            Markup('<text text-anchor="middle" transform="translate(18 {}) rotate(-90)">{}</text>').format(
                 middle, beside
             )
         )

@@ -33,7 +33,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
         if check.name in (EXACT, HELD_OUT) and len(verdict.runs) > 1:
             console.print(Text(display(f"{check.run}: {check.found}")))
     if verdict.message:
-        _print_reason(console, "the notebook did not run to its end", verdict.message)
+        _print_reason(console, "the notebook stopped early", verdict.message)
     for check in verdict.checks:
         if not check.passed:
             _print_reason(console, check.label, check.reason)

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -234,11 +235,24 @@ def test_the_report_of_a_class_keeps_the_three_states_apart(classful, tmp_path):
     page = Page(write_report(classful, tmp_path).read_text("utf-8"))
     words = " ".join(page.text.split())
     assert "36 graded, 33 with every check passed 1 submission failed: 0 points 1 grader failed: no score" in words
-    assert "student 13 no score failed –" in words
+    assert "student 13 no score failed – nothing submitted" in words
     assert "prompt masked 11 of 12" in words
     assert "1 prompt masked mask the prompt" in words
     assert "MemoryError in the grader" in words
     assert page.tags.count("svg") == len(EXERCISES)
+
+
+def test_pages_can_be_read_without_a_mouse_on_a_phone_and_by_a_screen_reader(classful, tmp_path):
+    pages = [write_report(classful, tmp_path / "class"), write_report(classful[-3:], tmp_path / "few")]
+    pages += [write_feedback(verdict, tmp_path) for verdict in classful[-5:]]
+    for page in (path.read_text("utf-8") for path in pages):
+        tags = Page(page).tags
+        levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(below <= above + 1 for above, below in pairwise(levels))
+        assert tags.count("table") == tags.count("caption") and tags.count("main") == 1
+        assert not re.search(r"<th(?! scope)[ >]|<[^>]+ title=", page)  # nothing is said on hovering alone
+        assert "prefers-color-scheme: dark" in page and "@media (max-width" in page
 
 
 def test_students_stand_in_the_order_in_which_people_count(classful, tmp_path):
@@ -285,4 +299,4 @@ def test_time_is_summed_and_the_slowest_is_named(classful, tmp_path):
     classful[4].seconds["notebook"] = 3600.0
     words = " ".join(Page(write_report(classful, tmp_path).read_text("utf-8")).text.split())
     assert "notebook 36 78 min 30 s 60 min student 2, ex2_rank_sweep" in words
-    assert f"{(35 * 30 + 3600 + 36 * 9) / 3600:.2f} hours of one worker" in words
+    assert f"{(35 * 30 + 3600 + 36 * 9) / 3600:.2f} worker-hours" in words
