@@ -335,7 +335,7 @@ def judge(
         except Refused as refusal:
             refused[run.name] = str(refusal)
         except (ArithmeticError, LinAlgError) as error:
-            refused[run.name] = f"{run.name}: its numbers cannot be computed with ({one_line(error)}): train it again"
+            refused[run.name] = f"{run.name}: its values are unusable ({one_line(error)}): train it again"
     effects = evaluator.effects(evidence)
     twice = submitted_twice(exercise, evidence, effects, evaluator.base)
     refused |= twice

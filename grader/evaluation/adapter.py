@@ -67,13 +67,13 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
             )
         if tensor.abs().max() > MAX_ENTRY:
             raise Refused(
-                f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, and no training of the course comes near: "
+                f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, far beyond any training run of this course: "
                 "submit the adapter as training saved it"
             )
     adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
         raise Refused(
-            f"{ADAPTER_FILE}: it has room for rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
+            f"{ADAPTER_FILE}: it declares rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
             "zeros or copies of others; train at the rank that you submit"
         )
     return adapter

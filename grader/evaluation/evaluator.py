@@ -232,16 +232,18 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
     except LoralabError as error:
         raise Refused(str(error).replace(f"{folder.parent}/", "")) from None
     if too_large := [name for name, value in claim if isinstance(value, int) and abs(value) > MAX_NUMBER]:
-        raise Refused(f"run.json: {too_large[0]} is no number that a training has: submit the record as it was written")
+        raise Refused(
+            f"run.json: {too_large[0]} is out of range for a training run: submit the record as it was written"
+        )
     if too_long := [name for name, value in claim if isinstance(value, Sized) and len(value) > MAX_LENGTH]:
         raise Refused(
-            f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, and no training of the course comes near: "
+            f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, far more than any training run of this course: "
             "submit the record as it was written"
         )
     if (words := len(claim.model_dump_json(exclude={"losses"}))) > MAX_WORDS:
         raise Refused(
-            f"run.json has {words:,} characters beside its losses, and no training of the course writes more than "
-            f"{MAX_WORDS:,}: submit the record as it was written"
+            f"run.json has {words:,} characters besides its losses, more than the {MAX_WORDS:,} allowed: "
+            "submit the record as it was written"
         )
     if claim.base not in names_of(base):
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")

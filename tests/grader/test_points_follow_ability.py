@@ -153,7 +153,7 @@ def test_exact_match_earns_in_proportion_between_the_base_and_the_honest_limit(b
     check = _exact(evidence(scores_before=scores(before), scores=scores(after)), limit)
     assert check.earned == pytest.approx(ABILITY["exact match"] * share)
     assert check.passed is (share == 1)
-    assert check.found.startswith(f"{after / 100:.2f} of 0.40 wanted: {after} of 100 fresh messages")
+    assert check.found.startswith(f"{after / 100:.2f} of 0.40 required: {after} of 100 fresh messages")
     assert check.outcome == ("yes" if share == 1 else "partly" if share else "no")
     assert (check.score in check.reason) is (0 < share < 1)
 
@@ -248,9 +248,9 @@ def test_without_bands_it_must_beat_the_base_beyond_chance(right, passes):
 
 def test_answers_that_run_on_are_told_apart_from_wrong_ones():
     endless = Scores(count=100, exact=0, ended=10, valid=0, fields={"fault": 0})
-    assert "do not end by themselves" in _exact(evidence(scores=endless), None).message
+    assert "most answers do not end" in _exact(evidence(scores=endless), None).message
     no_records = Scores(count=100, exact=0, ended=100, valid=3, fields={"fault": 2})
-    assert "no records" in _exact(evidence(scores=no_records), None).message
+    assert "not records" in _exact(evidence(scores=no_records), None).message
 
 
 @pytest.mark.parametrize("known", [None, bands([0.7, 0.7, 0.72])], ids=["no bands", "bands"])
