@@ -86,7 +86,7 @@ def grade(
     with report_errors():
         options = grading.Options(
             exercises=exercise or [], course=course, artifacts_only=artifacts_only, no_sandbox=no_sandbox,
-            artifacts=artifacts, base=base, seed=seed, audit=audit, heldout_seed=heldout_seed, minutes=minutes,
+            artifacts=artifacts, base_name=base, seed=seed, audit=audit, heldout_seed=heldout_seed, minutes=minutes,
             memory=memory, workers=workers, cluster=cluster, gradebook=gradebook,
             out=out or commands.results_folder(course, results),
         )  # fmt: skip

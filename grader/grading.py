@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Options:
     artifacts_only: bool
     no_sandbox: bool
     artifacts: Path | None
-    base: str
+    base_name: str
     seed: int
     audit: str | None
     heldout_seed: int | None
@@ -60,11 +60,26 @@ class Options:
     gradebook: str | None
     out: Path
 
-    def remembered(self, base: Base) -> dict[str, Any]:
+    @cached_property
+    def base(self) -> Base:
+        """The base to grade on. Raises `LoralabError` if it is unavailable."""
+        return find_base(self.base_name)
+
+    @property
+    def chosen(self) -> list[Exercise]:
+        """The exercises to grade."""
+        return [EXERCISES[name] for name in self.exercises or EXERCISES]
+
+    def setup(self, mode: Mode, heldout_seed: int, again: Mapping[tuple[str, str], int] | None = None) -> GradingSetup:
+        """Return how to grade in this mode, with this secret seed."""
+        limits = Limits(wall=60 * self.minutes, memory=round(self.memory * GIB))
+        return GradingSetup(self.base, heldout_seed, mode, self.seed, limits, again or {})
+
+    def remembered(self) -> dict[str, Any]:
         """Return what a later `regrade` grades with, by the names of the command's options."""
         names = "artifacts_only", "no_sandbox", "seed", "minutes", "memory", "workers", "gradebook"
         same = {name: getattr(self, name) for name in names}
-        return {"exercise": self.exercises or None, "base": asked_for(base)} | same
+        return {"exercise": self.exercises or None, "base": asked_for(self.base)} | same
 
 
 def grade(options: Options) -> bool:
@@ -72,41 +87,16 @@ def grade(options: Options) -> bool:
 
     For a class that is: everything was graded and entered. Otherwise: everything passed. Raises `LoralabError`.
     """
-    limits = Limits(wall=60 * options.minutes, memory=round(options.memory * GIB))
-    request = _Request(
-        [EXERCISES[name] for name in options.exercises or EXERCISES], options.course, find_base(options.base),
-        options.seed, options.heldout_seed, limits, options.workers, options.cluster, options.out,
-    )  # fmt: skip
     a_class = options.artifacts is None and ((options.course / "submitted").exists() or options.course != ROOT)
     with private_files():
         share = _audited_share(options.audit, options.artifacts_only and a_class)
         make_folder(options.out)
         if options.artifacts is not None:
-            return _grade_folders(request, [_one_folder(options.artifacts, request.exercises)], "artifacts")
+            return _grade_folders(options, [_one_folder(options.artifacts, options.chosen)], "artifacts")
         if not a_class:
             mode = _mode_of_solutions(options.artifacts_only, options.no_sandbox)
-            return _grade_folders(request, _solutions(request.exercises), mode)
-        mode = _mode(options.artifacts_only, options.no_sandbox)
-        url = options.gradebook or default_url(options.course)
-        return _grade_submitted(request, mode, url, options.remembered(request.base), share)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is to be graded, with which options, and where the results go."""
-
-    exercises: list[Exercise]
-    course: Path
-    base: Base
-    seed: int
-    heldout_seed: int | None
-    limits: Limits
-    workers: int
-    cluster: str | None
-    out: Path
-
-    def setup(self, mode: Mode, heldout_seed: int, again: Mapping[tuple[str, str], int] | None = None) -> GradingSetup:
-        return GradingSetup(self.base, heldout_seed, mode, self.seed, self.limits, again or {})
+            return _grade_folders(options, _solutions(options.chosen), mode)
+        return _grade_submitted(options, _mode(options.artifacts_only, options.no_sandbox), share)
 
 
 def find_base(name: str) -> Base:
@@ -119,52 +109,53 @@ def find_base(name: str) -> Base:
     return base
 
 
-def _grade_folders(request: _Request, folders: list[SubmissionFolder], mode: Mode) -> bool:
+def _grade_folders(options: Options, folders: list[SubmissionFolder], mode: Mode) -> bool:
     """Grade what is no class, and tell whether all of it passed."""
-    _say_where_bands_are_missing(request.base, folders)
-    seed = secrets.randbits(SEED_BITS) if request.heldout_seed is None else request.heldout_seed
-    verdicts = _in_order(_each_as_it_ends(_grade(request, folders, request.setup(mode, seed)), len(folders)))
-    _report(verdicts, [], request.out)
+    _say_where_bands_are_missing(options.base, folders)
+    seed = secrets.randbits(SEED_BITS) if options.heldout_seed is None else options.heldout_seed
+    verdicts = _in_order(_each_as_it_ends(_grade(options, folders, options.setup(mode, seed)), len(folders)))
+    _report(verdicts, [], options.out)
     return all(verdict.passed for verdict in verdicts)
 
 
-def _grade_submitted(request: _Request, mode: Mode, url: str, options: dict[str, Any], share: float) -> bool:
-    """Grade the class, hand the results back, and tell whether everything was graded and entered.
+def _grade_submitted(options: Options, mode: Mode, share: float) -> bool:
+    """Grade the class, write the results, and tell whether everything was graded and entered.
 
-    `options` are kept for a later `regrade`; of the notebooks a `share` is audited.
+    Of the notebooks a `share` is audited.
     """
-    folders = _class(request.course, request.exercises)
-    _say_where_bands_are_missing(request.base, folders)
-    with Ledger(request.out / "ledger.db", request.heldout_seed) as ledger:
-        term = Term(request.course, ledger)
+    url = options.gradebook or default_url(options.course)
+    folders = _class(options.course, options.chosen)
+    _say_where_bands_are_missing(options.base, folders)
+    with Ledger(options.out / "ledger.db", options.heldout_seed) as ledger:
+        term = Term(options.course, ledger)
         write_gradebook([], url)  # fail early if it cannot be opened
-        term.history.remember(options)
-        setup = request.setup(mode, ledger.heldout_seed, term.again)
-        grading = term.adjusted(_grade(request, folders, setup, ledger))
+        term.history.remember(options.remembered())
+        setup = options.setup(mode, ledger.heldout_seed, term.again)
+        grading = term.adjusted(_grade(options, folders, setup, ledger))
         graded = _each_as_it_ends(
-            grading, len(folders), partial(_hand_back, course=request.course, out=request.out, url=url)
+            grading, len(folders), partial(_hand_back, course=options.course, out=options.out, url=url)
         )
         verdicts = _in_order(graded)
-        _report(verdicts, graded, request.out, term.names)
-        _say_what_changed(term.publish(verdicts, request.out), request.out)
+        _report(verdicts, graded, options.out, term.names)
+        _say_what_changed(term.publish(verdicts, options.out), options.out)
         entered = _into_gradebook(verdicts, url)
         if share:
-            _audit(request, draw_sample(folders, share, setup.heldout_seed), setup, ledger, graded)
-    missed = left_out(request.course / "submitted")
+            _audit(options, draw_sample(folders, share, setup.heldout_seed), setup, ledger, graded)
+    missed = left_out(options.course / "submitted")
     for what in missed:
         say("[yellow]left out[/yellow]", what)
-    for what in doubtful_names(request.course / "submitted"):
+    for what in doubtful_names(options.course / "submitted"):
         say("[yellow]check the name[/yellow]", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
     return entered and not missed and not failed
 
 
 def _grade(
-    request: _Request, folders: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger | None = None
+    options: Options, folders: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger | None = None
 ) -> Generator[Graded, None, None]:
     # The longest first: one that is begun last would run alone.
     folders = sorted(folders, key=lambda one: -len(EXERCISES[one.exercise].runs))
-    return grade_class(folders, setup, ledger, min(request.workers, len(folders)), request.cluster)
+    return grade_class(folders, setup, ledger, min(options.workers, len(folders)), options.cluster)
 
 
 def _audited_share(audit: str | None, from_run_folders: bool) -> float:
@@ -178,10 +169,10 @@ def _audited_share(audit: str | None, from_run_folders: bool) -> float:
 
 
 def _audit(
-    request: _Request, sample: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger, graded: Sequence[Graded]
+    options: Options, sample: list[SubmissionFolder], setup: GradingSetup, ledger: Ledger, graded: Sequence[Graded]
 ) -> None:
     """Run the notebooks of the sample, and report which of them make other runs than those that were graded."""
-    rerun = _grade(request, sample, replace(setup, mode="sandbox"), ledger)
+    rerun = _grade(options, sample, replace(setup, mode="sandbox"), ledger)
     audited = list(tqdm(differences(rerun, graded), total=len(sample), desc="audit", unit="submission"))
     for one in audited:
         if one.difference:
@@ -190,7 +181,7 @@ def _audit(
                 f"{display_name(one.student)}, {one.exercise}: {display_line(one.difference)}",
             )
     differ = sum(bool(one.difference) for one in audited)
-    path = write_audit(audited, request.out)
+    path = write_audit(audited, options.out)
     console.print(
         f"audited {len(sample)}, of which {differ} differ ({path}); no points were changed by it", highlight=False
     )
