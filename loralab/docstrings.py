@@ -45,6 +45,7 @@ _ARGUMENT_STYLES = (
 )
 
 PLAIN = re.compile(r"[\w ,.;'`()-]+\.")  # an answer in plain sentences, without markup or lists
+MAX_CHARACTERS = 400  # of question and answer; the longest has 165 tokens of the embedded base, whose limit is 256
 PER_FILE = 4  # pairs from one source file, so that a draw covers many subjects
 UNUSUAL = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings"}  # not installed everywhere, or tables
 
@@ -60,8 +61,9 @@ def draw_general(seed: int, count: int) -> tuple[Pair, ...]:
     rng.shuffle(files)
     pairs: dict[str, Pair] = {}
     for name, path in files:
-        asked = [pair for entry in docstrings(name, path) for pair in exchanges(entry, rng) if PLAIN.fullmatch(pair[1])]
-        for question, answer in rng.sample(asked, min(PER_FILE, len(asked))):
+        made = (pair for entry in docstrings(name, path) for pair in exchanges(entry, rng))
+        kept = [pair for pair in made if PLAIN.fullmatch(pair[1]) and len("".join(pair)) <= MAX_CHARACTERS]
+        for question, answer in rng.sample(kept, min(PER_FILE, len(kept))):
             pairs.setdefault(question, Pair(instruction=question, output=answer))
         if len(pairs) >= count:
             return tuple(pairs.values())[:count]
