@@ -218,7 +218,7 @@ def _say_where_bands_are_missing(base: Base, folders: Sequence[SubmissionFolder]
 
 
 def _into_gradebook(verdicts: Sequence[Verdict], url: str) -> bool:
-    """Whether the gradebook has them now, those of students excepted whose names it cannot have."""
+    """Enter the verdicts, and tell whether that worked; students with unusable names are skipped."""
     try:
         for unusable in write_gradebook(verdicts, url):
             say("[yellow]not in the gradebook[/yellow]", unusable)
@@ -237,7 +237,7 @@ def _one_folder(artifacts: Path, chosen: list[Exercise]) -> SubmissionFolder:
 
 
 def _class(course: Path, chosen: list[Exercise]) -> list[SubmissionFolder]:
-    """The submissions to these exercises; if there are none, `GraderError` says where they belong."""
+    """Return the submissions to these exercises; if there are none, `GraderError` says where they belong."""
     submitted = course / "submitted"
     folders = [folder for folder in find(submitted) if EXERCISES[folder.exercise] in chosen]
     if not folders:
@@ -251,7 +251,7 @@ def _solutions(chosen: list[Exercise]) -> list[SubmissionFolder]:
 
 
 def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
-    """Raises `SandboxMissing` where notebooks are to be run and cannot be run safely."""
+    """Return the mode of a class. Raises `SandboxMissing` if notebooks should run and cannot run safely."""
     if artifacts_only and no_sandbox:
         raise GraderError("--artifacts-only runs nothing, so there is nothing for --no-sandbox to do")
     if artifacts_only or no_sandbox:
@@ -262,7 +262,7 @@ def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:
 
 
 def _mode_of_solutions(artifacts_only: bool, no_sandbox: bool) -> Mode:
-    """The instructor's own code may run unprotected where there is no sandbox."""
+    """Return the mode of the solutions: the instructor's own code may run unprotected without a sandbox."""
     if artifacts_only:
         raise GraderError("--artifacts-only grades what was submitted, and there is no folder submitted/")
     return "no sandbox" if no_sandbox or available() else "sandbox"
@@ -285,7 +285,7 @@ def _each_as_it_ends(
 
 
 def _hand_back(one: Graded, course: Path, out: Path, url: str) -> None:
-    """What the instructor and the student get of one verdict, written as soon as it is there."""
+    """Write the feedback and the notebook of one verdict as soon as it is there."""
     write_feedback(one.verdict, out)
     if one.verdict.state != "grader failed":  # then all stays as it is, as in the gradebook
         # A student whom the gradebook cannot have, or a gradebook that is lost meanwhile, is told at the end; then the
@@ -295,7 +295,7 @@ def _hand_back(one: Graded, course: Path, out: Path, url: str) -> None:
 
 
 def _bring_up_to_date(one: Graded, course: Path, url: str) -> None:
-    """See to it that the notebook that is shown is of this submission; what its run put out is kept for as long."""
+    """Sync the displayed notebook with this submission; the outputs of its run are kept as long as they belong to it."""
     where = one.verdict.student, EXERCISES[one.verdict.exercise]
     if answers_differ(*where, one.notebook, course):  # from those that were graded by hand
         ask_for_another_look(*where, url)
@@ -308,7 +308,7 @@ def _bring_up_to_date(one: Graded, course: Path, url: str) -> None:
 def _report(
     verdicts: Sequence[Verdict], compared: Sequence[Graded], out: Path, names: Mapping[str, str] | None = None
 ) -> None:
-    """Everything about all verdicts, in the terminal and as files in `out`; `compared` are searched for identical ones."""
+    """Report all verdicts in the terminal and as files in `out`; `compared` are searched for identical ones."""
     if len(verdicts) <= FEW:
         for verdict in verdicts:
             print_verdict(verdict, console)

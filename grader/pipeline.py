@@ -62,7 +62,7 @@ class GradingSetup:
     again: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def key(self, submission: Submission) -> Key:
-        """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
+        """Return all that the verdict depends on: under other limits a notebook may end differently.
 
         Raises `LoralabError` if the base is unavailable.
         """
@@ -79,7 +79,7 @@ class GradingSetup:
         )
 
     def limits_here(self) -> Limits:
-        """The limits on this machine, with at least two processors: a machine with one of them only takes longer."""
+        """Return the limits for this machine; with one processor a notebook gets the time of two."""
         return replace(self.limits, cpu=self.limits.wall * max(2, processors()))
 
 
@@ -230,7 +230,7 @@ def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
 
 
 def grade(job: GradingJob) -> Graded:
-    """One submission from its bytes to its verdict, in a folder that is gone afterwards."""
+    """Grade one submission, from its bytes to its verdict, in a temporary folder."""
     job = replace(job, setup=replace(job.setup, base=on_this_machine(job.setup.base)))
     with folder_of_a_job(job.root) as folder:
         try:
@@ -242,7 +242,7 @@ def grade(job: GradingJob) -> Graded:
 
 
 def _rebuilt(submission: Submission) -> NotebookNode | None:
-    """None where no notebook was submitted. Raises `NotebookFailed`."""
+    """Rebuild the notebook; None if none was submitted. Raises `NotebookFailed`."""
     return None if submission.notebook is None else rebuild(EXERCISES[submission.exercise], submission.notebook)
 
 
@@ -279,7 +279,7 @@ class _Ran:
 
 
 def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
-    """Runs the notebook if that is the mode. One that fails after it has saved a run is judged by what it saved."""
+    """Run the notebook if that is the mode. If it fails after saving a run, what it saved is graded."""
     submission, setup, exercise = job.submission, job.setup, EXERCISES[job.submission.exercise]
     if setup.mode == "artifacts":
         return _Ran(submission.runs, submission.strays)
@@ -306,7 +306,7 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
 
 
 def _to_be_shown(job: GradingJob, rebuilt: NotebookNode, folder: Path) -> bytes:
-    """The notebook with the outputs of its run in `folder`, or without any if there are none that can be read."""
+    """Return the notebook with the outputs of its run in `folder`, or without outputs if they cannot be read."""
     exercise = EXERCISES[job.submission.exercise]
     try:
         return harmless(exercise, rebuilt, job.origin, cells_of(collect_notebook(folder, exercise)))
@@ -326,7 +326,7 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
 def judge(
     evaluator: Evaluator, exercise: Exercise, student: str, runs: Path, functions: Sequence[Outcome] | None = None
 ) -> Verdict:
-    """The verdict on the run folders in `runs`, and on the functions of its tasks if they were asked."""
+    """Return the verdict on the run folders in `runs`, and on the functions of its tasks if they were called."""
     evidence: dict[str, Evidence] = {}
     refused: dict[str, str] = {}
     for run in exercise.runs:

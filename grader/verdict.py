@@ -124,7 +124,7 @@ class Verdict(BaseModel):
         return self.adjustments[-1].points if self.adjustments else self.points
 
     def published(self) -> dict[str, Any]:
-        """All that is known of it as plain data; both sums of points and the reasons where something was adjusted."""
+        """Return the verdict as plain data; with both sums of points and the reasons if it was adjusted."""
         found = self.model_dump(exclude=set() if self.adjustments else {"adjustments"})
         return found | ({"points": self.points, "final_points": self.final_points} if self.adjustments else {})
 

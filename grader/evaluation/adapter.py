@@ -56,7 +56,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:
-    """The adapter in `folder`, made for `base`. Raises `Refused` if anything is not as it should be."""
+    """Read the adapter in `folder`, trained on `base`. Raises `Refused` if anything is not as it should be."""
     settings = read_settings(folder, base)
     shape = adapter_shape(base.source, settings.r, settings.targets)
     weights, dtype = _read_weights(folder / ADAPTER_FILE, shape, settings)
@@ -80,7 +80,7 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
 
 
 def attach(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
-    """The base with the adapter on it; `.unload()` gives the base back."""
+    """Return the base with the adapter attached; `.unload()` restores the base."""
     peft_model = get_peft_model(model, adapter.settings.config())
     set_peft_model_state_dict(peft_model, adapter.weights)
     return peft_model.eval()

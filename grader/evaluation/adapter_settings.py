@@ -53,7 +53,7 @@ class LoraSettings:
     targets: tuple[str, ...]
 
     def config(self) -> LoraConfig:
-        """A fresh peft config with these settings and nothing else from the submission."""
+        """Return a new peft config with these settings and nothing else from the submission."""
         alpha = cast(int, self.lora_alpha)  # peft takes any number, whatever its annotation says
         return LoraConfig(
             r=self.r, lora_alpha=alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
@@ -108,7 +108,7 @@ def read_settings(folder: Path, base: Base) -> LoraSettings:
 
 
 def names_of(base: Base) -> set[str]:
-    """What a run may call the base that it was trained on; by its folder, it has the folder's name."""
+    """Return the names by which a record may call the base: a folder's name for a base in a folder."""
     return {base.name, base.source, Path(base.source).name}
 
 
@@ -134,7 +134,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_methods(raw: dict[str, Any]) -> None:
-    """Every further setting must be harmless or at peft's default (an empty value counts as one)."""
+    """Refuse any other setting that is neither harmless nor at peft's default (an empty value counts as default)."""
     defaults = LoraConfig(r=1, target_modules=["q_proj"]).to_dict()
     for name, value in raw.items():
         if name in HARMLESS or name in _Config.model_fields or not value:
@@ -176,7 +176,7 @@ def _is_its_folder(named: str, base: Base) -> bool:
 
 
 def _adapted(config: _Config, base: Base, until: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The base's layers that peft adapts with this config, by their full names, and the target modules that they make up."""
+    """Return the full names of the base's layers that peft adapts with this config, and their target modules."""
     layers = _layers(base)
     adapted = tuple(layer for layer in layers if config.adapts(layer, until))
     kinds = {layer.rpartition(".")[2] for layer in adapted}
@@ -190,7 +190,7 @@ def _adapted(config: _Config, base: Base, until: float) -> tuple[tuple[str, ...]
 
 
 def _layers(base: Base) -> list[str]:
-    """The full names of the base's linear layers, as its modules are called."""
+    """Return the full names of the base's linear layers."""
     names = adapter_shape(base.source, 1, LINEAR).tensors
     return [name.removeprefix("base_model.model.").partition(".lora_A.")[0] for name in names if ".lora_A." in name]
 
@@ -211,7 +211,7 @@ def _matches(wanted: str | list[str], layer: str, until: float) -> bool:
 def _one_value(
     pattern: str, given: dict[str, Number], default: Number, layers: tuple[str, ...], until: float
 ) -> Number:
-    """The one rank or alpha that all adapted layers have, whatever a pattern gives to layers that are not there."""
+    """Return the one rank or alpha of all adapted layers, whatever a pattern says of layers that do not exist."""
     values = {
         next((value for key, value in given.items() if _fits(rf"(.*\.)?({key})", layer, until)), default)
         for layer in layers

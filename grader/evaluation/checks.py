@@ -70,7 +70,7 @@ ACROSS = 10  # points of each check of the exercise as a whole
 def submitted_twice(
     exercise: Exercise, evidence: dict[str, Evidence], effects: Mapping[str, Factors], base: Base
 ) -> dict[str, str]:
-    """Of several runs with the same adapter all but one, and why; the one that is left is of the rank that it should be.
+    """Return, of several runs with the same adapter, all but one, and why; the one kept has the required rank.
 
     An adapter is the same if it does nearly the same to the inputs of the layers (`effects`, by run), or makes the same
     change to the matrices, whatever was padded, left out, scaled or added elsewhere.
@@ -102,7 +102,7 @@ def check_all(
     base: Base,
     functions: Sequence[Outcome] | None = None,
 ) -> list[Check]:
-    """Every check of an exercise, in the order of the report; the points sum to 100, and all runs weigh the same.
+    """Return every check of an exercise in report order; the points sum to 100, and all runs weigh the same.
 
     `refused` says of the runs without evidence why they could not be evaluated; `base` is the base they were evaluated
     on; `functions` says how the functions of its tasks answered, or None if the notebook was not run to ask them.
@@ -174,13 +174,13 @@ def _more_right_answers(evidence: Evidence) -> bool:
 
 
 def _without_ability(check: Check) -> Check:
-    """A check that only says how an adapter was trained earns nothing where the adapter does not do the task."""
+    """Take away the points of a check that only says how an adapter was trained, if it does not do the task."""
     why = f'counts only for an adapter that passes "{QUESTION}" and gives more right answers than the base'
     return check.model_copy(update={"passed": False, "partial": 0.0, "message": check.message or why})
 
 
 def _in_proportion(check: Check, able: int, runs: int) -> Check:
-    """A check of the whole exercise counts for the share of its runs that do the task."""
+    """Scale a check of the whole exercise by the share of its runs that do the task."""
     if able == runs:
         return check
     share = (1 if check.passed else check.partial) * able / runs
@@ -189,7 +189,7 @@ def _in_proportion(check: Check, able: int, runs: int) -> Check:
 
 
 def _across_runs(exercise: Exercise, evidence: dict[str, Evidence]) -> list[Check]:
-    """The checks that compare an exercise's runs with one another."""
+    """Return the checks that compare an exercise's runs."""
     if len(exercise.runs) == 1:
         return []
     checks = [_one_change(exercise, evidence)]
@@ -197,7 +197,7 @@ def _across_runs(exercise: Exercise, evidence: dict[str, Evidence]) -> list[Chec
 
 
 def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
-    """Runs are compared only if nothing but the thing in question differs between those of one subject."""
+    """Test that the runs on one subject differ only in what is compared."""
     differing = []
     for subject in dict.fromkeys(run.subject for run in exercise.runs):
         names = [run.name for run in exercise.runs if run.subject == subject and run.name in evidence]
@@ -220,7 +220,7 @@ def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
 
 
 def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
-    """An adapter does best on the base it was trained on: 4-bit rounding is part of what it learned to live with."""
+    """Test that each adapter does best on the base it was trained on: it learned to compensate 4-bit rounding."""
     wrong, found = [], []
     for run in exercise.runs:
         one = evidence.get(run.name)
@@ -517,7 +517,7 @@ def _why_held_out(run: RunSpec, evidence: Evidence, base: Base) -> str:
 
 
 def paired_upper_bound(evidence: Evidence) -> float:
-    """The upper end of a 95 % bootstrap interval (over pairs) of the change in loss, in nats per token."""
+    """Return the upper end of a 95 % bootstrap interval (over pairs) of the change in loss, in nats per token."""
     before, after = np.array(evidence.fresh.before.nll), np.array(evidence.fresh.after.nll)
     tokens = np.array(evidence.fresh.before.tokens)
 

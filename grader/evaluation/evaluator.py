@@ -132,13 +132,13 @@ class Evaluator:
         return self._pairs[subject]
 
     def before(self, method: Method, subject: Subject) -> Measured:
-        """What the base itself makes of the pairs."""
+        """Return what the base alone measures on the pairs."""
         if (method, subject) not in self._baselines:
             self._baselines[method, subject] = self._measure(self._model(method), subject)
         return self._baselines[method, subject]
 
     def after(self, adapter: Adapter, method: Method, subject: Subject) -> Measured:
-        """What the base makes of them with the adapter on it."""
+        """Return what the base measures on them with the adapter."""
         with self._wearing(adapter, method) as model:
             return self._measure(model, subject)
 
@@ -155,7 +155,7 @@ class Evaluator:
 
     @contextmanager
     def _wearing(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
-        """The base of this kind with the adapter on it; afterwards the base is plain again."""
+        """Attach the adapter to this kind of base, and detach it at the end."""
         model = attach(self._model(method), adapter)
         try:
             yield model
@@ -163,7 +163,7 @@ class Evaluator:
             self.models[method] = model.unload()
 
     def evaluate(self, run: RunSpec, folder: Path, elsewhere: bool = False) -> Evidence:
-        """Everything measured of the run in `folder`, if asked on the other kind of base, too.
+        """Measure the run in `folder`; with `elsewhere`, also on the other kind of base.
 
         Raises `Refused` if it cannot be evaluated.
         """
@@ -189,7 +189,7 @@ class Evaluator:
         )
 
     def effects(self, evidence: Mapping[str, Evidence]) -> dict[str, Factors]:
-        """What each adapter's change does to the inputs of the base's layers at fresh messages and answers."""
+        """Return what each adapter changes at the inputs of the base's layers, for fresh messages and answers."""
         if not evidence:
             return {}
         changes = {name: one.adapter.change for name, one in evidence.items()}

@@ -63,7 +63,7 @@ class Band(BaseModel):
 
 
 def tolerance_factor(n: int) -> float:
-    """How many standard deviations a two-sided tolerance interval from `n` values reaches (Howe 1969)."""
+    """Return the half-width of a two-sided tolerance interval from `n` values, in standard deviations (Howe 1969)."""
     z = stats.norm.ppf((1 + COVERAGE) / 2)
     chi2 = stats.chi2.ppf(1 - CONFIDENCE, n - 1)
     return float(z * math.sqrt((n - 1) * (1 + 1 / n) / chi2))

@@ -218,7 +218,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing of what is inside. An error of the database becomes a `LedgerError`."""
+        """Do all or nothing of what is inside. An error of the database becomes a `LedgerError`."""
         with self._explained():
             self._database.execute("BEGIN EXCLUSIVE")
             try:

@@ -54,7 +54,7 @@ class Summary:
     verdicts: tuple[Verdict, ...]
 
     def of_state(self, state: State) -> list[Verdict]:
-        """The verdicts of one state."""
+        """Return the verdicts of one state."""
         return [verdict for verdict in self.verdicts if verdict.state == state]
 
     @property
@@ -83,7 +83,7 @@ class Summary:
         return sum(verdict.passed for verdict in self.verdicts)
 
     def checks(self) -> list[CheckCount]:
-        """Every check in the order of the verdicts."""
+        """Return every check in the order of the verdicts."""
         ran: Counter[str] = Counter()
         failed: Counter[str] = Counter()
         graded = self.of_state("graded")
@@ -96,7 +96,7 @@ class Summary:
         return [CheckCount(name, ran[name] - failed[name], ran[name]) for name in names]
 
     def reasons(self, most: int = 5) -> list[Reason]:
-        """The most frequent reasons; a submission counts once for each, however many of its runs have it."""
+        """Return the most frequent reasons; a submission counts once for each, however many of its runs have it."""
         wordings: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for verdict in self.verdicts:
             mine = {(where, NUMBER.sub("#", message)): message for where, message in _reasons(verdict)}
@@ -106,7 +106,7 @@ class Summary:
         return [Reason(key[0], same.most_common(1)[0][0], same.total(), len(same) > 1) for key, same in ordered]
 
     def costs(self) -> list[Cost]:
-        """What each kind of work took, the dearest first."""
+        """Return the time of each kind of work, the longest first."""
         spent: dict[str, list[tuple[float, Verdict]]] = defaultdict(list)
         for verdict in self.verdicts:
             for what, seconds in verdict.seconds.items():
@@ -129,7 +129,7 @@ def _reasons(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def by_exercise(verdicts: Sequence[Verdict]) -> list[Summary]:
-    """A summary for each exercise, by name."""
+    """Return a summary per exercise, by name."""
     found: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         found[verdict.exercise].append(verdict)
@@ -137,7 +137,7 @@ def by_exercise(verdicts: Sequence[Verdict]) -> list[Summary]:
 
 
 def in_order(student: str) -> tuple[str, str]:
-    """Sorts names as people do: case aside, and number 9 before number 10."""
+    """Return a sort key that ignores case and puts number 9 before number 10."""
 
     def with_length(number: re.Match[str]) -> str:
         digits = number[0].lstrip("0")

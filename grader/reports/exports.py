@@ -15,7 +15,7 @@ from ..verdict import MAX_POINTS, Verdict
 
 
 def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """Every verdict as JSON, with all checks and the run's own record; the held-out seed is in the ledger alone.
+    """Write every verdict as JSON, with all checks and the run's own record; the secret seed is only in the ledger.
 
     NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
     """
@@ -29,7 +29,7 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
 
 
 def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """One row a student and exercise; a text that a spreadsheet would run as a formula is marked as text.
+    """Write one row per student and exercise; text that a spreadsheet would run as a formula is marked as text.
 
     What the grader failed at has neither points nor a pass or fail. If anything was adjusted (late, by hand), two more
     columns have the points that count and why.

@@ -51,7 +51,7 @@ class Bar:
 
 
 def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
-    """Training losses by run: every step faint where there is one run, running means strong."""
+    """Plot the training losses of each run as running means; of a single run also every step."""
     drawn, series = [], []
     for name, values in list(losses.items())[:MAX_LINES]:
         raw = np.asarray(values, float)
@@ -76,7 +76,7 @@ def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
 
 
 def perplexity_bars(perplexities: Mapping[str, float]) -> list[Bar]:
-    """Perplexities as bars on a log scale that begins at 1."""
+    """Return perplexities as bars on a log scale that starts at 1."""
     finite = [value for value in perplexities.values() if math.isfinite(value) and value > 0]
     longest = math.log(max([*finite, math.e]))
     return [
@@ -91,7 +91,7 @@ def perplexity_bars(perplexities: Mapping[str, float]) -> list[Bar]:
 
 
 def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Markup:
-    """How many have how many points, full marks in a bar of their own; submissions that failed stand in the first."""
+    """Plot how many submissions have how many points; full marks have a bar of their own, failed ones are in the first."""
     bins = 11
     counts = [0] * bins
     for one in points:
@@ -145,7 +145,7 @@ class _Frame:
         return Markup().join(parts)
 
     def line(self, xs: np.ndarray, ys: np.ndarray, kind: str) -> Markup:
-        """A line with a gap wherever a value is missing; a value alone between gaps is a dot."""
+        """Draw a line with a gap wherever a value is missing; a single value between gaps is a dot."""
         words, pen_down = [], False
         for x, y in zip(xs, ys, strict=True):
             if not math.isfinite(y):
@@ -175,7 +175,7 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Mar
 
 
 def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, at most `MAX_DRAWN` of them."""
+    """Return steps and values, at most `MAX_DRAWN` of them."""
     steps = np.arange(1, len(values) + 1, dtype=float)
     if len(values) <= MAX_DRAWN:
         return steps, values

@@ -63,7 +63,7 @@ class Ended:
 
 @functools.cache
 def available() -> str | None:
-    """None where a sandbox can be made, or else one line that says what is missing and what to do."""
+    """Return None if a sandbox can be made, or else one line that says what is missing and what to do."""
     if shutil.which("bwrap") is None:
         return NOT_INSTALLED
     try:
@@ -171,7 +171,7 @@ def _first_process(told: str, process: subprocess.Popen[bytes]) -> _Init:
 
 
 def _follow(pipe: int, init: _Init, watch: Watch) -> tuple[bytearray, str]:
-    """What comes through `pipe` until the sandbox ends by itself or passes a limit, and that limit."""
+    """Return the output until the sandbox ends or exceeds a limit, and that limit."""
     output, due, most = bytearray(), time.monotonic() + TICK, watch.limits.output
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -208,7 +208,7 @@ def _readable(content: bytes) -> Iterator[IO[bytes]]:
 
 
 def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
-    """The command line up to the command itself; `telling` is where bubblewrap tells of the process it has made."""
+    """Return the command line before the command itself; on `telling` bubblewrap reports the process it made."""
     bwrap = shutil.which("bwrap") or "bwrap"
     root = os.geteuid() == 0
     # Root would stay root to the kernel, whatever it is called inside: the limit on processes would not bind it.
@@ -236,7 +236,7 @@ def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
 
 @functools.cache
 def _no_namespaces(bwrap: str) -> list[str]:
-    """The option by which nothing inside can make a user namespace in turn; bubblewrap has it since 0.8."""
+    """Return the option that forbids user namespaces inside; bubblewrap has it since 0.8."""
     options = subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
     return ["--disable-userns"] if "--disable-userns" in options else []
 
@@ -260,12 +260,12 @@ def _environment() -> dict[str, str]:
 
 
 def _fonts() -> list[Path]:
-    """Matplotlib's lists of fonts, which take seconds to make anew; they are in the grader's home."""
+    """Return matplotlib's font lists, which take seconds to make; they are in the grader's home."""
     return sorted(Path(matplotlib.get_cachedir()).glob("fontlist-*.json"))
 
 
 def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str], fonts: Mapping[str, int]) -> list[str]:
-    """The files that the command finds; `fonts` are copied from open files, for a mount would show where they are."""
+    """Return the files that the command sees; `fonts` are copied from open files, for a mount would show their path."""
     system = [path for name in SYSTEM if (path := Path(name)).exists()]
     links = [path for path in system if path.is_symlink() and path.parent == Path("/")]
     prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix)}

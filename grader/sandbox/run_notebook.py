@@ -64,7 +64,7 @@ class Client(NotebookClient):
 
 
 def traceback(notebook: Any, cell: int) -> str:
-    """What the kernel said of the error that stopped this cell; nbclient's own text repeats the cell's source before it."""
+    """Return the kernel's traceback of the error in this cell; nbclient's own text repeats the cell's source."""
     errors = [output for output in notebook.cells[cell].outputs if output.output_type == "error"]
     return "\n".join(map(str, errors[-1].traceback)) if errors else ""
 

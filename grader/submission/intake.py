@@ -77,7 +77,7 @@ def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
 
 
 def _the_notebook(parts: Sequence[Located]) -> File | None:
-    """The notebook, from the outermost place that has one: of the right name, of a similar one, or the only one of all."""
+    """Return the notebook from the outermost folder that has one: with the right name, a similar one, or the only one."""
     candidates = chain(
         (part.notebook for part in parts),
         (part.renamed for part in parts),
@@ -87,7 +87,7 @@ def _the_notebook(parts: Sequence[Located]) -> File | None:
 
 
 def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...]]:
-    """The runs that a notebook left in `folder`, and the paths of all else. Raises `BadSubmission`, as `take_in`.
+    """Return the runs that a notebook left in `folder`, and the paths of all other files. Raises `BadSubmission`, as `take_in`.
 
     A folder that is not there holds no runs.
     """
@@ -123,7 +123,7 @@ def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
 
 
 def _read(files: Mapping[Slot, File]) -> dict[Slot, bytes]:
-    """The content of these files. Raises `BadSubmission` if there is too much of it, or if one is not what it says."""
+    """Return the content of these files. Raises `BadSubmission` if it is too much, or if a size is wrong."""
     read: dict[Slot, bytes] = {}
     total = 0
     for slot, file in files.items():

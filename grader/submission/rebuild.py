@@ -40,7 +40,7 @@ class _Cell:
 
 
 def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
-    """The released notebook with the student's solutions in it, and nothing else of what was submitted.
+    """Return the released notebook with the student's solutions in it, and nothing else from the submission.
 
     Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its solution cells are not
     those of the exercise; it names the cells.
@@ -61,7 +61,7 @@ def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
 
 
 def solution_sources(submitted: bytes) -> dict[str, str]:
-    """The sources of the solution cells by their grade_id (of two with the same, the last), whatever the exercise.
+    """Return the sources of the solution cells by grade_id (the last of duplicates), whatever the exercise.
 
     Raises `NotebookFailed` if `submitted` cannot be read as a notebook.
     """
@@ -88,7 +88,7 @@ def _defined_twice(pieces: list[_Cell]) -> bool:
 
 
 def _wrong(found: list[_Cell], kinds: dict[str, str]) -> Iterator[str]:
-    """What is wrong with the solution cells, where these ids with these types of cell are wanted."""
+    """Yield what is wrong with the solution cells, where these ids with these cell types are expected."""
     count = Counter(cell.grade_id for cell in found)
     yield from (f"solution cell {name} is missing" for name in kinds if not count[name])
     yield from (f"solution cell {name} is there {count[name]} times" for name in kinds if count[name] > 1)
@@ -104,7 +104,7 @@ def _named(grade_id: str) -> str:
 
 
 def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
-    """The solution cells of a notebook; one whose metadata is lost is known by its id, if `ids` gives a grade_id for it.
+    """Return the solution cells of a notebook; a cell without metadata is recognised by its id, if it is in `ids`.
 
     What is not needed is not looked at: nbformat would take 10 s and 900 MB for 5 MB of empty objects in the metadata.
     """
@@ -124,7 +124,7 @@ def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
 
 
 def cells_of(submitted: bytes) -> list[dict[str, Any]]:
-    """The cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
+    """Return the cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
     if len(submitted) > MAX_NOTEBOOK:
         raise _Unreadable(f"it has {len(submitted):,} bytes, more than the {MAX_NOTEBOOK:,} allowed")
     encoding = json.detect_encoding(submitted)  # UTF-8, or 16 or 32 as some editors on Windows save it
@@ -146,7 +146,7 @@ def cells_of(submitted: bytes) -> list[dict[str, Any]]:
 
 
 def _grade_id(cell: dict[str, Any], lost: dict[str, str]) -> str | None:
-    """The cell's grade_id if it says that it is a solution, or if its metadata is lost and its id is one of these."""
+    """Return the cell's grade_id if it is marked as a solution, or if its metadata is lost and its id is one of these."""
     if _is_solution(cell):
         return _text(cell["metadata"]["nbgrader"].get("grade_id"))
     metadata = cell.get("metadata")
@@ -169,7 +169,7 @@ def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
 
 
 def _text(value: object) -> str:
-    """Whatever JSON has in the place of a word."""
+    """Return a text; anything else in its place as its repr."""
     return value if isinstance(value, str) else repr(value)
 
 
