@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from .console import console, report_errors
-from .exercises import EXERCISES, ROOT, SEED_BITS, Exercise
+from .exercises import EXERCISES, ROOT, SEED_BITS
 from .term import commands
 from .verdict import MAX_POINTS
 
@@ -29,15 +29,16 @@ app.command()(commands.collect)
 app.command()(commands.export)
 
 
-def _exercises(names: list[str] | None) -> list[Exercise]:
-    for name in names or ():
-        commands.known(name)
-    return [EXERCISES[name] for name in names or EXERCISES]
+def _known(names: list[str] | None) -> list[str]:
+    return [name for name in names or () if commands.known(name)]
+
+
+Exercises = Annotated[list[str] | None, typer.Argument(callback=_known, help="The exercises (default: all).")]
 
 
 @app.command()
 def grade(
-    exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to grade (default: all).")] = None,
+    exercise: Exercises = None,
     course: Annotated[
         Path, typer.Option(help="The folder with submitted/, where autograded/ and the gradebook go.")
     ] = ROOT,
@@ -79,8 +80,6 @@ def grade(
     """Grade the submissions in submitted/<student>/<exercise>/; where there are none, the exercises' own solutions."""
     from . import grading
 
-    for name in exercise or ():
-        commands.known(name)
     course = course.resolve()
     results = "grade" if artifacts is None else "artifacts"  # one folder's verdict is no class's
     with report_errors():
@@ -116,20 +115,18 @@ def regrade(
 
 
 @app.command()
-def exercises(
-    exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to generate (default: all).")] = None,
-) -> None:
+def exercises(exercise: Exercises = None) -> None:
     """Generate the student notebooks from the solutions."""
     from .release import generate
 
     with report_errors():
-        for one in _exercises(exercise):
-            console.print(f"exercises/{one.id}/{generate(one).name}", highlight=False)
+        for name in exercise or EXERCISES:
+            console.print(f"exercises/{name}/{generate(EXERCISES[name]).name}", highlight=False)
 
 
 @app.command()
 def bands(
-    exercise: Annotated[list[str] | None, typer.Argument(help="Exercises to measure (default: all).")] = None,
+    exercise: Exercises = None,
     base: Annotated[str, typer.Option(help="The base to measure on.")] = "embedded",
     seeds: Annotated[int, typer.Option(min=8, help="How many reference runs.")] = 10,
     out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = REFERENCE_RUNS,
@@ -140,8 +137,8 @@ def bands(
 
     with report_errors():
         make_folder(out)
-        for one in _exercises(exercise):
-            _print_bands(*measure_bands(one, find_base(base), seeds, out))
+        for name in exercise or EXERCISES:
+            _print_bands(*measure_bands(EXERCISES[name], find_base(base), seeds, out))
 
 
 def _print_bands(file: Path, measured: BaseBands) -> None:
