@@ -357,15 +357,15 @@ def _loss(evidence: Evidence, believed: bool) -> Check:
 
 
 def _template(evidence: Evidence) -> Check:
-    own, other = evidence.probes.answer, evidence.probes.frames[evidence.probes.best_frame]
-    frame = evidence.probes.best_frame
+    own, other = evidence.probes.answer, evidence.probes.formats[evidence.probes.best_format]
+    other_format = evidence.probes.best_format
     return _check(
         "chat template",
         expected="lower loss of the answers in the chat template than in other prompt formats",
-        found=f"PPL {_ppl(own):.1f} in it, {_ppl(other):.1f} as {frame}",
+        found=f"PPL {_ppl(own):.1f} in it, {_ppl(other):.1f} as {other_format}",
         passed=own < other,
-        measured=[own, *evidence.probes.frames.values()],
-        message=f"it answers better as {frame}: train in the format in which it will be used, the chat template",
+        measured=[own, *evidence.probes.formats.values()],
+        message=f"it answers better as {other_format}: train in the format in which it will be used, the chat template",
     )
 
 

@@ -13,7 +13,7 @@ from grader.evaluation import checks
 from grader.evaluation.checks import ABILITY, FORM, MANNER, _exact, _forgetting, _question, _recipe, _unseen, check_all
 from grader.evaluation.evaluator import BeforeAfter
 from grader.evaluation.functions import Outcome
-from grader.evaluation.probes import FRAMES, Probes
+from grader.evaluation.probes import FORMATS, Probes
 from grader.evaluation.reference_bands import Band, ExerciseBands
 from grader.exercises import EXERCISES
 from grader.verdict import HELD_OUT, Check
@@ -42,7 +42,7 @@ def control(gain: float, spread: float = 0.01) -> QuestionControl:
 
 
 def probes(answer: float, question: float = 5.0, first: float = 0.1, end: float = 0.1, frame: float = 6.0) -> Probes:
-    return Probes(question, answer, first, end, dict.fromkeys(FRAMES, frame))
+    return Probes(question, answer, first, end, dict.fromkeys(FORMATS, frame))
 
 
 def held(loss: float, spread: float = 0.01) -> HeldOut:
@@ -328,7 +328,7 @@ RESTS_ON = {
 
 
 # Losses of single tokens that decide a message and no check.
-UNREAD = {"probes": {"first"}, "probes_before": {"first", "end", "frames"}}
+UNREAD = {"probes": {"first"}, "probes_before": {"first", "end", "formats"}}
 
 
 def every_spoilt_measure(numbers=NUMBERS[:2]):
