@@ -111,7 +111,7 @@ def find_base(name: str) -> Base:
 
 def _grade_folders(options: Options, folders: list[SubmissionFolder], mode: Mode) -> bool:
     """Grade what is no class, and tell whether all of it passed."""
-    _say_where_bands_are_missing(options.base, folders)
+    _warn_about_missing_bands(options.base, folders)
     seed = secrets.randbits(SEED_BITS) if options.heldout_seed is None else options.heldout_seed
     verdicts = _in_order(_each_as_it_ends(_grade(options, folders, options.setup(mode, seed)), len(folders)))
     _report(verdicts, [], options.out)
@@ -125,7 +125,7 @@ def _grade_submitted(options: Options, mode: Mode, share: float) -> bool:
     """
     url = options.gradebook or default_url(options.course)
     folders = _class(options.course, options.chosen)
-    _say_where_bands_are_missing(options.base, folders)
+    _warn_about_missing_bands(options.base, folders)
     with Ledger(options.out / "ledger.db", options.heldout_seed) as ledger:
         term = Term(options.course, ledger)
         write_gradebook([], url)  # fail early if it cannot be opened
@@ -133,7 +133,7 @@ def _grade_submitted(options: Options, mode: Mode, share: float) -> bool:
         setup = options.setup(mode, ledger.heldout_seed, term.again)
         grading = term.adjusted(_grade(options, folders, setup, ledger))
         graded = _each_as_it_ends(
-            grading, len(folders), partial(_hand_back, course=options.course, out=options.out, url=url)
+            grading, len(folders), partial(_write_back, course=options.course, out=options.out, url=url)
         )
         verdicts = _in_order(graded)
         _report(verdicts, graded, options.out, term.names)
@@ -207,7 +207,7 @@ def make_folder(out: Path) -> None:
         raise GraderError(f"--out {out}: no folder can be made there ({error.strerror}): name another one") from None
 
 
-def _say_where_bands_are_missing(base: Base, folders: Sequence[SubmissionFolder]) -> None:
+def _warn_about_missing_bands(base: Base, folders: Sequence[SubmissionFolder]) -> None:
     missing = sorted({one.exercise for one in folders if ExerciseBands.load(one.exercise).of(base) is None})
     if missing:
         say(
@@ -269,14 +269,14 @@ def _mode_of_solutions(artifacts_only: bool, no_sandbox: bool) -> Mode:
 
 
 def _each_as_it_ends(
-    grading: Generator[Graded, None, None], total: int, hand_back: Callable[[Graded], None] | None = None
+    grading: Generator[Graded, None, None], total: int, write_back: Callable[[Graded], None] | None = None
 ) -> list[Graded]:
     graded = []
     with closing(grading):  # so that what still runs ends, and its folder is gone, however this is left
         try:
             for one in tqdm(grading, total=total, desc="grading", unit="submission", disable=total == 1):
-                if hand_back:
-                    hand_back(one)
+                if write_back:
+                    write_back(one)
                 graded.append(replace(one, notebook=None))  # it is written, and may be large
         except KeyboardInterrupt:
             say("[yellow]stopped[/yellow]", f"{len(graded)} of {total} are graded; the same command does the rest")
@@ -284,7 +284,7 @@ def _each_as_it_ends(
     return graded
 
 
-def _hand_back(one: Graded, course: Path, out: Path, url: str) -> None:
+def _write_back(one: Graded, course: Path, out: Path, url: str) -> None:
     """Write the feedback and the notebook of one verdict as soon as it is there."""
     write_feedback(one.verdict, out)
     if one.verdict.state != "grader failed":  # then all stays as it is, as in the gradebook

@@ -147,7 +147,9 @@ def _refuse_other_methods(raw: dict[str, Any]) -> None:
         default = getattr(default, "value", default)
         if value != default:
             name = display_line(name, MAX_SHOWN)
-            raise Refused(f"{CONFIG_FILE}: {name} is {_shown(value)}; this exercise asks for plain LoRA without it")
+            raise Refused(
+                f"{CONFIG_FILE}: {name} is {_format_value(value)}; this exercise asks for plain LoRA without it"
+            )
 
 
 def _names_the_class(mapping: object) -> bool:
@@ -162,7 +164,7 @@ def _names_the_class(mapping: object) -> bool:
 def _refuse_another_base(named: str | None, base: Base) -> None:
     if named and named not in names_of(base) and not _is_its_folder(named, base):
         raise Refused(
-            f"{CONFIG_FILE}: base_model_name_or_path is {_shown(named)}, but {base.name!r} is "
+            f"{CONFIG_FILE}: base_model_name_or_path is {_format_value(named)}, but {base.name!r} is "
             f"being graded: train on that, and save with loralab.train"
         )
 
@@ -180,7 +182,7 @@ def _adapted(config: _Config, base: Base, until: float) -> tuple[tuple[str, ...]
     layers = _layers(base)
     adapted = tuple(layer for layer in layers if config.adapts(layer, until))
     kinds = {layer.rpartition(".")[2] for layer in adapted}
-    shown = f"{CONFIG_FILE}: target_modules {_shown(config.target_modules)}"
+    shown = f"{CONFIG_FILE}: target_modules {_format_value(config.target_modules)}"
     if not adapted or (isinstance(config.target_modules, list) and not _all_known(config.target_modules, layers)):
         raise Refused(f"{shown}: only {', '.join(LINEAR)} or the full names of such layers")
     whole = {layer for layer in layers if layer.rpartition(".")[2] in kinds}
@@ -218,7 +220,7 @@ def _one_value(
     }
     if len(values) > 1:
         raise Refused(
-            f"{CONFIG_FILE}: {pattern} is {_shown(given)}, which gives the layers {min(values):g} to {max(values):g}; "
+            f"{CONFIG_FILE}: {pattern} is {_format_value(given)}, which gives the layers {min(values):g} to {max(values):g}; "
             "this exercise asks for plain LoRA with one value for all"
         )
     return values.pop()
@@ -229,9 +231,9 @@ def _fits(expression: str, layer: str, until: float) -> bool:
         return regex.fullmatch(expression, layer, timeout=max(0.001, until - time.monotonic())) is not None
     except (regex.error, TimeoutError, RecursionError, MemoryError):
         raise Refused(
-            f"{CONFIG_FILE}: {_shown(expression)} is not a regular expression that can be read: name the target modules"
+            f"{CONFIG_FILE}: {_format_value(expression)} is not a regular expression that can be read: name the target modules"
         ) from None
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return repr(display_line(str(value), MAX_SHOWN))

@@ -139,7 +139,7 @@ class Evaluator:
 
     def after(self, adapter: Adapter, method: Method, subject: Subject) -> Measured:
         """Return what the base measures on them with the adapter."""
-        with self._wearing(adapter, method) as model:
+        with self._attached(adapter, method) as model:
             return self._measure(model, subject)
 
     def _measure(self, model: LanguageModel, subject: Subject) -> Measured:
@@ -154,7 +154,7 @@ class Evaluator:
         )
 
     @contextmanager
-    def _wearing(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
+    def _attached(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
         """Attach the adapter to this kind of base, and detach it at the end."""
         model = attach(self._model(method), adapter)
         try:
@@ -202,7 +202,7 @@ class Evaluator:
 
     def _elsewhere(self, run: RunSpec, adapter: Adapter) -> HeldOut:
         other: Method = "lora" if run.method == "qlora" else "qlora"
-        with self._wearing(adapter, other) as model:
+        with self._attached(adapter, other) as model:
             return held_out(model, self.tokenizer, self.pairs(run.subject)["public"], self.base.max_length)
 
 

@@ -150,21 +150,21 @@ def _living(pid: int) -> int:
     """Return the thread to inspect: a process whose first thread has ended keeps running, and seems to use nothing."""
     with suppress(OSError):
         for thread in (pid, *(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())):
-            if _told(thread, "status", "VmRSS"):
+            if _sum_fields(thread, "status", "VmRSS"):
                 return thread
     return pid
 
 
 def _resident(pid: int) -> int:
-    return _told(pid, "status", "VmRSS", *BESIDE)
+    return _sum_fields(pid, "status", "VmRSS", *BESIDE)
 
 
 def _proportional(pid: int) -> int:
-    shared = _told(pid, "smaps_rollup", "Pss")  # bubblewrap's own processes, which are small, do not tell
-    return shared + _told(pid, "status", *BESIDE) if shared else _resident(pid)
+    shared = _sum_fields(pid, "smaps_rollup", "Pss")  # bubblewrap's own processes, which are small, do not tell
+    return shared + _sum_fields(pid, "status", *BESIDE) if shared else _resident(pid)
 
 
-def _told(pid: int, file: str, *fields: str) -> int:
+def _sum_fields(pid: int, file: str, *fields: str) -> int:
     """The sum of these fields of a file that the kernel keeps on a process, in bytes; 0 where there are none."""
     try:
         lines = Path(f"/proc/{pid}/{file}").read_text(errors="replace").splitlines()

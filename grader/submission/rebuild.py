@@ -94,12 +94,12 @@ def _wrong(found: list[_Cell], kinds: dict[str, str]) -> Iterator[str]:
     yield from (f"solution cell {name} is there {count[name]} times" for name in kinds if count[name] > 1)
     for cell in found:
         if cell.grade_id not in kinds:
-            yield f"{_named(cell.grade_id)} does not belong to this exercise"
+            yield f"{_cell_name(cell.grade_id)} does not belong to this exercise"
         elif cell.kind != kinds[cell.grade_id]:
-            yield f"{_named(cell.grade_id)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
+            yield f"{_cell_name(cell.grade_id)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
 
 
-def _named(grade_id: str) -> str:
+def _cell_name(grade_id: str) -> str:
     return f"solution cell {printable(grade_id[:60])}"
 
 
@@ -160,11 +160,13 @@ def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
     if isinstance(source, list) and all(isinstance(line, str) for line in source):
         source = "".join(source)
     if not isinstance(source, str):
-        raise _Unreadable(f"the source of {_named(grade_id)} is not text")
+        raise _Unreadable(f"the source of {_cell_name(grade_id)} is not text")
     if len(source) > MAX_SOURCE:
-        raise _Unreadable(f"{_named(grade_id)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed")
+        raise _Unreadable(
+            f"{_cell_name(grade_id)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed"
+        )
     if odd := next((letter for letter in source if letter == "\0" or "\ud800" <= letter <= "\udfff"), ""):
-        raise _Unreadable(f"{_named(grade_id)} contains {printable(odd)}, which is not a valid character")
+        raise _Unreadable(f"{_cell_name(grade_id)} contains {printable(odd)}, which is not a valid character")
     return _Cell(grade_id, _text(cell.get("cell_type")), source, place)
 
 

@@ -63,14 +63,14 @@ def _outputs(outputs: object) -> Iterator[NotebookNode]:
             yield new_output("display_data", {"image/png": picture})
         elif why_not:
             yield new_output("stream", name="stdout", text=f"({why_not})\n")
-        elif text := _plain(_said(output, data)):
+        elif text := _plain(_output_text(output, data)):
             error = output.get("name") == "stderr" or output.get("output_type") == "error"
             yield new_output("stream", name="stderr" if error else "stdout", text=text)
     if len(found) > MAX_OUTPUTS:
         yield new_output("stream", name="stdout", text=f"... ({len(found) - MAX_OUTPUTS:,} more outputs)\n")
 
 
-def _said(output: dict[str, Any], data: dict[str, Any]) -> str:
+def _output_text(output: dict[str, Any], data: dict[str, Any]) -> str:
     return _text(output.get("text")) or _text(output.get("traceback"), "\n") or _text(data.get("text/plain"))
 
 

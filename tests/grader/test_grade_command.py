@@ -220,14 +220,14 @@ def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(cou
 def test_a_gradebook_that_is_lost_meanwhile_loses_no_verdict(course, monkeypatch):
     submit(course, "# mine")
     shutil.copytree(course / "submitted" / "ann", course / "submitted" / "ben")
-    hand_back, url = grading._hand_back, f"sqlite:///{course}/books/gradebook.db"
+    write_back, url = grading._write_back, f"sqlite:///{course}/books/gradebook.db"
     (course / "books").mkdir()
 
     def lose(one, **where):
-        hand_back(one, **where)
+        write_back(one, **where)
         shutil.rmtree(course / "books", ignore_errors=True)
 
-    monkeypatch.setattr(grading, "_hand_back", lose)
+    monkeypatch.setattr(grading, "_write_back", lose)
     (course / "submitted" / "notes").touch()
     status, said = call("--course", course, "--out", course / "out", "--artifacts-only", "--gradebook", url)
     assert status == 1
