@@ -137,8 +137,11 @@ def test_runs_that_do_nothing_take_their_share_of_what_compares_runs():
 
 
 def test_exact_match_is_compared_with_what_honest_runs_reach():
-    references = bands([0.70, 0.72, 0.71, 0.69, 0.70, 0.71, 0.70, 0.72])
+    references = bands([0.70, 0.62, 0.71, 0.59, 0.66, 0.71, 0.68, 0.72])
+    assert 0.4 < references.exact.low < 0.6
     assert _exact(evidence(), references).passed
+    half = _exact(evidence(scores=scores(25)), references)
+    assert not half.passed and half.earned / half.points == pytest.approx(0.25 / references.exact.low)
     weak = _exact(evidence(scores=scores(20, {"fault": 30, "serial": 90})), references)
     assert not weak.passed
     assert "'fault' is right in 30 of 100" in weak.message
@@ -147,8 +150,7 @@ def test_exact_match_is_compared_with_what_honest_runs_reach():
 @pytest.mark.parametrize(("before", "after", "share"), [
     (0, 0, 0), (0, 10, 10 / 40), (0, 39, 39 / 40), (0, 40, 1), (0, 90, 1), (10, 10, 0), (10, 25, 15 / 30), (10, 5, 0),
 ])  # fmt: skip
-def test_exact_match_earns_in_proportion_between_the_base_and_the_honest_limit(before, after, share, monkeypatch):
-    monkeypatch.setattr(checks, "HONEST_SHARE", 1)
+def test_exact_match_earns_in_proportion_between_the_base_and_the_bands_lower_end(before, after, share):
     limit = SimpleNamespace(exact=SimpleNamespace(low=0.4, values=[0.5], mean=0.5))
     check = _exact(evidence(scores_before=scores(before), scores=scores(after)), limit)
     assert check.earned == pytest.approx(ABILITY["exact match"] * share)
