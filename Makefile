@@ -27,7 +27,7 @@ setup: $(READY)  ## make .venv with everything in it, at pinned versions
 grade: $(READY)  ## grade the class in submitted/, or the solutions where there is none (GRADE="--artifacts-only")
 	@$(BIN)/python -m grader grade --base $(BASE) $(GRADE)
 
-class: $(READY)  ## write the class of honest and hostile submissions to build/class, grade it, compare with what must come
+class: $(READY)  ## write the class of honest and hostile hand-ins to build/class, grade it, compare with what must come
 	$(BIN)/python -m tests.submissions --out build/class
 	$(BIN)/python -m grader grade --course build/class --out build/class/grade --minutes 2 $(GRADE)
 	$(BIN)/python -m tests.submissions.compare build/class $(filter --artifacts-only,$(GRADE))
@@ -40,7 +40,7 @@ proof: $(READY)  ## run the tests that take minutes each: true model shapes, eve
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tools.colab
 
-lint: $(READY)  ## check the code: ruff, its format, and the types of loralab and the grader
+lint: $(READY)  ## check the code: ruff, its format, and the types of loralab
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 

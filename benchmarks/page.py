@@ -231,13 +231,13 @@ def of_grading(result: dict[str, Any]) -> list[str]:
     return [
         "## Grading a class",
         "",
-        f"The same {result['hand_ins']} submissions of exercise 1, one grader after the other. `nbgrader autograde` runs "
+        f"The same {result['hand_ins']} hand-ins of exercise 1, one grader after the other. `nbgrader autograde` runs "
         "one notebook after the other, unprotected; the re-executing grader runs two at a time, each in a sandbox of its "
         "own, and measures each adapter on 300 held-out pairs besides.",
         "",
         *table(("grader", "time", "as fast as nbgrader"), rows),
         *(["The artifacts alone, by workers:", "", *table(("workers", "time"), workers)] if workers else []),
-        f"Over {result['memory']['hand_ins']} submissions the peak memory of all its processes, quarter by quarter: {quarters} GB.",
+        f"Over {result['memory']['hand_ins']} hand-ins the peak memory of all its processes, quarter by quarter: {quarters} GB.",
         "",
         *origin(result, "grading"),
     ]  # fmt: skip
