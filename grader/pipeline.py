@@ -49,7 +49,7 @@ class GradingSetup:
     """How a class is graded: on which base, with which held-out pairs, and whether notebooks are run and where.
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
-    submitted are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
+    submitted are graded; in the others those that the rebuilt notebook trains. The `cpu` of `limits` is not looked
     at: a notebook may use, for as long as it may run, the processors of the machine on which it does. `again` counts,
     by student and exercise, how often somebody asked for a new verdict on the same submission.
     """
@@ -255,7 +255,7 @@ def _run_and_judge(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) 
         verdict.seconds["notebook"] = time.perf_counter() - started
         return verdict
     executed = time.perf_counter()
-    lay_out(ran.runs, ran.strays, folder / "collected")
+    lay_out(ran.runs, ran.unexpected, folder / "collected")
     evaluator = Evaluator(job.setup.base, job.setup.heldout_seed, baselines=job.baselines)
     exercise = EXERCISES[job.submission.exercise]
     verdict = judge(evaluator, exercise, job.submission.student, folder / "collected", ran.functions)
@@ -273,7 +273,7 @@ class _Ran:
     """
 
     runs: Runs
-    strays: tuple[str, ...]
+    unexpected: tuple[str, ...]
     failure: str = ""
     functions: list[Outcome] | None = None
 
@@ -282,9 +282,9 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
     """Run the notebook if that is the mode. If it fails after saving a run, what it saved is graded."""
     submission, setup, exercise = job.submission, job.setup, EXERCISES[job.submission.exercise]
     if setup.mode == "artifacts":
-        return _Ran(submission.runs, submission.strays)
+        return _Ran(submission.runs, submission.unexpected)
     if rebuilt is None:
-        others = [stray for stray in submission.strays if stray.endswith(".ipynb")]
+        others = [name for name in submission.unexpected if name.endswith(".ipynb")]
         what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
         raise BadSubmission(f"no {exercise.id}.ipynb in the submission: {what}")
     failure, functions = "", None
@@ -297,12 +297,12 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
             _execute_openly(rebuilt, folder, exercise, setup)
     except NotebookFailed as problem:
         failure = str(problem)
-    runs, strays = collect_runs(folder / "runs", exercise)
+    runs, unexpected = collect_runs(folder / "runs", exercise)
     if failure and not runs:
         raise NotebookFailed(failure)
     if setup.mode == "sandbox":
         functions = compare(exercise, calls, read_answers(folder))
-    return _Ran(runs, strays, failure, functions)
+    return _Ran(runs, unexpected, failure, functions)
 
 
 def _to_be_shown(job: GradingJob, rebuilt: NotebookNode, folder: Path) -> bytes:

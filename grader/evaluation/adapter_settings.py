@@ -1,6 +1,6 @@
 """Reading the untrusted `adapter_config.json`: what it makes on the base, in whichever of peft's many ways it says so.
 
-A setting that changes only the start of a training, or matches nothing, is accepted; one that changes the adapter's form
+A setting that changes only the initialisation, or matches nothing, is accepted; one that changes the adapter's form
 is refused by name.
 """
 
@@ -31,7 +31,7 @@ MAX_SHOWN = 60  # characters of a setting that a message repeats
 
 # Settings that may differ from peft's defaults because they change neither the weights nor what they do.
 HARMLESS = {"inference_mode", "lora_dropout", "peft_version", "revision", "task_type", "eva_config"}
-# Starts of a training that leave the base as it is; others (PiSSA, OLoRA, CorDA, ...) take a part out of its weights.
+# Initialisations that leave the base as it is; others (PiSSA, OLoRA, CorDA, ...) take a part out of its weights.
 STARTS = {"gaussian", "orthogonal", "eva"}
 # What peft notes of the base's class where a configuration names no task.
 OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")

@@ -242,7 +242,7 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
         )
     if (words := len(claim.model_dump_json(exclude={"losses"}))) > MAX_WORDS:
         raise Refused(
-            f"run.json has {words:,} characters besides its losses, more than the {MAX_WORDS:,} allowed: "
+            f"run.json has {words:,} characters in addition to its losses, more than the {MAX_WORDS:,} allowed: "
             "submit the record as it was written"
         )
     if claim.base not in names_of(base):

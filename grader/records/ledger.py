@@ -148,7 +148,7 @@ class Ledger:
     def find(self, key: Key) -> Verdict | None:
         """Return the verdict recorded under `key`, or None; "grader failed" is no verdict and is never found.
 
-        One that is damaged is not found either, so that it is reached anew.
+        A damaged one is not found either, so it is graded again.
         """
         where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
         query = f"SELECT verdict FROM verdict WHERE {where} AND state != 'grader failed' ORDER BY id DESC LIMIT 1"

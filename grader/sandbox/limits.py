@@ -176,7 +176,7 @@ def _sum_fields(pid: int, file: str, *fields: str) -> int:
 def _unlinked(processes: list[int], counted: set[int]) -> tuple[dict[Inode, int], list[str]]:
     """Return the size of each unnamed file, except on devices that are `counted`, and the names of those of unknown size.
 
-    They lie on the disk, or in memory, and in no folder: whoever holds them open, or has a part of them mapped, keeps
+    They are on the disk, or in memory, and in no folder: a process that has one open, or a part of it mapped, keeps
     the whole.
     """
     held: dict[Inode, int] = {}

@@ -3,7 +3,7 @@
 Where the Python binding of libseccomp is installed (as `seccomp` or `pyseccomp`), it makes the filter from the calls'
 names, on any processor that it knows; elsewhere the numbers of two processors are listed here.
 
-The session keyring of whoever runs the grader (it may hold Kerberos tickets) is passed on to every process, whatever
+The session keyring of the user who runs the grader (it may hold Kerberos tickets) is passed on to every process, whatever
 its namespaces; and the rest of the list are parts of the kernel that were often the way out of a container.
 """
 

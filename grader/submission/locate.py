@@ -71,7 +71,7 @@ class Located:
         of_runs = ((names.get(file.path[:-1], ""), file) for file in self.files)
         return {(run, file.path[-1]): file for run, file in of_runs if run and file.path[-1] in RUN_FILES}
 
-    def strays(self, taken: Iterable[File]) -> set[str]:
+    def unexpected(self, taken: Iterable[File]) -> set[str]:
         """Return the paths of all files but those `taken`, as they would be in the packed zip."""
         known = {file.path for file in taken}
         return {"/".join(map(label, self._slot(file.path))) for file in self.files if file.path not in known}

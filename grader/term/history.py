@@ -201,7 +201,7 @@ def _number(points: float | None) -> str:
 
 
 def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
-    """Return the verdict with the points of a decision in place of its own."""
+    """Return the verdict with the points of a decision instead of its own."""
     one = Adjustment(
         kind="by hand", points=decision.points or 0.0, reason=f"{decision.note} ({decision.recorded[:10]})"
     )

@@ -146,7 +146,7 @@ def test_a_record_of_many_words_is_refused_in_one_line(evaluator, honest):
     (honest / "run.json").write_text(json.dumps(record | {"targets": ["a layer that is none" + "x" * 40] * 15_000}))
     verdict = judge(evaluator, EX1, "ann", honest.parent)
     assert verdict.state == "submission failed"
-    assert "characters besides its losses, more than the" in verdict.message
+    assert "characters in addition to its losses, more than the" in verdict.message
     assert len(verdict.message) < 200
 
 
