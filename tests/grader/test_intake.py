@@ -671,8 +671,8 @@ def test_any_names_in_a_zip_are_taken_in_or_refused_in_one_line(names, flags):
         except BadSubmission as problem:
             assert str(problem).isprintable()
         else:
-            assert found.notebook or found.runs or any(name.startswith(RUN) for stray in found.unexpected)
-            assert all(name.isprintable() for stray in found.unexpected) and found.digest
+            assert found.notebook or found.runs or any(name.startswith(RUN) for name in found.unexpected)
+            assert all(name.isprintable() for name in found.unexpected) and found.digest
 
 
 def test_nothing_is_written(folder, tmp_path):
