@@ -16,4 +16,4 @@ what others wrote. Imports run down only.
 import sys
 
 # jsonschema, which nbformat needs, would build a grammar of web addresses for a second; no notebook is checked for one.
-sys.modules.setdefault("rfc3987_syntax", None)
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # None: importing it fails

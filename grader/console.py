@@ -35,7 +35,7 @@ def say(kind: str, what: str) -> None:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Within it, new files are for their owner alone: results, feedback and the gradebook are about people."""
+    """Make new files readable by their owner alone: results, feedback and the gradebook are about people."""
     usual = os.umask(0o077)
     try:
         yield

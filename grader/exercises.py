@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Literal
 
 from loralab.layers import ATTENTION, LINEAR
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 ROOT = Path(__file__).resolve().parents[1]
 FRESH_PAIRS = 100  # drawn from the secret seed; each adapter answers them all
+SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
 
 Method = Literal["lora", "qlora"]
 Subject = Literal["triage", "far", "codes"]
@@ -38,7 +39,7 @@ class RunSpec:
     own_epochs: float = 1.0
 
     def rank_on(self, source: str) -> int:
-        """The rank that this run must have on the base at `source`."""
+        """Return the rank that this run must have on the base at `source`."""
         if self.size_of is None:
             return self.rank
         from loralab.shapes import adapter_shape  # loads torch, which reports and records need not
@@ -47,7 +48,7 @@ class RunSpec:
         return max(1, round(budget / adapter_shape(source, 1, self.targets).trainable))
 
     def epochs_on(self, own: float) -> float:
-        """The epochs that this run must have on a base whose own number of them is `own`."""
+        """Return the epochs that this run must have on a base whose own number is `own`."""
         return self.own_epochs * own if self.epochs is None else self.epochs
 
 
@@ -64,7 +65,7 @@ class Exercise:
     functions: tuple[str, ...] = ()
 
     def run(self, name: str) -> RunSpec:
-        """The run called `name`."""
+        """Return the run called `name`."""
         return next(run for run in self.runs if run.name == name)
 
     @property
@@ -73,8 +74,11 @@ class Exercise:
         return ROOT / "solutions" / self.id / f"{self.id}.ipynb"
 
     def released(self) -> NotebookNode:
-        """The notebook that students are given, in which nothing is solved, with nbgrader's checksums."""
-        return nbformat.read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
+        """Return the notebook that students get, unsolved, with nbgrader's checksums."""
+        from nbformat import read  # slow to import, and records and reports need none
+
+        notebook: NotebookNode = read(ROOT / "exercises" / self.id / self.solution.name, as_version=4)
+        return notebook
 
     @property
     def compares_methods(self) -> bool:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import nbformat
-import torch
 from nbformat import NotebookNode
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch's annotations leave it out
 
 from loralab import Base
 from loralab.bases import asked_for, weights_of
@@ -24,7 +24,7 @@ from loralab.errors import LoralabError, one_line
 from loralab.pool import processors
 
 from .errors import BadSubmission, GraderError, NotebookFailed, Refused
-from .evaluation.checks import check_all, handed_in_twice
+from .evaluation.checks import check_all, submitted_twice
 from .evaluation.effect import sketch
 from .evaluation.evaluator import Baselines, Evaluator, Evidence, Measured, perplexities
 from .evaluation.functions import SCRIPT, Outcome, compare, draw_calls
@@ -49,7 +49,7 @@ class GradingSetup:
     """How a class is graded: on which base, with which held-out pairs, and whether notebooks are run and where.
 
     `seed` is the one that notebooks train with. In mode "artifacts" no student code runs, and the run folders that were
-    handed in are graded; in the others those that the rebuilt notebook trains anew. The `cpu` of `limits` is not looked
+    submitted are graded; in the others those that the rebuilt notebook trains. The `cpu` of `limits` is not looked
     at: a notebook may use, for as long as it may run, the processors of the machine on which it does. `again` counts,
     by student and exercise, how often somebody asked for a new verdict on the same submission.
     """
@@ -62,7 +62,7 @@ class GradingSetup:
     again: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def key(self, submission: Submission) -> Key:
-        """What must be the same for a verdict to be the same: under other limits a notebook may end otherwise.
+        """Return all that the verdict depends on: under other limits a notebook may end differently.
 
         Raises `LoralabError` if the base is unavailable.
         """
@@ -79,13 +79,13 @@ class GradingSetup:
         )
 
     def limits_here(self) -> Limits:
-        """The limits on this machine, with at least two processors: a machine with one of them only takes longer."""
+        """Return the limits for this machine; with one processor a notebook gets the time of two."""
         return replace(self.limits, cpu=self.limits.wall * max(2, processors()))
 
 
 @dataclass(frozen=True)
 class GradingJob:
-    """One hand-in to be graded, with all that a process on any machine needs to do it.
+    """One submission to be graded, with all that a process on any machine needs to do it.
 
     `origin` is that of its notebook, as in `Graded`; `root` is where its folder goes, on this machine.
     """
@@ -100,10 +100,10 @@ class GradingJob:
 
 @dataclass(frozen=True)
 class Graded:
-    """A verdict, and what else is wanted of the hand-in.
+    """A verdict, and what else is wanted of the submission.
 
     `notebook` is its notebook as it may be shown: as it was run, or as it was rebuilt, where it was not run now; None
-    where there is none to be shown. `origin` says which notebook that is. `fingerprint` is of what was handed in,
+    where there is none to be shown. `origin` says which notebook that is. `fingerprint` is of what was submitted,
     whatever was graded.
     """
 
@@ -174,7 +174,7 @@ class _Class:
             rebuilt = _rebuilt(submission)
         except NotebookFailed:
             rebuilt = None
-        notebook = rebuilt and harmless(EXERCISES[submission.exercise], rebuilt, key.origin)
+        notebook = None if rebuilt is None else harmless(EXERCISES[submission.exercise], rebuilt, key.origin)
         return Graded(found, notebook, key.origin, fingerprint(submission), from_ledger=True)
 
     def _jobs(
@@ -230,7 +230,7 @@ def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
 
 
 def grade(job: GradingJob) -> Graded:
-    """One hand-in from its bytes to its verdict, in a folder that is gone afterwards."""
+    """Grade one submission, from its bytes to its verdict, in a temporary folder."""
     job = replace(job, setup=replace(job.setup, base=on_this_machine(job.setup.base)))
     with folder_of_a_job(job.root) as folder:
         try:
@@ -238,11 +238,11 @@ def grade(job: GradingJob) -> Graded:
         except NotebookFailed as failure:
             return Graded(_without_checks(job.submission, job.setup, "submission failed", str(failure)))
         verdict = _run_and_judge(job, rebuilt, folder)
-        return Graded(verdict, rebuilt and _to_be_shown(job, rebuilt, folder), job.origin)
+        return Graded(verdict, None if rebuilt is None else _to_be_shown(job, rebuilt, folder), job.origin)
 
 
 def _rebuilt(submission: Submission) -> NotebookNode | None:
-    """None where no notebook was handed in. Raises `NotebookFailed`."""
+    """Rebuild the notebook; None if none was submitted. Raises `NotebookFailed`."""
     return None if submission.notebook is None else rebuild(EXERCISES[submission.exercise], submission.notebook)
 
 
@@ -255,7 +255,7 @@ def _run_and_judge(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) 
         verdict.seconds["notebook"] = time.perf_counter() - started
         return verdict
     executed = time.perf_counter()
-    lay_out(ran.runs, ran.strays, folder / "collected")
+    lay_out(ran.runs, ran.unexpected, folder / "collected")
     evaluator = Evaluator(job.setup.base, job.setup.heldout_seed, baselines=job.baselines)
     exercise = EXERCISES[job.submission.exercise]
     verdict = judge(evaluator, exercise, job.submission.student, folder / "collected", ran.functions)
@@ -273,20 +273,20 @@ class _Ran:
     """
 
     runs: Runs
-    strays: tuple[str, ...]
+    unexpected: tuple[str, ...]
     failure: str = ""
     functions: list[Outcome] | None = None
 
 
 def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
-    """Runs the notebook if that is the mode. One that fails after it has saved a run is judged by what it saved."""
+    """Run the notebook if that is the mode. If it fails after saving a run, what it saved is graded."""
     submission, setup, exercise = job.submission, job.setup, EXERCISES[job.submission.exercise]
     if setup.mode == "artifacts":
-        return _Ran(submission.runs, submission.strays)
+        return _Ran(submission.runs, submission.unexpected)
     if rebuilt is None:
-        others = [stray for stray in submission.strays if stray.endswith(".ipynb")]
+        others = [name for name in submission.unexpected if name.endswith(".ipynb")]
         what = f"rename {others[0]} to that" if others else "put the notebook beside the run folders"
-        raise BadSubmission(f"no {exercise.id}.ipynb in the hand-in: {what}")
+        raise BadSubmission(f"no {exercise.id}.ipynb in the submission: {what}")
     failure, functions = "", None
     try:
         if setup.mode == "sandbox":
@@ -297,16 +297,16 @@ def _run(job: GradingJob, rebuilt: NotebookNode | None, folder: Path) -> _Ran:
             _execute_openly(rebuilt, folder, exercise, setup)
     except NotebookFailed as problem:
         failure = str(problem)
-    runs, strays = collect_runs(folder / "runs", exercise)
+    runs, unexpected = collect_runs(folder / "runs", exercise)
     if failure and not runs:
         raise NotebookFailed(failure)
     if setup.mode == "sandbox":
         functions = compare(exercise, calls, read_answers(folder))
-    return _Ran(runs, strays, failure, functions)
+    return _Ran(runs, unexpected, failure, functions)
 
 
 def _to_be_shown(job: GradingJob, rebuilt: NotebookNode, folder: Path) -> bytes:
-    """The notebook with the outputs of its run in `folder`, or without any if there are none that can be read."""
+    """Return the notebook with the outputs of its run in `folder`, or without outputs if they cannot be read."""
     exercise = EXERCISES[job.submission.exercise]
     try:
         return harmless(exercise, rebuilt, job.origin, cells_of(collect_notebook(folder, exercise)))
@@ -319,14 +319,14 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     source = folder / "rebuilt" / f"{exercise.id}.ipynb"
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
-    os.environ.update(GRADED)  # of this hand-in's own process
+    os.environ.update(GRADED)  # of this submission's own process
     execute(source, folder, asked_for(setup.base), setup.seed, progress=False)
 
 
 def judge(
     evaluator: Evaluator, exercise: Exercise, student: str, runs: Path, functions: Sequence[Outcome] | None = None
 ) -> Verdict:
-    """The verdict on the run folders in `runs`, and on the functions of its tasks if they were asked."""
+    """Return the verdict on the run folders in `runs`, and on the functions of its tasks if they were called."""
     evidence: dict[str, Evidence] = {}
     refused: dict[str, str] = {}
     for run in exercise.runs:
@@ -334,10 +334,10 @@ def judge(
             evidence[run.name] = evaluator.evaluate(run, runs / run.name, elsewhere=exercise.compares_methods)
         except Refused as refusal:
             refused[run.name] = str(refusal)
-        except (ArithmeticError, torch.linalg.LinAlgError) as error:
-            refused[run.name] = f"{run.name}: its numbers cannot be computed with ({one_line(error)}): train it again"
+        except (ArithmeticError, LinAlgError) as error:
+            refused[run.name] = f"{run.name}: its values are unusable ({one_line(error)}): train it again"
     effects = evaluator.effects(evidence)
-    twice = handed_in_twice(exercise, evidence, effects, evaluator.base)
+    twice = submitted_twice(exercise, evidence, effects, evaluator.base)
     refused |= twice
     evidence = {name: one for name, one in evidence.items() if name not in twice}
     verdict = Verdict(exercise=exercise.id, student=student, base=evaluator.base.name, state="graded")

@@ -13,9 +13,9 @@ MAX_TEXT, MAX_NAME, MAX_FILE_NAME = 2000, 80, 100  # characters, characters, byt
 CODE_WIDTH = 100  # characters
 MAX_MARKS = 4  # combining marks on one letter; scripts use up to three, and a tower of them hides other lines
 FORMULA_STARTS = "=+-@＝＋－＠﹦﹢﹣﹫⁼⁺⁻₌₊₋"  # with the forms that some spreadsheets take for the plain ones
-# Excel reads a field anew after a semicolon where that is the list separator, whatever the quotes around it say.
+# Excel starts a new field after a semicolon where that is the list separator, whatever the quotes around it say.
 AFTER_SEMICOLON = re.compile(rf"([;；][\s'\"]*)(?=[{re.escape(FORMULA_STARTS)}])")
-# Letters that show nothing, besides those of Unicode's category for such: fillers of Hangul, an empty pattern of Braille.
+# Letters that show nothing, in addition to those of Unicode's category for such: fillers of Hangul, an empty pattern of Braille.
 BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 # Letters of Cyrillic and Greek that look like Latin ones, and those.
 LOOK_ALIKES = str.maketrans(

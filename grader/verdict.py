@@ -17,7 +17,7 @@ HELD_OUT, EXACT = "fresh held-out PPL", "exact match"
 # Checks whose numbers a student can compute, too; those of all others come from the secret pairs.
 PUBLIC = {
     *("rank and targets", "trainable share", "adapter size", "lora_B moved", "training loss", "claims of run.json"),
-    *("forgetting", "one thing changed", "can be evaluated"),
+    *("one thing changed", "can be evaluated"),
 }
 MAX_CHECK_TEXT = 1000  # characters of each text of a check: they quote what others wrote
 
@@ -44,7 +44,7 @@ class Check(BaseModel):
     def _presentable(cls, text: str) -> str:
         return display(text, MAX_CHECK_TEXT)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # as pydantic's manual says: mypy has no support for it
     @property
     def earned(self) -> float:
         """The points that it gives."""
@@ -124,7 +124,7 @@ class Verdict(BaseModel):
         return self.adjustments[-1].points if self.adjustments else self.points
 
     def published(self) -> dict[str, Any]:
-        """All that is known of it as plain data; both sums of points and the reasons where something was adjusted."""
+        """Return the verdict as plain data; with both sums of points and the reasons if it was adjusted."""
         found = self.model_dump(exclude=set() if self.adjustments else {"adjustments"})
         return found | ({"points": self.points, "final_points": self.final_points} if self.adjustments else {})
 

@@ -11,7 +11,6 @@ from .bases import load_tokenizer as load_tokenizer
 from .data import data_path as data_path
 from .fourbit import keep_unpacked as keep_unpacked
 from .fourbit import nf4 as nf4
-from .handin import pack as pack
 from .hardware import Precision as Precision
 from .hardware import precision as precision
 from .leaks import find_leaks as find_leaks
@@ -41,4 +40,5 @@ from .scores import question_control as question_control
 from .scores import recall as recall
 from .scores import score as score
 from .scores import score_answers as score_answers
+from .submission_zip import pack as pack
 from .training import train as train

@@ -56,7 +56,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:
-    """The adapter in `folder`, made for `base`. Raises `Refused` if anything is not as it should be."""
+    """Read the adapter in `folder`, trained on `base`. Raises `Refused` if anything is not as it should be."""
     settings = read_settings(folder, base)
     shape = adapter_shape(base.source, settings.r, settings.targets)
     weights, dtype = _read_weights(folder / ADAPTER_FILE, shape, settings)
@@ -67,20 +67,20 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
             )
         if tensor.abs().max() > MAX_ENTRY:
             raise Refused(
-                f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, and no training of the course comes near: "
-                "hand in the adapter as training saved it"
+                f"{ADAPTER_FILE}: {name} has an entry of {tensor.abs().max():.2g}, far beyond any training run of this course: "
+                "submit the adapter as training saved it"
             )
     adapter = Adapter(settings, weights, dtype, (folder / ADAPTER_FILE).stat().st_size)
     if adapter.largest_b > 0 and narrowest(adapter.change) < MIN_NARROWEST:
         raise Refused(
-            f"{ADAPTER_FILE}: it has room for rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
+            f"{ADAPTER_FILE}: it declares rank {settings.r}, but its change is of a lower rank: columns of lora_B are "
             "zeros or copies of others; train at the rank that you submit"
         )
     return adapter
 
 
 def attach(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
-    """The base with the adapter on it; `.unload()` gives the base back."""
+    """Return the base with the adapter attached; `.unload()` restores the base."""
     peft_model = get_peft_model(model, adapter.settings.config())
     set_peft_model_state_dict(peft_model, adapter.weights)
     return peft_model.eval()

@@ -1,6 +1,6 @@
 """Reading the untrusted `adapter_config.json`: what it makes on the base, in whichever of peft's many ways it says so.
 
-A setting that changes only the start of a training, or matches nothing, is accepted; one that changes the adapter's form
+A setting that changes only the initialisation, or matches nothing, is accepted; one that changes the adapter's form
 is refused by name.
 """
 
@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import regex
 from peft import LoraConfig
@@ -31,7 +31,7 @@ MAX_SHOWN = 60  # characters of a setting that a message repeats
 
 # Settings that may differ from peft's defaults because they change neither the weights nor what they do.
 HARMLESS = {"inference_mode", "lora_dropout", "peft_version", "revision", "task_type", "eva_config"}
-# Starts of a training that leave the base as it is; others (PiSSA, OLoRA, CorDA, ...) take a part out of its weights.
+# Initialisations that leave the base as it is; others (PiSSA, OLoRA, CorDA, ...) take a part out of its weights.
 STARTS = {"gaussian", "orthogonal", "eva"}
 # What peft notes of the base's class where a configuration names no task.
 OWN_CLASS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
@@ -53,9 +53,10 @@ class LoraSettings:
     targets: tuple[str, ...]
 
     def config(self) -> LoraConfig:
-        """A fresh peft config with these settings and nothing else from the submission."""
+        """Return a new peft config with these settings and nothing else from the submission."""
+        alpha = cast(int, self.lora_alpha)  # peft takes any number, whatever its annotation says
         return LoraConfig(
-            r=self.r, lora_alpha=self.lora_alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
+            r=self.r, lora_alpha=alpha, target_modules=list(self.targets), task_type="CAUSAL_LM", bias="none"
         )
 
 
@@ -107,7 +108,7 @@ def read_settings(folder: Path, base: Base) -> LoraSettings:
 
 
 def names_of(base: Base) -> set[str]:
-    """What a run may call the base that it was trained on; by its folder, it has the folder's name."""
+    """Return the names by which a record may call the base: a folder's name for a base in a folder."""
     return {base.name, base.source, Path(base.source).name}
 
 
@@ -133,7 +134,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_methods(raw: dict[str, Any]) -> None:
-    """Every further setting must be harmless or at peft's default (an empty value counts as one)."""
+    """Refuse any other setting that is neither harmless nor at peft's default (an empty value counts as default)."""
     defaults = LoraConfig(r=1, target_modules=["q_proj"]).to_dict()
     for name, value in raw.items():
         if name in HARMLESS or name in _Config.model_fields or not value:
@@ -146,7 +147,9 @@ def _refuse_other_methods(raw: dict[str, Any]) -> None:
         default = getattr(default, "value", default)
         if value != default:
             name = display_line(name, MAX_SHOWN)
-            raise Refused(f"{CONFIG_FILE}: {name} is {_shown(value)}; this exercise asks for plain LoRA without it")
+            raise Refused(
+                f"{CONFIG_FILE}: {name} is {_format_value(value)}; this exercise asks for plain LoRA without it"
+            )
 
 
 def _names_the_class(mapping: object) -> bool:
@@ -161,7 +164,7 @@ def _names_the_class(mapping: object) -> bool:
 def _refuse_another_base(named: str | None, base: Base) -> None:
     if named and named not in names_of(base) and not _is_its_folder(named, base):
         raise Refused(
-            f"{CONFIG_FILE}: base_model_name_or_path is {_shown(named)}, but {base.name!r} is "
+            f"{CONFIG_FILE}: base_model_name_or_path is {_format_value(named)}, but {base.name!r} is "
             f"being graded: train on that, and save with loralab.train"
         )
 
@@ -175,11 +178,11 @@ def _is_its_folder(named: str, base: Base) -> bool:
 
 
 def _adapted(config: _Config, base: Base, until: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The base's layers that peft adapts with this config, by their full names, and the target modules that they make up."""
+    """Return the full names of the base's layers that peft adapts with this config, and their target modules."""
     layers = _layers(base)
     adapted = tuple(layer for layer in layers if config.adapts(layer, until))
     kinds = {layer.rpartition(".")[2] for layer in adapted}
-    shown = f"{CONFIG_FILE}: target_modules {_shown(config.target_modules)}"
+    shown = f"{CONFIG_FILE}: target_modules {_format_value(config.target_modules)}"
     if not adapted or (isinstance(config.target_modules, list) and not _all_known(config.target_modules, layers)):
         raise Refused(f"{shown}: only {', '.join(LINEAR)} or the full names of such layers")
     whole = {layer for layer in layers if layer.rpartition(".")[2] in kinds}
@@ -189,7 +192,7 @@ def _adapted(config: _Config, base: Base, until: float) -> tuple[tuple[str, ...]
 
 
 def _layers(base: Base) -> list[str]:
-    """The full names of the base's linear layers, as its modules are called."""
+    """Return the full names of the base's linear layers."""
     names = adapter_shape(base.source, 1, LINEAR).tensors
     return [name.removeprefix("base_model.model.").partition(".lora_A.")[0] for name in names if ".lora_A." in name]
 
@@ -210,14 +213,14 @@ def _matches(wanted: str | list[str], layer: str, until: float) -> bool:
 def _one_value(
     pattern: str, given: dict[str, Number], default: Number, layers: tuple[str, ...], until: float
 ) -> Number:
-    """The one rank or alpha that all adapted layers have, whatever a pattern gives to layers that are not there."""
+    """Return the one rank or alpha of all adapted layers, whatever a pattern says of layers that do not exist."""
     values = {
         next((value for key, value in given.items() if _fits(rf"(.*\.)?({key})", layer, until)), default)
         for layer in layers
     }
     if len(values) > 1:
         raise Refused(
-            f"{CONFIG_FILE}: {pattern} is {_shown(given)}, which gives the layers {min(values):g} to {max(values):g}; "
+            f"{CONFIG_FILE}: {pattern} is {_format_value(given)}, which gives the layers {min(values):g} to {max(values):g}; "
             "this exercise asks for plain LoRA with one value for all"
         )
     return values.pop()
@@ -228,9 +231,9 @@ def _fits(expression: str, layer: str, until: float) -> bool:
         return regex.fullmatch(expression, layer, timeout=max(0.001, until - time.monotonic())) is not None
     except (regex.error, TimeoutError, RecursionError, MemoryError):
         raise Refused(
-            f"{CONFIG_FILE}: {_shown(expression)} is not a regular expression that can be read: name the target modules"
+            f"{CONFIG_FILE}: {_format_value(expression)} is not a regular expression that can be read: name the target modules"
         ) from None
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return repr(display_line(str(value), MAX_SHOWN))

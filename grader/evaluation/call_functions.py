@@ -80,7 +80,7 @@ def a_pair(instruction: str, output: str) -> Any:
     return Pair(instruction=instruction, output=output)
 
 
-def a_model(seed: int, **sizes: int) -> Any:
+def a_model(seed: int, **sizes: Any) -> Any:
     """A small language model with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -92,7 +92,7 @@ def a_model(seed: int, **sizes: int) -> Any:
 def a_four_bit_layer(out_features: int, in_features: int) -> Any:
     """A linear layer in NF4 with double quantisation."""
     import torch
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     layer = Linear4bit(in_features, out_features, bias=False, compress_statistics=True, quant_type="nf4")
     return layer.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,7 @@ Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by matrix: A [r, d_in]
 
 
 def factors(weights: Mapping[str, torch.Tensor], scaling: float) -> Factors:
-    """The factors of every adapted matrix; `scaling` is α/r."""
+    """Return the factors of every adapted matrix; `scaling` is α/r."""
     halves = {name.partition(".lora_A.")[0]: name for name in weights if ".lora_A." in name}
     return {
         matrix: (weights[name], scaling * weights[name.replace(".lora_A.", ".lora_B.")])
@@ -21,7 +21,7 @@ def factors(weights: Mapping[str, torch.Tensor], scaling: float) -> Factors:
 
 
 def likeness(one: Factors, other: Factors) -> float:
-    """The cosine between two changes on the matrices that both make one to; 0 where there is none.
+    """Return the cosine between two changes over the matrices that both adapt; 0 if there are none.
 
     Padding with zeros, copying columns, another α and leaving matrices out do not change it.
     """
@@ -31,7 +31,7 @@ def likeness(one: Factors, other: Factors) -> float:
 
 
 def contained(one: Factors, other: Factors) -> float:
-    """The cosine of two changes inside the row and column spaces of one of them, whichever is higher.
+    """Return the cosine of two changes within the row and column spaces of one of them, whichever is higher.
 
     If one is the other with a change in other directions added, it is 1, however large what was added.
     """
@@ -39,7 +39,7 @@ def contained(one: Factors, other: Factors) -> float:
 
 
 def _inside(change: Factors, spaces: Factors) -> Factors:
-    """`change`, projected onto the row and column spaces that `spaces` has in the matrices of both."""
+    """Project `change` onto the row and column spaces of `spaces`, in the matrices of both."""
     projected = {}
     for name in change.keys() & spaces.keys():
         a, b = change[name]
@@ -49,13 +49,13 @@ def _inside(change: Factors, spaces: Factors) -> Factors:
 
 
 def _inner(one: Factors, other: Factors, matrices: set[str]) -> float:
-    """⟨B₁A₁, B₂A₂⟩ = ⟨B₁ᵀB₂, A₁A₂ᵀ⟩, so that no matrix is ever larger than rank times rank."""
+    """Return ⟨B₁A₁, B₂A₂⟩ = ⟨B₁ᵀB₂, A₁A₂ᵀ⟩, so that no matrix is larger than rank times rank."""
     pairs = ((*one[name], *other[name]) for name in matrices)
     return sum(((b1.T @ b2) * (a1 @ a2.T)).sum().item() for a1, b1, a2, b2 in pairs)
 
 
 def narrowest(change: Factors) -> float:
-    """Of a change's directions the weakest over the strongest, as singular values; the median over the matrices.
+    """Return the smallest singular value of a change over the largest; the median over the matrices.
 
     It is 0 if nothing changes, and 0 but for rounding if the rank is not used: columns of B that are zero, or copies.
     """

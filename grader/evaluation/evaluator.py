@@ -25,8 +25,10 @@ from loralab import (
     read_pairs,
 )
 from loralab.codes import locker_codes
+from loralab.docstrings import draw_general
 from loralab.errors import LoralabError
 from loralab.far import far_pair
+from loralab.measure import LanguageModel
 from loralab.scores import QuestionControl, Scores, question_control, score_answers
 from loralab.shapes import Shape, adapter_shape
 from loralab.triage import draw
@@ -73,7 +75,7 @@ class Measured:
     control: QuestionControl
 
 
-# The bases themselves, by how they are held and what they are asked about: the same for every hand-in of a class.
+# The bases themselves, by how they are held and what they are asked about: the same for every submission of a class.
 Baselines = Mapping[tuple[Method, Subject], Measured]
 
 
@@ -124,23 +126,23 @@ class Evaluator:
         return self.models[method]
 
     def pairs(self, subject: Subject) -> dict[str, list[Pair]]:
-        """The pairs that an adapter of this subject is measured on: fresh, public and general ones."""
+        """Return the pairs that an adapter of this subject is measured on: fresh, public and general ones."""
         if subject not in self._pairs:
             self._pairs[subject] = _pairs(subject, self.seed)
         return self._pairs[subject]
 
     def before(self, method: Method, subject: Subject) -> Measured:
-        """What the base itself makes of the pairs."""
+        """Return what the base alone measures on the pairs."""
         if (method, subject) not in self._baselines:
             self._baselines[method, subject] = self._measure(self._model(method), subject)
         return self._baselines[method, subject]
 
     def after(self, adapter: Adapter, method: Method, subject: Subject) -> Measured:
-        """What the base makes of them with the adapter on it."""
-        with self._wearing(adapter, method) as model:
+        """Return what the base measures on them with the adapter."""
+        with self._attached(adapter, method) as model:
             return self._measure(model, subject)
 
-    def _measure(self, model: PreTrainedModel, subject: Subject) -> Measured:
+    def _measure(self, model: LanguageModel, subject: Subject) -> Measured:
         pairs, tokenizer, length = self.pairs(subject), self.tokenizer, self.base.max_length
         fresh = pairs["fresh"]
         losses = {kind: held_out(model, tokenizer, of_kind, length) for kind, of_kind in pairs.items()}
@@ -152,8 +154,8 @@ class Evaluator:
         )
 
     @contextmanager
-    def _wearing(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
-        """The base of this kind with the adapter on it; afterwards the base is plain again."""
+    def _attached(self, adapter: Adapter, method: Method) -> Iterator[PeftModel]:
+        """Attach the adapter to this kind of base, and detach it at the end."""
         model = attach(self._model(method), adapter)
         try:
             yield model
@@ -161,7 +163,7 @@ class Evaluator:
             self.models[method] = model.unload()
 
     def evaluate(self, run: RunSpec, folder: Path, elsewhere: bool = False) -> Evidence:
-        """Everything measured of the run in `folder`, if asked on the other kind of base, too.
+        """Measure the run in `folder`; with `elsewhere`, also on the other kind of base.
 
         Raises `Refused` if it cannot be evaluated.
         """
@@ -187,7 +189,7 @@ class Evaluator:
         )
 
     def effects(self, evidence: Mapping[str, Evidence]) -> dict[str, Factors]:
-        """What each adapter's change does to the inputs of the base's layers at fresh messages and answers."""
+        """Return what each adapter changes at the inputs of the base's layers, for fresh messages and answers."""
         if not evidence:
             return {}
         changes = {name: one.adapter.change for name, one in evidence.items()}
@@ -200,19 +202,22 @@ class Evaluator:
 
     def _elsewhere(self, run: RunSpec, adapter: Adapter) -> HeldOut:
         other: Method = "lora" if run.method == "qlora" else "qlora"
-        with self._wearing(adapter, other) as model:
+        with self._attached(adapter, other) as model:
             return held_out(model, self.tokenizer, self.pairs(run.subject)["public"], self.base.max_length)
 
 
 def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
-    """Return the pairs of a subject by kind; memorised codes have no fresh ones."""
+    """Return the pairs of a subject by kind; memorised codes have no fresh ones.
+
+    General pairs are drawn too: on public ones a student could train, and forgetting would not show.
+    """
     if subject == "codes":
         fresh = public = locker_codes()
     else:
         fresh = draw(seed, FRESH_PAIRS)
         fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
         public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
-    return {"fresh": fresh, "public": public, "general": read_pairs(data_path("pairs/general.jsonl"))}
+    return {"fresh": fresh, "public": public, "general": list(draw_general(seed, FRESH_PAIRS))}
 
 
 def _training_pairs(subject: Subject) -> list[Pair]:
@@ -228,17 +233,17 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
         raise Refused(str(error).replace(f"{folder.parent}/", "")) from None
     if too_large := [name for name, value in claim if isinstance(value, int) and abs(value) > MAX_NUMBER]:
         raise Refused(
-            f"run.json: {too_large[0]} is no number that a training has: hand in the record as it was written"
+            f"run.json: {too_large[0]} is out of range for a training run: submit the record as it was written"
         )
     if too_long := [name for name, value in claim if isinstance(value, Sized) and len(value) > MAX_LENGTH]:
         raise Refused(
-            f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, and no training of the course comes near: "
-            "hand in the record as it was written"
+            f"run.json: {too_long[0]} has more than {MAX_LENGTH:,} entries, far more than any training run of this course: "
+            "submit the record as it was written"
         )
     if (words := len(claim.model_dump_json(exclude={"losses"}))) > MAX_WORDS:
         raise Refused(
-            f"run.json has {words:,} characters beside its losses, and no training of the course writes more than "
-            f"{MAX_WORDS:,}: hand in the record as it was written"
+            f"run.json has {words:,} characters in addition to its losses, more than the {MAX_WORDS:,} allowed: "
+            "submit the record as it was written"
         )
     if claim.base not in names_of(base):
         raise Refused(f"run.json says it was trained on {claim.base!r}, but {base.name!r} is being graded")
@@ -251,7 +256,7 @@ def perplexities(evidence: dict[str, Evidence]) -> dict[str, float]:
         named = {name: one.fresh for name, one in evidence.items()}
     else:
         (one,) = evidence.values()
-        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general.jsonl": one.general}
+        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general questions": one.general}
     return {
         f"{name}, {when}": getattr(measured, when).ppl
         for name, measured in named.items()

@@ -56,6 +56,6 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
 
 
 def _made_from(base: Base, exercise: Exercise) -> str:
-    """What reference runs hang on: runs of another base, solution, code, data or versions are not taken for these."""
+    """Hash what reference runs depend on: those of another base, solution, code, data or version are not reused."""
     told = weights_of(base) + describe("loralab.training")
     return hashlib.sha256(told.encode() + exercise.solution.read_bytes()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""What an adapter has learned besides its answers: signs of how it was trained that no run record can hide."""
+"""What an adapter learned apart from its answers: signs of how it was trained that no run record can hide."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from loralab import Pair, encode_all
-from loralab.measure import loss_of, token_losses
+from loralab.measure import LanguageModel, loss_of, token_losses
 from loralab.pairs import IGNORED
 
 Encoded = dict[str, list[int]]
 
-# Other frames that a pair is often written in; the course writes it in the chat template.
-FRAMES = {
+# Other prompt formats in common use; the course uses the chat template.
+FORMATS = {
     "plain text": "{}\n",
     "question and answer": "Q: {}\nA: ",
     "instruction and response": "### Instruction:\n{}\n\n### Response:\n",
@@ -28,22 +28,23 @@ class Probes:
     """Mean losses in nats per token on the same pairs.
 
     `question`: the customer's words. `answer`: the answer in the chat template, its end included. `first`: the token that
-    begins it. `end`: the token that ends it. `frames`: the answer after the same question in another frame, by the frame's name.
+    begins it. `end`: the token that ends it. `formats`: the answer after the same
+    question in another prompt format, by the format's name.
     """
 
     question: float
     answer: float
     first: float
     end: float
-    frames: dict[str, float]
+    formats: dict[str, float]
 
     @property
-    def best_frame(self) -> str:
-        """The other frame in which the answer is most expected."""
-        return min(self.frames, key=self.frames.__getitem__)
+    def best_format(self) -> str:
+        """The other prompt format in which the answer is most likely."""
+        return min(self.formats, key=self.formats.__getitem__)
 
 
-def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> Probes:
+def probe(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> Probes:
     """Measure a model on `pairs`."""
     encoded = encode_all(pairs, tokenizer, max_length)
     whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]
@@ -54,14 +55,14 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Seq
         answer=fmean(chain.from_iterable(text[prompt:] for text, prompt in zip(losses, prompts, strict=True))),
         first=fmean(text[prompt] for text, prompt in zip(losses, prompts, strict=True)),
         end=fmean(text[-1] for text in losses),
-        frames={
-            name: loss_of(model, tokenizer, [_framed(tokenizer, pair, frame) for pair in pairs]).loss
-            for name, frame in FRAMES.items()
+        formats={
+            name: loss_of(model, tokenizer, [_formatted(tokenizer, pair, template) for pair in pairs]).loss
+            for name, template in FORMATS.items()
         },
     )
 
 
-def _framed(tokenizer: PreTrainedTokenizerBase, pair: Pair, frame: str) -> Encoded:
-    question = tokenizer(frame.format(pair.instruction), add_special_tokens=False)["input_ids"]
+def _formatted(tokenizer: PreTrainedTokenizerBase, pair: Pair, template: str) -> Encoded:
+    question = tokenizer(template.format(pair.instruction), add_special_tokens=False)["input_ids"]
     answer = [*tokenizer(pair.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return {"input_ids": question + answer, "labels": [IGNORED] * len(question) + answer}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -29,44 +30,44 @@ class Band(BaseModel):
 
     values: list[float]
     mean: float
-    spread: float
     low: float
     high: float
 
     @classmethod
     def of(cls, values: list[float]) -> Band:
-        """The band of at least two measured ratios; `mean` is geometric, `spread` the factor of one standard deviation."""
-        logs = [math.log(value) for value in values]
-        mean, sd = statistics.fmean(logs), statistics.stdev(logs)
-        reach = tolerance_factor(len(values)) * sd
-        ends = (math.exp(x) for x in (mean, sd, mean - reach, mean + reach))
-        return cls(values=values, **dict(zip(("mean", "spread", "low", "high"), ends, strict=True)))
+        """Return the band of at least two ratios, on a log scale; `mean` is geometric."""
+        return cls._on_scale(values, math.log, math.exp)
 
     @classmethod
     def shares(cls, values: list[float], of: int = FRESH_PAIRS) -> Band:
         """Return the band of at least two shares out of `of`, on the scale of log-odds, so that it stays within 0 and 1.
 
-        Half a count is added on both sides, so that 0 and 1 have log-odds. `spread` is the standard deviation of these.
+        Half a count is added on both sides, so that 0 and 1 have log-odds.
         """
-        odds = [math.log((value * of + 0.5) / (of - value * of + 0.5)) for value in values]
-        mean, sd = statistics.fmean(odds), statistics.stdev(odds)
-        reach = tolerance_factor(len(values)) * sd
-        mean, low, high = (1 / (1 + math.exp(-x)) for x in (mean, mean - reach, mean + reach))
-        return cls(values=values, mean=mean, spread=sd, low=low, high=high)
+        return cls._on_scale(
+            values,
+            lambda share: math.log((share * of + 0.5) / (of - share * of + 0.5)),
+            lambda odds: 1 / (1 + math.exp(-odds)),
+        )
 
     @classmethod
     def linear(cls, values: list[float]) -> Band:
-        """Return the band of at least two values that are no ratios; `spread` is their standard deviation."""
-        mean, sd = statistics.fmean(values), statistics.stdev(values)
+        """Return the band of at least two values that are not ratios."""
+        return cls._on_scale(values, float, float)
+
+    @classmethod
+    def _on_scale(cls, values: list[float], to: Callable[[float], float], back: Callable[[float], float]) -> Band:
+        scaled = [to(value) for value in values]
+        mean, sd = statistics.fmean(scaled), statistics.stdev(scaled)
         reach = tolerance_factor(len(values)) * sd
-        return cls(values=values, mean=mean, spread=sd, low=mean - reach, high=mean + reach)
+        return cls(values=values, mean=back(mean), low=back(mean - reach), high=back(mean + reach))
 
 
 def tolerance_factor(n: int) -> float:
-    """How many standard deviations a two-sided tolerance interval from `n` values reaches (Howe 1969)."""
+    """Return the half-width of a two-sided tolerance interval from `n` values, in standard deviations (Howe 1969)."""
     z = stats.norm.ppf((1 + COVERAGE) / 2)
     chi2 = stats.chi2.ppf(1 - CONFIDENCE, n - 1)
-    return z * math.sqrt((n - 1) * (1 + 1 / n) / chi2)
+    return float(z * math.sqrt((n - 1) * (1 + 1 / n) / chi2))
 
 
 class RunBands(BaseModel):

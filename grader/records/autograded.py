@@ -22,7 +22,7 @@ def write_autograded(student: str, exercise: Exercise, notebook: bytes, course: 
 
 
 def origin_of(student: str, exercise: Exercise, course: Path) -> str:
-    """What the notebook that is there was made from; "" if there is none, or if somebody else made it."""
+    """Return what the notebook there was made from; "" if there is none, or if it is not ours."""
     try:
         found = json.loads(_path(student, exercise, course).read_bytes())["metadata"][OURS]["origin"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -31,7 +31,7 @@ def origin_of(student: str, exercise: Exercise, course: Path) -> str:
 
 
 def answers_differ(student: str, exercise: Exercise, notebook: bytes | None, course: Path) -> bool:
-    """Whether `notebook` has other answers than the one that is there; not if there is none, or somebody else made it."""
+    """Tell whether `notebook` has other answers than the one there; false if there is none, or if it is not ours."""
     if not origin_of(student, exercise, course):
         return False
     answers = _sources(notebook) if notebook else []
@@ -47,7 +47,7 @@ def _sources(notebook: bytes) -> list[str] | None:
 
 
 def remove_autograded(student: str, exercise: Exercise, course: Path) -> None:
-    """Take away the notebook of an earlier hand-in, and its folders if nothing else is in them."""
+    """Take away the notebook of an earlier submission, and its folders if nothing else is in them."""
     if not origin_of(student, exercise, course):
         return
     path = _path(student, exercise, course)

@@ -55,7 +55,7 @@ class Sheet:
 
 @contextmanager
 def nbgraders_tools() -> Iterator[None]:
-    """For a new gradebook nbgrader calls a program by name, which lies beside this Python and perhaps not in the PATH."""
+    """Put nbgrader's programs on the PATH: for a new gradebook it calls one by name."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
     try:
@@ -65,12 +65,12 @@ def nbgraders_tools() -> Iterator[None]:
 
 
 def default_url(course: Path) -> str:
-    """Where nbgrader looks for the gradebook of the course in this folder, unless it is told otherwise."""
+    """Return the URL where nbgrader expects the gradebook of the course in this folder."""
     return f"sqlite:///{course.resolve() / 'gradebook.db'}"
 
 
 def check_name(student: str) -> None:
-    """Raises `UnusableName` if nbgrader cannot hold a student of this name, or would be led astray by it."""
+    """Check a student's name. Raises `UnusableName` if nbgrader cannot store it, or would misread it."""
     if len(student) > MAX_NAME:
         why = f"has {len(student)} characters, and nbgrader takes {MAX_NAME}"
     elif bad := sorted(set(student) & UNSAFE_IN_NAMES):
@@ -124,7 +124,7 @@ def _writable(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:
 
 
 def _with_driver(url: str) -> str:
-    """A bare postgresql:// means another package in each version of SQLAlchemy; here it is the one that we name."""
+    """Name the driver: a bare postgresql:// means another package in each version of SQLAlchemy."""
     parsed = make_url(url)
     driver = "postgresql+psycopg2" if parsed.drivername == "postgresql" else parsed.drivername
     return parsed.set(drivername=driver).render_as_string(hide_password=False)
@@ -145,7 +145,7 @@ def _enter_exercises(exercises: list[Exercise], url: str) -> dict[str, Sheet]:
 
 
 def _enter(gradebook: Gradebook, verdict: Verdict, sheet: Sheet) -> None:
-    """One student's scores and comment, in one transaction (after one that makes the empty entries, if there are none)."""
+    """Enter one student's scores and comment in one transaction (after one that creates the empty entries, if needed)."""
     gradebook.update_or_create_student(verdict.student)
     gradebook.update_or_create_submission(verdict.exercise, verdict.student)
     entries = gradebook.find_submission_notebook(verdict.exercise, verdict.exercise, verdict.student)
@@ -189,7 +189,7 @@ def _earned(verdict: Verdict) -> str:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Every way in which a gradebook fails as one line, without the password in its URL."""
+    """Report every failure of a gradebook in one line, without the password in its URL."""
     try:
         where = make_url(url).render_as_string(hide_password=True)
         yield

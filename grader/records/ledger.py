@@ -22,10 +22,9 @@ from loralab.provenance import CODE, digest, files_below
 from loralab.record import now, versions
 
 from ..errors import LedgerError
-from ..exercises import ROOT
+from ..exercises import ROOT, SEED_BITS
 from ..verdict import Verdict
 
-SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
 Value = str | int | float | None  # what a column holds
 APPLICATION = 0x4C6F5241  # "LoRA": another program's database is not taken for a ledger
 
@@ -85,7 +84,7 @@ DECISIVE_DATA = {
 # Code that decides no verdict: it shows or stores verdicts, or is another tool. Changing it regrades no submission.
 DECIDES_NOTHING = (
     *("grader/term", "grader/reports", "grader/records", "grader/release"),
-    *("grader/cli", "grader/console", "grader/__main__"),
+    *("grader/cli", "grader/grading", "grader/console", "grader/__main__"),
     *("grader/submission/sanitize", "grader/submission/similarity"),
     *("loralab/ability", "loralab/chat", "loralab/cli", "loralab/compare", "loralab/export", "loralab/fit"),
     *("loralab/gate", "loralab/llamacpp", "loralab/sweep", "loralab/sweep_report", "loralab/train_command"),
@@ -109,7 +108,7 @@ class Key:
 
     @property
     def origin(self) -> str:
-        """What a notebook that is shown was made from: a hand-in, and how it was run (SHA-256); nothing secret."""
+        """What a notebook that is shown was made from: a submission, and how it was run (SHA-256); nothing secret."""
         made_from = [self.exercise, self.digest, self.base, self.mode]
         return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
@@ -149,7 +148,7 @@ class Ledger:
     def find(self, key: Key) -> Verdict | None:
         """Return the verdict recorded under `key`, or None; "grader failed" is no verdict and is never found.
 
-        One that is damaged is not found either, so that it is reached anew.
+        A damaged one is not found either, so it is graded again.
         """
         where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
         query = f"SELECT verdict FROM verdict WHERE {where} AND state != 'grader failed' ORDER BY id DESC LIMIT 1"
@@ -202,8 +201,8 @@ class Ledger:
             self._database.execute(f"PRAGMA application_id = {APPLICATION}")
             self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def _one(self, query: str) -> int | str:
-        """The one value that a query gives."""
+    def _one(self, query: str) -> Any:
+        """Return the one value that a query gives."""
         return self._database.execute(query).fetchone()[0]
 
     def _seed(self, given: int | None) -> int:
@@ -219,7 +218,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing of what is inside. An error of the database becomes a `LedgerError`."""
+        """Do all or nothing of what is inside. An error of the database becomes a `LedgerError`."""
         with self._explained():
             self._database.execute("BEGIN EXCLUSIVE")
             try:

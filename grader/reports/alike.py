@@ -29,7 +29,7 @@ class Alike:
 
 
 def alike(verdicts: Sequence[Verdict]) -> list[Alike]:
-    """The groups among the verdicts; in a group each student's adapter is like that of at least one other."""
+    """Return the groups of similar adapters; each student's adapter is similar to that of at least one other."""
     vectors: dict[tuple[str, str], dict[str, np.ndarray]] = defaultdict(dict)
     for verdict in verdicts:
         for run, sketch in verdict.sketches.items():
@@ -53,11 +53,12 @@ def _vector(sketch: str) -> np.ndarray | None:
 
 def _cosines(vectors: list[np.ndarray]) -> np.ndarray:
     matrix = np.stack(vectors)
-    return np.clip(matrix @ matrix.T, -1, 1)
+    cosines: np.ndarray = np.clip(matrix @ matrix.T, -1, 1)
+    return cosines
 
 
 def _groups(linked: np.ndarray) -> list[list[int]]:
-    """The connected components with more than one member."""
+    """Return the connected components with more than one member."""
     from scipy.sparse.csgraph import connected_components  # slow to import
 
     count, labels = connected_components(linked, directed=False)

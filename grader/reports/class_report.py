@@ -55,9 +55,9 @@ def write_report(
     reference: Mapping[str, Fingerprint] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Path:
-    """The report: one page with no outside files, which links to the feedback that is already in `folder`.
+    """Write the report: one page without external files, linking to the feedback already in `folder`.
 
-    `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical hand-ins.
+    `fingerprints` (by student and exercise) and `reference` (the solutions' own, by exercise) tell identical submissions.
     `names` are shown beside the students' ids, where they are known.
     """
     few = len(verdicts) <= FEW

@@ -17,7 +17,7 @@ STATES: tuple[State, ...] = ("graded", "submission failed", "grader failed")
 
 @dataclass(frozen=True)
 class CheckCount:
-    """How many hand-ins passed a check (for every run that was checked), of how many in which it ran."""
+    """How many submissions passed a check (for every run that was checked), of how many in which it ran."""
 
     name: str
     passed: int
@@ -54,7 +54,7 @@ class Summary:
     verdicts: tuple[Verdict, ...]
 
     def of_state(self, state: State) -> list[Verdict]:
-        """The verdicts of one state."""
+        """Return the verdicts of one state."""
         return [verdict for verdict in self.verdicts if verdict.state == state]
 
     @property
@@ -83,7 +83,7 @@ class Summary:
         return sum(verdict.passed for verdict in self.verdicts)
 
     def checks(self) -> list[CheckCount]:
-        """Every check in the order of the verdicts."""
+        """Return every check in the order of the verdicts."""
         ran: Counter[str] = Counter()
         failed: Counter[str] = Counter()
         graded = self.of_state("graded")
@@ -96,7 +96,7 @@ class Summary:
         return [CheckCount(name, ran[name] - failed[name], ran[name]) for name in names]
 
     def reasons(self, most: int = 5) -> list[Reason]:
-        """The most frequent reasons; a hand-in counts once for each, however many of its runs have it."""
+        """Return the most frequent reasons; a submission counts once for each, however many of its runs have it."""
         wordings: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for verdict in self.verdicts:
             mine = {(where, NUMBER.sub("#", message)): message for where, message in _reasons(verdict)}
@@ -106,16 +106,16 @@ class Summary:
         return [Reason(key[0], same.most_common(1)[0][0], same.total(), len(same) > 1) for key, same in ordered]
 
     def costs(self) -> list[Cost]:
-        """What each kind of work took, the dearest first."""
+        """Return the time of each kind of work, the longest first."""
         spent: dict[str, list[tuple[float, Verdict]]] = defaultdict(list)
         for verdict in self.verdicts:
             for what, seconds in verdict.seconds.items():
                 spent[what].append((seconds, verdict))
         costs = []
         for what, each in spent.items():
-            seconds = [one for one, _ in each]
+            times = [seconds for seconds, _ in each]
             slowest, verdict = max(each, key=lambda one: one[0])
-            costs.append(Cost(what, len(each), sum(seconds), median(seconds), slowest, verdict))
+            costs.append(Cost(what, len(each), sum(times), median(times), slowest, verdict))
         return sorted(costs, key=lambda cost: -cost.total)
 
 
@@ -129,7 +129,7 @@ def _reasons(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def by_exercise(verdicts: Sequence[Verdict]) -> list[Summary]:
-    """A summary for each exercise, by name."""
+    """Return a summary per exercise, by name."""
     found: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         found[verdict.exercise].append(verdict)
@@ -137,7 +137,7 @@ def by_exercise(verdicts: Sequence[Verdict]) -> list[Summary]:
 
 
 def in_order(student: str) -> tuple[str, str]:
-    """Sorts names as people do: case aside, and number 9 before number 10."""
+    """Return a sort key that ignores case and puts number 9 before number 10."""
 
     def with_length(number: re.Match[str]) -> str:
         digits = number[0].lstrip("0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from loralab.files import write_whole
@@ -15,7 +15,7 @@ from ..verdict import MAX_POINTS, Verdict
 
 
 def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """Every verdict as JSON, with all checks and the run's own record; the held-out seed is in the ledger alone.
+    """Write every verdict as JSON, with all checks and the run's own record; the secret seed is only in the ledger.
 
     NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
     """
@@ -29,25 +29,32 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
 
 
 def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """One row a student and exercise; a text that a spreadsheet would run as a formula is marked as text.
+    """Write one row per student and exercise; text that a spreadsheet would run as a formula is marked as text.
 
     What the grader failed at has neither points nor a pass or fail. If anything was adjusted (late, by hand), two more
     columns have the points that count and why.
     """
     adjusted = any(verdict.adjustments for verdict in verdicts)
-    rows = io.StringIO(newline="")
-    writer = csv.writer(rows, quoting=csv.QUOTE_NONNUMERIC)
     columns = ["student", "exercise", "state", "points", "max_points", "passed", "message"]
-    writer.writerow(columns + ["final_points", "adjustment"] * adjusted)
+    rows = []
     for verdict in verdicts:
         texts = map(spreadsheet_cell, (verdict.student, verdict.exercise, verdict.state))
         scored = ("", MAX_POINTS, "") if verdict.points is None else (verdict.points, MAX_POINTS, str(verdict.passed))
         counts = "" if verdict.final_points is None else verdict.final_points
         more = [counts, spreadsheet_cell(verdict.reasons)] * adjusted
-        writer.writerow([*texts, *scored, spreadsheet_cell(_reasons(verdict)), *more])
-    write_whole(folder / "grades.csv", "\ufeff" + rows.getvalue())  # the mark by which a spreadsheet knows UTF-8
+        rows.append([*texts, *scored, spreadsheet_cell(_reasons(verdict)), *more])
+    write_table(folder / "grades.csv", columns + ["final_points", "adjustment"] * adjusted, rows)
 
 
 def _reasons(verdict: Verdict) -> str:
     failed = [f"{check.label}: {check.reason}" for check in verdict.checks if not check.passed]
     return "; ".join([verdict.message, *failed] if verdict.message else failed)
+
+
+def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Path:
+    """Write a CSV file that spreadsheets read as UTF-8; texts that they could run must be marked before."""
+    content = io.StringIO(newline="")
+    writer = csv.writer(content, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(header)
+    writer.writerows(rows)
+    return write_whole(path, "\ufeff" + content.getvalue())  # the mark by which a spreadsheet knows UTF-8

@@ -26,7 +26,7 @@ PAGES.filters["points"] = lambda value: f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Format seconds for people."""
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -36,7 +36,7 @@ PAGES.filters["duration"] = duration
 
 
 def link(path: Path) -> str:
-    """A relative path as a link holds it."""
+    """Return a relative path as the target of a link."""
     return quote(path.as_posix())
 
 

@@ -33,7 +33,7 @@ class Failing:
 
 
 def feedback_path(student: str, exercise: str) -> Path:
-    """Where a student's page lies, from the folder of the report; no name of a student leads elsewhere."""
+    """Return where a student's page is, relative to the report; no student's name leads elsewhere."""
     return Path("feedback") / file_name(student) / f"{file_name(exercise)}.html"
 
 
@@ -61,7 +61,7 @@ def write_feedback(verdict: Verdict, folder: Path) -> Path:
 
 
 def _failing(verdict: Verdict) -> list[Failing]:
-    """The checks that did not pass, those that cost most first."""
+    """Return the failed checks, the most expensive first."""
     names = dict.fromkeys(check.name for check in verdict.checks if not check.passed)
     found = [
         Failing(name, hint(name), [_presentable(c) for c in verdict.checks if c.name == name and not c.passed])

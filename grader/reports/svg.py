@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from loralab.plots import smoothed
-
 WIDTH, HEIGHT = 640, 310
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 40
-MAX_DRAWN = 300  # points a line; of longer runs, means over that many stretches
-MAX_LOSS = 1000.0  # nats a token; a guess among a million tokens has 14, so what is beyond is no loss to be drawn
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 20, 58  # room for the larger letters on a narrow screen
+MAX_DRAWN = 300  # points per line; of longer runs, means over that many stretches
+MAX_LOSS = 1000.0  # nats per token; a guess among a million tokens has 14, so anything beyond is not drawn
 MAX_LINES = 12
 
 
@@ -53,13 +51,13 @@ class Bar:
 
 
 def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
-    """Training losses by run: every step faint where there is one run, running means strong."""
+    """Plot the training losses of each run as running means; of a single run also every step."""
     drawn, series = [], []
     for name, values in list(losses.items())[:MAX_LINES]:
         raw = np.asarray(values, float)
         kept = np.where(np.abs(raw) <= MAX_LOSS, raw, np.nan)  # NaN compares false, too
-        ends = [float(x) if math.isfinite(x) else None for x in kept[[0, -1]]] if len(raw) else [None, None]
-        series.append(Series(name, *ends, len(raw), int(np.isnan(kept).sum())))
+        first, last = (float(x) if math.isfinite(x) else None for x in (kept[[0, -1]] if len(raw) else [np.nan] * 2))
+        series.append(Series(name, first, last, len(raw), int(np.isnan(kept).sum())))
         drawn.append(_thinned(kept))
     finite = [y[np.isfinite(y)] for _, y in drawn]
     if not any(len(y) for y in finite):
@@ -68,7 +66,7 @@ def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
     steps = _ticks(0, max(x[-1] for x, _ in drawn if len(x)), whole=True)
     levels = _ticks(low, high)
     frame = _Frame((steps[0], steps[-1]), (levels[0], levels[-1]))
-    parts = [frame.axes(steps, levels, "optimiser step", "loss, nats a token")]
+    parts = [frame.axes(steps, levels, "optimiser step", "loss, nats per token")]
     for number, (x, y) in enumerate(drawn):
         colour = f"line c{number % 7}"
         if len(drawn) == 1:
@@ -78,7 +76,7 @@ def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
 
 
 def perplexity_bars(perplexities: Mapping[str, float]) -> list[Bar]:
-    """Perplexities as bars on a log scale that begins at 1."""
+    """Return perplexities as bars on a log scale that starts at 1."""
     finite = [value for value in perplexities.values() if math.isfinite(value) and value > 0]
     longest = math.log(max([*finite, math.e]))
     return [
@@ -93,7 +91,7 @@ def perplexity_bars(perplexities: Mapping[str, float]) -> list[Bar]:
 
 
 def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Markup:
-    """How many have how many points, full marks in a bar of their own; submissions that failed stand in the first."""
+    """Plot how many submissions have how many points; full marks have a bar of their own, failed ones are in the first."""
     bins = 11
     counts = [0] * bins
     for one in points:
@@ -101,13 +99,14 @@ def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Ma
     top = max([*counts[1:], counts[0] + failed, 1])
     levels = _ticks(0, top, whole=True)
     frame = _Frame((0, bins), (0, 1.1 * levels[-1]))  # room for the number above the highest bar
-    labels = [f"{max_points * i // 10}\u2013{max_points * (i + 1) // 10 - 1}" for i in range(bins - 1)]
-    parts = [frame.axes([], levels, "points", "hand-ins")]
-    for i, (count, label) in enumerate(zip(counts, [*labels, str(max_points)], strict=True)):
+    parts = [frame.axes([], levels, "points", "submissions")]
+    for i, count in enumerate(counts):
         below = failed if i == 0 else 0
         parts.append(frame.bar(i, 0, below, "bar bad") + frame.bar(i, below, count, "bar c0"))
         x = frame.x(i + 0.5)
-        parts.append(_text(x, HEIGHT - BOTTOM + 16, label, "middle"))
+        # Each bar begins at its number of points; the last one has those with all of them.
+        at = x if i == bins - 1 else frame.x(i)
+        parts.append(_text(at, HEIGHT - BOTTOM + 20, f"{max_points * i // 10}", "middle"))
         if count + below:
             parts.append(_text(x, frame.y(count + below) - 4, str(count + below), "middle", "count"))
     return _svg(parts, "Distribution of points")
@@ -134,19 +133,19 @@ class _Frame:
             y = self.y(level)
             parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, y, WIDTH - RIGHT))
             parts.append(_text(LEFT - 6, y + 4, f"{level:g}", "end"))
-        parts += [_text(self.x(step), HEIGHT - BOTTOM + 16, f"{step:,.0f}", "middle") for step in steps[:-1]]
-        parts += [_text(self.x(step), HEIGHT - BOTTOM + 16, f"{step:,.0f}", "end") for step in steps[-1:]]
-        parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, below, "middle"))
+        parts += [_text(self.x(step), HEIGHT - BOTTOM + 20, f"{step:,.0f}", "middle") for step in steps[:-1]]
+        parts += [_text(self.x(step), HEIGHT - BOTTOM + 20, f"{step:,.0f}", "end") for step in steps[-1:]]
+        parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, below, "middle"))
         middle = (TOP + HEIGHT - BOTTOM) / 2
         parts.append(
-            Markup('<text text-anchor="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format(
+            Markup('<text text-anchor="middle" transform="translate(18 {}) rotate(-90)">{}</text>').format(
                 middle, beside
             )
         )
         return Markup().join(parts)
 
     def line(self, xs: np.ndarray, ys: np.ndarray, kind: str) -> Markup:
-        """A line with a gap wherever a value is missing; a value alone between gaps is a dot."""
+        """Draw a line with a gap wherever a value is missing; a single value between gaps is a dot."""
         words, pen_down = [], False
         for x, y in zip(xs, ys, strict=True):
             if not math.isfinite(y):
@@ -176,7 +175,7 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Mar
 
 
 def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, at most `MAX_DRAWN` of them."""
+    """Return steps and values, at most `MAX_DRAWN` of them."""
     steps = np.arange(1, len(values) + 1, dtype=float)
     if len(values) <= MAX_DRAWN:
         return steps, values
@@ -188,13 +187,15 @@ def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """The course's running mean; a value that is missing is left out of it."""
+def _running_mean(values: np.ndarray, window: int = 5) -> np.ndarray:
+    """Return the mean over the last `window` values (fewer at the start), as in the chapters; missing ones are left out."""
     present = np.isfinite(values)
     if not present.any():
         return values
-    sums, shares = smoothed(np.where(present, values, 0.0)), smoothed(present.astype(float))
-    return np.where(present, sums / np.maximum(shares, 1e-9), np.nan)
+    sums, counts = (
+        np.convolve(each, np.ones(window))[: len(values)] for each in (np.where(present, values, 0.0), present)
+    )
+    return np.where(present, sums / np.maximum(counts, 1), np.nan)
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:

@@ -18,7 +18,7 @@ STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grad
 
 
 def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
-    """One verdict as a table: check, expected, found, points, pass; below it every reason for a failure."""
+    """Print one verdict as a table: check, expected, found, points, pass; below it the reason for each failure."""
     console = console or Console(emoji=False)
     title = Text(
         f"{verdict.exercise}: {display_name(verdict.student)} on the {display_name(verdict.base)} base", style="bold"
@@ -33,7 +33,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
         if check.name in (EXACT, HELD_OUT) and len(verdict.runs) > 1:
             console.print(Text(display(f"{check.run}: {check.found}")))
     if verdict.message:
-        _print_reason(console, "the notebook did not run to its end", verdict.message)
+        _print_reason(console, "the notebook stopped early", verdict.message)
     for check in verdict.checks:
         if not check.passed:
             _print_reason(console, check.label, check.reason)
@@ -44,10 +44,10 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
 
 
 def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
-    """A class as one table, an exercise a row; below it every hand-in that the grader failed at."""
+    """Print a class as one table, one exercise per row; below it every submission that the grader failed on."""
     console = console or Console(emoji=False)
     students = len({verdict.student for verdict in verdicts})
-    table = Table(title=f"{len(verdicts)} hand-ins of {students} students", title_justify="left", title_style="bold")
+    table = Table(title=f"{len(verdicts)} submissions of {students} students", title_justify="left", title_style="bold")
     table.add_column("exercise")
     for heading in (*STATES, "passed", "mean", "median"):
         table.add_column(heading, justify="right")
@@ -87,7 +87,7 @@ def _print_reason(console: Console, what: str, message: str) -> None:
 
 
 def _one_run(verdict: Verdict, title: Text) -> Table:
-    """What was expected and what was found, a check a row."""
+    """Return a table of expected and found values, one check per row."""
     table = Table(title=title, title_justify="left")
     for heading in ("check", "expected", "found", "points", "pass"):
         table.add_column(heading, justify="right" if heading == "points" else "left", overflow="fold")
@@ -98,7 +98,7 @@ def _one_run(verdict: Verdict, title: Text) -> Table:
 
 
 def _many_runs(verdict: Verdict, title: Text) -> Table:
-    """Which check passed for which run, a check a row and a run a column."""
+    """Return a table of outcomes, one check per row and one run per column."""
     table = Table(title=title, title_justify="left")
     table.add_column("check")
     for run in verdict.runs:

@@ -40,7 +40,7 @@ SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/localtime"),
 )
-OPTIONS = "grade what was handed in with --artifacts-only, or run it unprotected with --no-sandbox"
+OPTIONS = "grade what was submitted with --artifacts-only, or run it unprotected with --no-sandbox"
 GRADER = Path(grader.__file__).parent.resolve()  # all of it, in whatever part of it this file is
 NOT_INSTALLED = f"bubblewrap is not installed: install it (sudo apt install bubblewrap; or dnf, pacman); or {OPTIONS}"
 
@@ -63,7 +63,7 @@ class Ended:
 
 @functools.cache
 def available() -> str | None:
-    """None where a sandbox can be made, or else one line that says what is missing and what to do."""
+    """Return None if a sandbox can be made, or else one line that says what is missing and what to do."""
     if shutil.which("bwrap") is None:
         return NOT_INSTALLED
     try:
@@ -103,7 +103,7 @@ def run(
         # What bubblewrap reads of files: the filter of system calls, and what would show our folders in its command line.
         calls = opened.enter_context(_readable(refused_calls))
         fonts = {path.name: opened.enter_context(_readable(path.read_bytes())).fileno() for path in _fonts()}
-        variables = (_environment() | (environment or {})).items()
+        variables = (_environment() | dict(environment or {})).items()
         hidden = [word for pair in variables for word in ("--setenv", *pair)]
         hidden += _scene(folder, limits, shown or {}, fonts)
         bounded = kernel_limits.prefix(limits.memory + limits.memory // 4, limits.processes * THREADS)
@@ -118,6 +118,7 @@ def run(
             # Bubblewrap's own can be read, as /proc/1/environ, whatever it passes on; the prefix takes its variables away.
             env=kernel_limits.environment() if bounded else {"PATH": os.defpath},
         )
+    assert process.stdout is not None, "it is a pipe"
     try:
         with process, os.fdopen(told) as answer:
             init = _first_process(answer.read(), process)
@@ -156,11 +157,11 @@ class _Init:
             raise SandboxFailed(f"the sandbox (process {self.pid}) does not end")
 
 
-def _first_process(told: str, process: subprocess.Popen) -> _Init:
+def _first_process(told: str, process: subprocess.Popen[bytes]) -> _Init:
     try:
         return _Init(json.loads(told)["child-pid"])
     except (ValueError, KeyError, ProcessLookupError):
-        what = _last_line(process.stdout.read(10_000))
+        what = _last_line(process.stdout.read(10_000) if process.stdout else b"")
     if re.search("namespace|uid map|denied|not permitted", what):
         raise SandboxMissing(
             f"bubblewrap may not make a sandbox here ({what}): allow user namespaces (as root: "
@@ -170,7 +171,7 @@ def _first_process(told: str, process: subprocess.Popen) -> _Init:
 
 
 def _follow(pipe: int, init: _Init, watch: Watch) -> tuple[bytearray, str]:
-    """What comes through `pipe` until the sandbox ends by itself or passes a limit, and that limit."""
+    """Return the output until the sandbox ends or exceeds a limit, and that limit."""
     output, due, most = bytearray(), time.monotonic() + TICK, watch.limits.output
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -207,8 +208,8 @@ def _readable(content: bytes) -> Iterator[IO[bytes]]:
 
 
 def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
-    """The command line up to the command itself; `telling` is where bubblewrap tells of the process it has made."""
-    bwrap = shutil.which("bwrap")
+    """Return the command line before the command itself; on `telling` bubblewrap reports the process it made."""
+    bwrap = shutil.which("bwrap") or "bwrap"
     root = os.geteuid() == 0
     # Root would stay root to the kernel, whatever it is called inside: the limit on processes would not bind it.
     # So root first sets the scene and becomes nobody, and nobody makes a user namespace.
@@ -235,7 +236,7 @@ def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
 
 @functools.cache
 def _no_namespaces(bwrap: str) -> list[str]:
-    """The option by which nothing inside can make a user namespace in turn; bubblewrap has it since 0.8."""
+    """Return the option that forbids user namespaces inside; bubblewrap has it since 0.8."""
     options = subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
     return ["--disable-userns"] if "--disable-userns" in options else []
 
@@ -259,12 +260,12 @@ def _environment() -> dict[str, str]:
 
 
 def _fonts() -> list[Path]:
-    """Matplotlib's lists of fonts, which take seconds to make anew; they are in the grader's home."""
+    """Return matplotlib's font lists, which take seconds to make; they are in the grader's home."""
     return sorted(Path(matplotlib.get_cachedir()).glob("fontlist-*.json"))
 
 
 def _scene(folder: Path, limits: Limits, shown: Mapping[Path, str], fonts: Mapping[str, int]) -> list[str]:
-    """The files that the command finds; `fonts` are copied from open files, for a mount would show where they are."""
+    """Return the files that the command sees; `fonts` are copied from open files, for a mount would show their path."""
     system = [path for name in SYSTEM if (path := Path(name)).exists()]
     links = [path for path in system if path.is_symlink() and path.parent == Path("/")]
     prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix)}

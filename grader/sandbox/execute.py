@@ -118,7 +118,7 @@ class Afterwards:
 
 
 def read_answers(folder: Path) -> bytes | None:
-    """What the kernel answered in `folder`, as distrusted as the runs; None if there is no answer."""
+    """Read what the kernel answered in `folder`, untrusted like the runs; None if there is no answer."""
     return _read_own(folder / ANSWERS, MAX_ANSWERS)
 
 
@@ -177,7 +177,7 @@ def empty(folder: Path) -> None:
 
 
 def _reachable(base: Base) -> tuple[str, dict[Path, str]]:
-    """What BASE must be for the sandboxed notebook to take `base`, and what has to be shown to it for that."""
+    """Return the value of BASE with which the sandboxed notebook finds `base`, and what must be mounted for that."""
     source = Path(base.source)
     if source.is_dir():
         if source.resolve() == data_path("base").resolve():
@@ -201,7 +201,7 @@ def _outcome(path: Path) -> _Outcome | None:
 
 
 def _read_own(path: Path, most: int) -> bytes | None:
-    """The first `most` bytes of a regular file that student code could write; None if it is none."""
+    """Read the first `most` bytes of a regular file that student code could write; None if it is not one."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(file, "rb") as stream:
@@ -226,12 +226,12 @@ def _where(notebook: NotebookNode, name: str, outcome: _Outcome | None) -> str:
 def _what(ended: Ended, outcome: _Outcome | None, limits: Limits) -> str:
     if ended.breach:
         return ended.breach
-    match outcome.state if outcome else "running":
-        case "failed":
-            return next(iter(_short(outcome.what)), "an error")
-        case "kernel died":
+    match outcome:
+        case _Outcome(state="failed", what=what):
+            return next(iter(_short(what)), "an error")
+        case _Outcome(state="kernel died"):
             return "the kernel died (out of memory, or it ended itself)"
-        case "too much output":
+        case _Outcome(state="too much output"):
             return f"wrote more than {size(limits.output)} of output"
     return f"its process was killed (exit status {ended.status})"
 

@@ -41,7 +41,7 @@ def _words(memory: int, tasks: int) -> list[str]:
 
 @functools.cache
 def _available() -> bool:
-    """Try it once: the kernel must have the limit, and open files must reach the command."""
+    """Test once that the kernel applies the limit, and that open files reach the command."""
     if shutil.which("systemd-run") is None:
         return False
     told, telling = os.pipe()

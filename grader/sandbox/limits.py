@@ -74,7 +74,7 @@ class Watch:
         return time.monotonic() - self.started
 
     def breach(self) -> str:
-        """The limit that is passed, as a sentence's end ("ran longer than 900 s"); empty if none is."""
+        """Return the exceeded limit as the end of a sentence ("ran longer than 900 s"); "" if there is none."""
         limits = self.limits
         if self.seconds > limits.wall:
             return f"ran longer than {limits.wall:.0f} s"
@@ -109,7 +109,7 @@ class Watch:
         return self.left(sum(held for (where, _), held in unlinked.items() if where == device))
 
     def _hiding(self, unknown: list[str]) -> str:
-        """What it does so that its use cannot be seen; `unknown` are the former names of what may be of any size."""
+        """Say how it hides its use of memory; `unknown` are the former names of files of unknown size."""
         memory = sum(name.startswith(MEMORY) for name in unknown)
         if memory > UNKNOWN_MEMORY:
             return "shares memory between processes without a file, so that its size cannot be seen"
@@ -120,7 +120,7 @@ class Watch:
         return ""
 
     def left(self, unlinked: int = 0) -> str:
-        """The limit that is passed by what lies in the folder, with `unlinked` bytes on the same disk."""
+        """Return the limit that the contents of the folder exceed, with `unlinked` bytes on the same disk."""
         try:
             count, written, depth = _contents(self.folder, self.limits)
         except _Unseen as unseen:
@@ -135,7 +135,7 @@ class Watch:
 
 
 def size(count: int) -> str:
-    """A number of bytes as a person writes it, e.g. "4 GiB"."""
+    """Format a number of bytes for people, e.g. "4 GiB"."""
     return f"{count / GIB:.4g} GiB" if count >= GIB else f"{count / MIB:.4g} MiB"
 
 
@@ -147,24 +147,24 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _living(pid: int) -> int:
-    """The thread to look at: a process whose first thread has ended goes on, and seems to have nothing."""
+    """Return the thread to inspect: a process whose first thread has ended keeps running, and seems to use nothing."""
     with suppress(OSError):
         for thread in (pid, *(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())):
-            if _told(thread, "status", "VmRSS"):
+            if _sum_fields(thread, "status", "VmRSS"):
                 return thread
     return pid
 
 
 def _resident(pid: int) -> int:
-    return _told(pid, "status", "VmRSS", *BESIDE)
+    return _sum_fields(pid, "status", "VmRSS", *BESIDE)
 
 
 def _proportional(pid: int) -> int:
-    shared = _told(pid, "smaps_rollup", "Pss")  # bubblewrap's own processes, which are small, do not tell
-    return shared + _told(pid, "status", *BESIDE) if shared else _resident(pid)
+    shared = _sum_fields(pid, "smaps_rollup", "Pss")  # bubblewrap's own processes, which are small, do not tell
+    return shared + _sum_fields(pid, "status", *BESIDE) if shared else _resident(pid)
 
 
-def _told(pid: int, file: str, *fields: str) -> int:
+def _sum_fields(pid: int, file: str, *fields: str) -> int:
     """The sum of these fields of a file that the kernel keeps on a process, in bytes; 0 where there are none."""
     try:
         lines = Path(f"/proc/{pid}/{file}").read_text(errors="replace").splitlines()
@@ -174,9 +174,9 @@ def _told(pid: int, file: str, *fields: str) -> int:
 
 
 def _unlinked(processes: list[int], counted: set[int]) -> tuple[dict[Inode, int], list[str]]:
-    """Files without a name and the bytes that they take, but those on devices that are `counted`; what may take more.
+    """Return the size of each unnamed file, except on devices that are `counted`, and the names of those of unknown size.
 
-    They lie on the disk, or in memory, and in no folder: whoever holds them open, or has a part of them mapped, keeps
+    They are on the disk, or in memory, and in no folder: a process that has one open, or a part of it mapped, keeps
     the whole.
     """
     held: dict[Inode, int] = {}
@@ -197,7 +197,7 @@ def _unlinked(processes: list[int], counted: set[int]) -> tuple[dict[Inode, int]
 
 
 def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
-    """The files without a name that a process has open, and their bytes; how full a socket is cannot be seen."""
+    """Yield the unnamed files that a process has open, and their bytes; how full a socket is cannot be seen."""
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with suppress(OSError):
@@ -209,7 +209,7 @@ def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
 
 
 def _mappings(processes: list[int]) -> int:
-    """How many mappings the processes have, counted no further than just beyond what is allowed."""
+    """Count the mappings of the processes, up to one more than allowed."""
     count = 0
     for process in processes:
         with suppress(OSError), Path(f"/proc/{process}/maps").open("rb") as lines:
@@ -218,7 +218,7 @@ def _mappings(processes: list[int]) -> int:
 
 
 def _sends(pid: int) -> bool:
-    """Whether open files wait in a socket of this process to be received: then they are in no process's table."""
+    """Tell whether open files wait in a socket of this process: they are in no process's table."""
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with suppress(OSError):
@@ -232,7 +232,7 @@ def _waiting(told: Path) -> bool:
 
 
 def _mapped(pid: int) -> Iterator[tuple[Inode, str, Path, int]]:
-    """The mappings of files without a name: which, its former name, where root can look at it, and its last byte mapped.
+    """Yield each mapping of an unnamed file: which file, its former name, where root can inspect it, its last byte mapped.
 
     Memory that processes share without a file, and that of memfd_create, is of this kind, too.
     """
@@ -249,7 +249,7 @@ def _mapped(pid: int) -> Iterator[tuple[Inode, str, Path, int]]:
 
 
 def _scratch(processes: list[int]) -> tuple[int, int, set[int]]:
-    """Bytes, number of files and devices of the sandbox's private /tmp and /dev/shm, seen through one of its processes."""
+    """Return bytes, number of files and devices of the sandbox's private /tmp and /dev/shm, seen through one process."""
     for process in reversed(processes):
         folders = [Path(f"/proc/{process}/root/{name}") for name in ("tmp", "dev/shm")]
         try:
@@ -262,7 +262,7 @@ def _scratch(processes: list[int]) -> tuple[int, int, set[int]]:
 
 
 def _contents(folder: Path, limits: Limits) -> tuple[int, int, int]:
-    """Number, bytes on disk and depth of what lies below `folder`, looked at no further than the limits."""
+    """Return number, bytes on disk and depth of the entries below `folder`, inspected no further than the limits."""
     seen: dict[tuple[int, int], int] = {}
     waiting, deepest = [(str(folder), 0)], 0
     while waiting and len(seen) <= limits.files and deepest <= limits.depth:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in grader/__init__.py: a second that every notebook would pay.
-sys.modules.setdefault("rfc3987_syntax", None)
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # None: importing it fails
 
 import nbformat
 from nbclient import NotebookClient
@@ -52,7 +52,7 @@ class Client(NotebookClient):
     room: int
     outcome: Outcome
 
-    def process_message(self, msg: dict, cell: Any, cell_index: int) -> Any:
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         content = msg["content"]
         self.room -= len(content["text"]) if msg["msg_type"] == "stream" else len(repr(content))
         if self.room < 0:
@@ -64,7 +64,7 @@ class Client(NotebookClient):
 
 
 def traceback(notebook: Any, cell: int) -> str:
-    """What the kernel said of the error that stopped this cell; nbclient's own text repeats the cell's source before it."""
+    """Return the kernel's traceback of the error in this cell; nbclient's own text repeats the cell's source."""
     errors = [output for output in notebook.cells[cell].outputs if output.output_type == "error"]
     return "\n".join(map(str, errors[-1].traceback)) if errors else ""
 
@@ -77,7 +77,7 @@ def replace(path: Path, text: str) -> None:
 
 def run_afterwards(client: Client, code: str) -> None:
     """Run code in the kernel, if it is still there; nothing that comes of it changes the outcome."""
-    client.on_cell_start, client.timeout = None, SECONDS_AFTERWARDS
+    client.on_cell_start, client.timeout = lambda cell, cell_index: None, SECONDS_AFTERWARDS
     client.nb.cells.append(nbformat.v4.new_code_cell(code))
     with suppress(Exception):  # the student's code may have done anything to its kernel
         client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
@@ -99,7 +99,7 @@ def main(notebook: Path, outcome: Outcome, room: int, afterwards: str) -> None:
     try:
         client.execute(cleanup_kc=not afterwards)
     except CellExecutionError as error:
-        outcome.write("failed", f"{error.ename}: {error.evalue}", traceback(cells, outcome.cell))
+        outcome.write("failed", f"{error.ename}: {error.evalue}", traceback(cells, outcome.cell or 0))
     except DeadKernelError:
         outcome.write("kernel died")
     else:

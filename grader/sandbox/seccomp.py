@@ -3,7 +3,7 @@
 Where the Python binding of libseccomp is installed (as `seccomp` or `pyseccomp`), it makes the filter from the calls'
 names, on any processor that it knows; elsewhere the numbers of two processors are listed here.
 
-The session keyring of whoever runs the grader (it may hold Kerberos tickets) is passed on to every process, whatever
+The session keyring of the user who runs the grader (it may hold Kerberos tickets) is passed on to every process, whatever
 its namespaces; and the rest of the list are parts of the kernel that were often the way out of a container.
 """
 
@@ -68,7 +68,7 @@ NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16
 
 
 def program() -> bytes | None:
-    """The filter as the kernel takes it, or None for a machine for which none can be made."""
+    """Return the filter in the kernel's form; None if none can be made for this machine."""
     for name in BINDINGS if platform.machine() in PLAIN_CALLS else ():
         with suppress(Exception):  # none, one of the same name, or one that lacks a call: then the table decides
             return by_name(importlib.import_module(name))
@@ -76,7 +76,7 @@ def program() -> bytes | None:
 
 
 def by_name(libseccomp: ModuleType) -> bytes:
-    """The filter as libseccomp makes it on this machine."""
+    """Return the filter that libseccomp makes on this machine."""
     refuse, low = libseccomp.ERRNO(errno.EPERM), 0xFFFFFFFF  # the kernel looks at the lower half of these arguments
     made = libseccomp.SyscallFilter(libseccomp.ALLOW)
     made.set_attr(libseccomp.Attr.ACT_BADARCH, refuse)
@@ -108,7 +108,7 @@ def by_name(libseccomp: ModuleType) -> bytes:
 
 
 def by_number() -> bytes | None:
-    """The filter from the numbers above, or None for a machine whose calls are not listed."""
+    """Return the filter from the numbers above; None for a machine whose calls are not listed."""
     if platform.machine() not in MACHINES:
         return None
     column, architecture = MACHINES[platform.machine()]

@@ -18,7 +18,7 @@ PREFIX, LOCK = "lora-grading-", "in-use"
 
 @contextmanager
 def root_of_a_command() -> Iterator[Path]:
-    """A folder in which the jobs of one command have theirs; removed at its end, whatever jobs that were killed left.
+    """Make a folder for the jobs of one command, and remove it at the end, with what killed jobs left.
 
     While the command lives it holds a lock in it, which the system gives free with the process. By that the next
     command knows which folders nobody will remove any more.
@@ -38,7 +38,7 @@ def root_of_a_command() -> Iterator[Path]:
 
 @contextmanager
 def folder_of_a_job(root: Path | None) -> Iterator[Path]:
-    """A folder in `root`, or in the system's place for such folders; removed at the end, however deep it is nested."""
+    """Make a folder in `root`, or in the system's temporary folder, and remove it at the end, however deep it is nested."""
     folder = Path(tempfile.mkdtemp(prefix="grading-", dir=root))
     try:
         yield folder
@@ -48,7 +48,7 @@ def folder_of_a_job(root: Path | None) -> Iterator[Path]:
 
 
 def _abandoned() -> Iterator[Path]:
-    """The folders of commands of this user that have ended."""
+    """Return the folders of this user's commands that have ended."""
     for root in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # another command may have removed it; one that has no lock yet is just being made
             state = root.lstat()
@@ -63,7 +63,7 @@ def _abandoned() -> Iterator[Path]:
 
 
 def _remove(root: Path) -> None:
-    """The lock last: what a process that is not quite gone keeps from being removed, the next command removes."""
+    """Remove the folder, the lock last: what cannot be removed now, the next command removes."""
     with suppress(subprocess.CalledProcessError, OSError):
         for left in root.iterdir():
             if left.name != LOCK:

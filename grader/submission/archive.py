@@ -116,7 +116,7 @@ def files_in_zip(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], packe
 
 
 def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:
-    """The files of a zip, hidden ones excepted."""
+    """Yield the files of a zip, except hidden ones."""
     seen: set[Parts] = set()
     for info, name in zip(entries, _names(entries), strict=True):
         path = _path(name)
@@ -135,7 +135,7 @@ def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterat
 
 
 def _names(entries: Iterable[zipfile.ZipInfo]) -> list[str]:
-    """The names of the entries, with / between folders, in the one encoding that all of them can be written in."""
+    """Return the names of the entries, with / between folders, in the one encoding that fits all of them."""
     names = [(info.orig_filename, bool(info.flag_bits & UTF_8)) for info in entries]
     old = [name.encode("cp437") for name, is_utf_8 in names if not is_utf_8]
     codec = next(codec for codec in CODECS if all(_can_be(name, codec) for name in old))
@@ -151,7 +151,7 @@ def _can_be(name: bytes, codec: str) -> bool:
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    """At most so many bytes, also where the entry says that it has fewer: `zipfile` itself would cut it off there."""
+    """Return at most so many bytes, even if the entry declares fewer: `zipfile` itself would cut it off there."""
     honest = copy(info)
     honest.file_size = most
     with archive.open(honest) as file:
@@ -164,7 +164,7 @@ def _unpack_bounded(
     info: zipfile.ZipInfo,
     most: int,
 ) -> bytes:
-    """The same for methods of which `zipfile` would unpack all at once, however much that is."""
+    """Do the same for methods that `zipfile` would unpack at once, however much that is."""
     raw = copy(info)
     raw.compress_type, raw.file_size = zipfile.ZIP_STORED, info.compress_size
     del raw.CRC  # it is of what comes out
@@ -181,7 +181,10 @@ def _bzip2(packed: bytes) -> tuple[bz2.BZ2Decompressor, bytes]:
 
 
 def _lzma(packed: bytes) -> tuple[lzma.LZMADecompressor, bytes]:
-    """A zip has two bytes of version and two of length before LZMA's properties; a .lzma file has eight of size after them."""
+    """Return a decompressor and the data in the form of a .lzma file.
+
+    A zip has two bytes of version and two of length before LZMA's properties; a .lzma file has eight of size after them.
+    """
     properties, rest = packed[4:9], packed[9:]
     return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_DICTIONARY), properties + b"\xff" * 8 + rest
 
@@ -207,7 +210,7 @@ def _open_tar(content: bytes) -> Iterator[list[File]]:
 
 
 def _decompressed(content: bytes, most: int) -> bytes:
-    """At most so many bytes of what a .gz, .bz2 or .xz holds; anything else as it is."""
+    """Return at most so many bytes of a .gz, .bz2 or .xz; anything else as it is."""
     if content.startswith(b"\x1f\x8b"):
         return zlib.decompressobj(wbits=31).decompress(content, most)
     if content.startswith(b"BZh"):
@@ -218,7 +221,7 @@ def _decompressed(content: bytes, most: int) -> bytes:
 
 
 def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:
-    """The files of a tar, hidden ones excepted."""
+    """Yield the files of a tar, except hidden ones."""
     seen: set[Parts] = set()
     unpacked = 0
     for count, member in enumerate(archive, 1):
@@ -237,7 +240,9 @@ def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
-    with archive.extractfile(member) as file:
+    file = archive.extractfile(member)
+    assert file is not None, "only regular files are extracted"
+    with file:
         return file.read(most)
 
 
@@ -268,7 +273,7 @@ def _refuse_if_twice(path: Parts, seen: set[Parts]) -> None:
 
 
 def _path(name: str) -> Parts:
-    """The path that the name of an entry stands for. Raises `BadSubmission` if it leads elsewhere."""
+    """Return the path of an entry. Raises `BadSubmission` if it leads elsewhere."""
     if FORGED.match(name):
         raise BadSubmission(
             f"{label(name)} is an absolute path: pack the folder's contents, with paths that begin in it"

@@ -43,13 +43,13 @@ class File:
         content = self.read(self.size + 1)
         if len(content) != self.size:
             raise BadSubmission(
-                f"{show_path(self.path)} has not the {self.size:,} bytes that it says it has: hand it in again"
+                f"{show_path(self.path)} has not the {self.size:,} bytes that it says it has: submit it again"
             )
         return content
 
 
 def label(name: str) -> str:
-    """A name as it is shown and kept; of a long one its beginning and end."""
+    """Return a name as it is shown and stored; of a long one, the beginning and the end."""
     name, half = printable(name), MAX_LABEL // 2 - 1
     return name if len(name) <= MAX_LABEL else f"{name[:half]}...{name[-half:]}"
 
@@ -92,7 +92,7 @@ def _is_link(name: str, folder: int | None) -> bool:
 
 
 def walk(root: int) -> Iterator[File]:
-    """Every file in the folder; hidden ones excepted, and what macOS adds. Raises `BadSubmission` for what is no plain file."""
+    """Yield every file in the folder, except hidden ones and what macOS adds. Raises `BadSubmission` for anything but plain files."""
     waiting: list[Parts] = [()]
     seen = 0
     while waiting:
@@ -154,7 +154,7 @@ def _open_in(root: int, path: Parts, kind: int = 0) -> Iterator[int]:
 
 
 def read_in(root: int, path: Parts, most: int, seen: Version | None = None) -> bytes:
-    """At most so many bytes of the file; another name for a file that is elsewhere is refused.
+    """Return at most so many bytes of the file; a hard link to another file is refused.
 
     So is one that is not, or is no longer, in the version that was `seen`.
     """

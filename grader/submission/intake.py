@@ -36,14 +36,14 @@ class Submission:
     exercise: str
     notebook: bytes | None
     runs: Runs
-    strays: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the content (SHA-256), whoever submitted it."""
+        """The SHA-256 of the content, whichever student submitted it."""
         runs = {run: {name: _sha256(content) for name, content in files.items()} for run, files in self.runs.items()}
         notebook = None if self.notebook is None else _sha256(self.notebook)
-        return _sha256(json.dumps([notebook, runs, sorted(self.strays)], sort_keys=True).encode())
+        return _sha256(json.dumps([notebook, runs, sorted(self.unexpected)], sort_keys=True).encode())
 
 
 def _sha256(content: bytes) -> str:
@@ -66,18 +66,18 @@ def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
         notebook = _the_notebook(parts)
         files = parts[-1].runs | ({(f"{exercise.id}.ipynb",): notebook} if notebook else {})
         read = _read(files)
-    strays = tuple(sorted({stray for part in parts for stray in part.strays(files.values())}))
+    unexpected = tuple(sorted({path for part in parts for path in part.unexpected(files.values())}))
     runs = _by_run(read, exercise)
     if notebook is None and not any(part.homes for part in parts):
-        instead = f" (only {', '.join(strays[:3])}{' ...' if len(strays) > 3 else ''})" if strays else ""
+        instead = f" (only {', '.join(unexpected[:3])}{' ...' if len(unexpected) > 3 else ''})" if unexpected else ""
         raise BadSubmission(
             f"neither {exercise.id}.ipynb nor a run folder such as {exercise.runs[0].name!r} is there{instead}: {ONLY}"
         )
-    return Submission(found.student, exercise.id, read.get((f"{exercise.id}.ipynb",)), runs, strays)
+    return Submission(found.student, exercise.id, read.get((f"{exercise.id}.ipynb",)), runs, unexpected)
 
 
 def _the_notebook(parts: Sequence[Located]) -> File | None:
-    """The notebook, from the outermost place that has one: of the right name, of a similar one, or the only one of all."""
+    """Return the notebook from the outermost folder that has one: with the right name, a similar one, or the only one."""
     candidates = chain(
         (part.notebook for part in parts),
         (part.renamed for part in parts),
@@ -87,7 +87,7 @@ def _the_notebook(parts: Sequence[Located]) -> File | None:
 
 
 def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...]]:
-    """The runs that a notebook left in `folder`, and the paths of all else. Raises `BadSubmission`, as `take_in`.
+    """Return the runs that a notebook left in `folder`, and the paths of all other files. Raises `BadSubmission`, as `take_in`.
 
     A folder that is not there holds no runs.
     """
@@ -97,7 +97,7 @@ def collect_runs(folder: Path, exercise: Exercise) -> tuple[Runs, tuple[str, ...
         located = locate(list(walk(opened)), exercise)
         files = located.runs
         runs = _by_run(_read(files), exercise)
-    return runs, tuple(sorted(located.strays(files.values())))
+    return runs, tuple(sorted(located.unexpected(files.values())))
 
 
 def collect_notebook(folder: Path, exercise: Exercise) -> bytes:
@@ -109,10 +109,10 @@ def collect_notebook(folder: Path, exercise: Exercise) -> bytes:
     return content
 
 
-def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
-    """Write the run folders into `folder`; a stray that lay in a run folder becomes an empty file of its name."""
+def lay_out(runs: Runs, unexpected: Iterable[str], folder: Path) -> None:
+    """Write the run folders into `folder`; an unexpected file of a run folder becomes an empty file of its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    for run, _, name in (stray.partition("/") for stray in strays):
+    for run, _, name in (path.partition("/") for path in unexpected):
         if name and "/" not in name:
             (folder / run).mkdir(exist_ok=True)
             (folder / run / name).touch()
@@ -123,7 +123,7 @@ def lay_out(runs: Runs, strays: Iterable[str], folder: Path) -> None:
 
 
 def _read(files: Mapping[Slot, File]) -> dict[Slot, bytes]:
-    """The content of these files. Raises `BadSubmission` if there is too much of it, or if one is not what it says."""
+    """Return the content of these files. Raises `BadSubmission` if it is too much, or if a size is wrong."""
     read: dict[Slot, bytes] = {}
     total = 0
     for slot, file in files.items():

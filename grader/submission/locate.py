@@ -71,8 +71,8 @@ class Located:
         of_runs = ((names.get(file.path[:-1], ""), file) for file in self.files)
         return {(run, file.path[-1]): file for run, file in of_runs if run and file.path[-1] in RUN_FILES}
 
-    def strays(self, taken: Iterable[File]) -> set[str]:
-        """The paths of all files but those `taken`, as they would be in the packed zip."""
+    def unexpected(self, taken: Iterable[File]) -> set[str]:
+        """Return the paths of all files but those `taken`, as they would be in the packed zip."""
         known = {file.path for file in taken}
         return {"/".join(map(label, self._slot(file.path))) for file in self.files if file.path not in known}
 
@@ -99,7 +99,7 @@ def locate(files: Sequence[File], exercise: Exercise) -> Located:
 
 
 def _around_everything(files: Sequence[File], exercise: Exercise) -> Parts:
-    """The folders that everything is in, from the outermost on, up to a run's own folder."""
+    """Return the folders around everything, from the outermost on, up to a run's own folder."""
     folders = sorted(file.path[:-1] for file in files)
     ours = {"runs", *(run.name for run in exercise.runs)}
     outermost = zip(folders[0], folders[-1], strict=False) if folders else ()
@@ -107,14 +107,14 @@ def _around_everything(files: Sequence[File], exercise: Exercise) -> Parts:
 
 
 def _place(path: Parts, exercise: Exercise, around: Parts) -> Parts:
-    """The path without the folders around everything, that of the exercise, and `runs/`."""
+    """Return the path without the folders around everything, the exercise's folder, and `runs/`."""
     for folder in (*around, exercise.id, "runs"):
         path = path[1:] if len(path) > 1 and path[0] == folder else path
     return path
 
 
 def _find_homes(files: Sequence[File], exercise: Exercise, around: Parts) -> dict[str, Parts]:
-    """The folder of each run."""
+    """Return the folder of each run."""
     contents: dict[Parts, set[str]] = defaultdict(set)
     for file in files:
         contents[file.path[:-1]].add(file.path[-1])
@@ -136,7 +136,7 @@ def _find_homes(files: Sequence[File], exercise: Exercise, around: Parts) -> dic
 
 
 def _plain(name: str) -> str:
-    """A name without what people and file managers change about it: case, hyphens, spaces and underscores."""
+    """Return a name without what people and file managers change: case, hyphens, spaces and underscores."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 

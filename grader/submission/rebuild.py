@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
-
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NotebookFailed
 from ..exercises import Exercise
 from ..text import printable
 from .files import MAX_NOTEBOOK
+
+if TYPE_CHECKING:  # slow to import, and collecting a download needs none
+    from nbformat import NotebookNode
 
 MAX_SOURCE = 100_000  # characters of one cell
 MAX_PIECES = 5  # into which a cell was split
@@ -39,7 +40,7 @@ class _Cell:
 
 
 def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
-    """The released notebook with the student's solutions in it, and nothing else of what was handed in.
+    """Return the released notebook with the student's solutions in it, and nothing else from the submission.
 
     Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its solution cells are not
     those of the exercise; it names the cells.
@@ -60,7 +61,7 @@ def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
 
 
 def solution_sources(submitted: bytes) -> dict[str, str]:
-    """The sources of the solution cells by their grade_id (of two with the same, the last), whatever the exercise.
+    """Return the sources of the solution cells by grade_id (the last of duplicates), whatever the exercise.
 
     Raises `NotebookFailed` if `submitted` cannot be read as a notebook.
     """
@@ -87,23 +88,23 @@ def _defined_twice(pieces: list[_Cell]) -> bool:
 
 
 def _wrong(found: list[_Cell], kinds: dict[str, str]) -> Iterator[str]:
-    """What is wrong with the solution cells, where these ids with these types of cell are wanted."""
+    """Yield what is wrong with the solution cells, where these ids with these cell types are expected."""
     count = Counter(cell.grade_id for cell in found)
     yield from (f"solution cell {name} is missing" for name in kinds if not count[name])
     yield from (f"solution cell {name} is there {count[name]} times" for name in kinds if count[name] > 1)
     for cell in found:
         if cell.grade_id not in kinds:
-            yield f"{_named(cell)} is none of this exercise"
+            yield f"{_cell_name(cell.grade_id)} does not belong to this exercise"
         elif cell.kind != kinds[cell.grade_id]:
-            yield f"{_named(cell)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
+            yield f"{_cell_name(cell.grade_id)} is a {printable(cell.kind[:20])} cell, and was a {kinds[cell.grade_id]} cell"
 
 
-def _named(cell: _Cell) -> str:
-    return f"solution cell {printable(cell.grade_id[:60])}"
+def _cell_name(grade_id: str) -> str:
+    return f"solution cell {printable(grade_id[:60])}"
 
 
 def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
-    """The solution cells of a notebook; one whose metadata is lost is known by its id, if `ids` gives a grade_id for it.
+    """Return the solution cells of a notebook; a cell without metadata is recognised by its id, if it is in `ids`.
 
     What is not needed is not looked at: nbformat would take 10 s and 900 MB for 5 MB of empty objects in the metadata.
     """
@@ -123,7 +124,7 @@ def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
 
 
 def cells_of(submitted: bytes) -> list[dict[str, Any]]:
-    """The cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
+    """Return the cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
     if len(submitted) > MAX_NOTEBOOK:
         raise _Unreadable(f"it has {len(submitted):,} bytes, more than the {MAX_NOTEBOOK:,} allowed")
     encoding = json.detect_encoding(submitted)  # UTF-8, or 16 or 32 as some editors on Windows save it
@@ -145,7 +146,7 @@ def cells_of(submitted: bytes) -> list[dict[str, Any]]:
 
 
 def _grade_id(cell: dict[str, Any], lost: dict[str, str]) -> str | None:
-    """The cell's grade_id if it says that it is a solution, or if its metadata is lost and its id is one of these."""
+    """Return the cell's grade_id if it is marked as a solution, or if its metadata is lost and its id is one of these."""
     if _is_solution(cell):
         return _text(cell["metadata"]["nbgrader"].get("grade_id"))
     metadata = cell.get("metadata")
@@ -158,18 +159,19 @@ def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
     source = cell.get("source")
     if isinstance(source, list) and all(isinstance(line, str) for line in source):
         source = "".join(source)
-    found = _Cell(grade_id, _text(cell.get("cell_type")), source, place)
     if not isinstance(source, str):
-        raise _Unreadable(f"the source of {_named(found)} is no text")
+        raise _Unreadable(f"the source of {_cell_name(grade_id)} is not text")
     if len(source) > MAX_SOURCE:
-        raise _Unreadable(f"{_named(found)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed")
+        raise _Unreadable(
+            f"{_cell_name(grade_id)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed"
+        )
     if odd := next((letter for letter in source if letter == "\0" or "\ud800" <= letter <= "\udfff"), ""):
-        raise _Unreadable(f"{_named(found)} holds {printable(odd)}, which is no character of a text")
-    return found
+        raise _Unreadable(f"{_cell_name(grade_id)} contains {printable(odd)}, which is not a valid character")
+    return _Cell(grade_id, _text(cell.get("cell_type")), source, place)
 
 
 def _text(value: object) -> str:
-    """Whatever JSON has in the place of a word."""
+    """Return a text; anything else in its place as its repr."""
     return value if isinstance(value, str) else repr(value)
 
 

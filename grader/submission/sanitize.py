@@ -25,7 +25,7 @@ OURS = "loralab"  # in a notebook's metadata: what it was made from
 
 
 def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: Iterable[dict[str, Any]] = ()) -> bytes:
-    """A notebook that may be shown: the released cells, what `rebuilt` has in the solution cells, and outputs.
+    """Return a notebook that is safe to show: the released cells, the solution cells of `rebuilt`, and outputs.
 
     The outputs, as plain text and PNG pictures, are those of the cells `executed`: JSON that a student's code may have
     written, in which anything may stand for anything. `origin` says what it was made from, for `origin_of`.
@@ -45,7 +45,7 @@ def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: I
 
 
 def _answer(cell: NotebookNode, source: str) -> str:
-    """What the student wrote; prose as it was typed, because it would be rendered with all the HTML that it holds."""
+    """Return what the student wrote; prose as a code block, because it would be rendered with all its HTML."""
     if source == cell.source:  # nothing was written
         return source
     if cell.cell_type == "markdown":
@@ -63,32 +63,32 @@ def _outputs(outputs: object) -> Iterator[NotebookNode]:
             yield new_output("display_data", {"image/png": picture})
         elif why_not:
             yield new_output("stream", name="stdout", text=f"({why_not})\n")
-        elif text := _plain(_said(output, data)):
+        elif text := _plain(_output_text(output, data)):
             error = output.get("name") == "stderr" or output.get("output_type") == "error"
             yield new_output("stream", name="stderr" if error else "stdout", text=text)
     if len(found) > MAX_OUTPUTS:
         yield new_output("stream", name="stdout", text=f"... ({len(found) - MAX_OUTPUTS:,} more outputs)\n")
 
 
-def _said(output: dict[str, Any], data: dict[str, Any]) -> str:
+def _output_text(output: dict[str, Any], data: dict[str, Any]) -> str:
     return _text(output.get("text")) or _text(output.get("traceback"), "\n") or _text(data.get("text/plain"))
 
 
 def _text(value: object, between: str = "") -> str:
-    """A text, or one that is kept line by line, as Jupyter does; "" for whatever else stands in its place."""
+    """Return a text, or one that is stored line by line, as Jupyter does; "" for anything else."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         return between.join(value)
     return value if isinstance(value, str) else ""
 
 
 def _plain(text: str) -> str:
-    """As a terminal without colours would show it: of a line that was written over, what was written last."""
+    """Return text as a terminal without colours shows it: of an overwritten line, the last version."""
     lines = text.replace("\r\n", "\n").split("\n")
     return display("\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines), MAX_TEXT)
 
 
 def _png(encoded: str) -> tuple[str, str]:
-    """The picture in base64 and nothing else, for it is written into a page as it is; or "" and why it is left out."""
+    """Return the picture in base64 and nothing else, for it goes into a page unchanged; or "" and why it is left out."""
     try:
         content = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""Hand-ins that are identical: the same adapter, or the same code once comments and layout are left out."""
+"""Submissions that are identical: the same adapter, or the same code once comments and layout are left out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fingerprint(submission: Submission) -> Fingerprint:
 
 @dataclass(frozen=True)
 class Group:
-    """Hand-ins to one exercise with the same adapter (of the run `where`), the same cell `where`, or all cells the same.
+    """Submissions to one exercise with the same adapter (of the run `where`), the same cell `where`, or all cells the same.
 
     `reference` says that the reference solution has the same; then one student makes a group.
     """
@@ -68,7 +68,7 @@ class Group:
 def groups(
     fingerprints: Mapping[tuple[str, str], Fingerprint], reference: Mapping[str, Fingerprint] | None = None
 ) -> list[Group]:
-    """The groups among `fingerprints` (by student and exercise), by exercise and kind, the smallest first.
+    """Return the groups among `fingerprints` (by student and exercise), by exercise and kind, the smallest first.
 
     `reference` has the reference solution of each exercise. A cell that was not answered is not compared, a short one
     only with all others, and one whose group is part of a group of whole notebooks is not told again.
@@ -97,7 +97,7 @@ def groups(
 
 
 def _marks(fingerprint: Fingerprint) -> Iterator[tuple[Kind, str, str]]:
-    """What may be equal: its kind, where it is, and what stands for its content."""
+    """Yield what may be equal: its kind, where it is, and a hash of its content."""
     for run, digest in fingerprint.adapters.items():
         yield "adapter", run, digest
     answered = {
@@ -114,7 +114,7 @@ def _marks(fingerprint: Fingerprint) -> Iterator[tuple[Kind, str, str]]:
 
 
 def normalised(source: str) -> str:
-    """The tokens of `source` with one space between: no comments, no docstrings, no layout.
+    """Return the tokens of `source` separated by spaces: no comments, no docstrings, no layout.
 
     Nothing is parsed into a tree: a source that is nested deep enough would bring the parser down.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import random
 import re
@@ -12,10 +10,9 @@ from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from loralab.files import write_whole
-
 from ..errors import GraderError
 from ..pipeline import Graded
+from ..reports.exports import write_table
 from ..submission.find import SubmissionFolder
 from ..text import display_line, spreadsheet_cell
 from ..verdict import Verdict
@@ -58,11 +55,8 @@ def differences(rerun: Generator[Graded, None, None], graded: Sequence[Graded]) 
 
 def write_audit(audited: Sequence[Audited], folder: Path) -> Path:
     """Write `audit.csv`; a text that a spreadsheet would run is marked as text."""
-    rows = io.StringIO(newline="")
-    writer = csv.writer(rows)
-    writer.writerow([field.name for field in fields(Audited)])
-    writer.writerows([spreadsheet_cell(text) for text in astuple(one)] for one in audited)
-    return write_whole(folder / "audit.csv", "\ufeff" + rows.getvalue())
+    rows = [[spreadsheet_cell(text) for text in astuple(one)] for one in audited]
+    return write_table(folder / "audit.csv", [field.name for field in fields(Audited)], rows)
 
 
 def _difference(submitted: Verdict, rerun: Verdict) -> str:

@@ -1,4 +1,7 @@
-"""The commands of a term: what comes from a learning platform and what goes back to it."""
+"""The commands of a term: what comes from a learning platform and what goes back to it.
+
+As in `grader.cli`, a command imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,7 @@ import typer
 from ..console import console, private_files, report_errors, say
 from ..errors import GraderError
 from ..exercises import EXERCISES, ROOT
-from ..records.ledger import Ledger
-from ..submission.find import find
 from ..text import display_line
-from .collect import Collected
-from .collect import collect as collect_download
-from .export import export_canvas, export_moodle, read_grades, submission_times
-from .history import Decision, History, Kind
 from .roster import FILE, read_roster
 
 Course = Annotated[Path, typer.Option(file_okay=False, help="The course folder, with submitted/ in it.")]
@@ -41,6 +38,10 @@ def collect(
     ] = None,
 ) -> None:
     """Bring a bulk download of Moodle or Canvas into submitted/<student>/<exercise>/ and the roster students.csv."""
+    from .collect import Collected
+    from .collect import collect as collect_download
+    from .export import submission_times
+
     counts: Counter[str] = Counter()
     students = set()
     with report_errors(), private_files():
@@ -73,6 +74,8 @@ def export(
     ] = None,
 ) -> None:
     """Fill the sheet of Moodle or Canvas with the grades, and zip the feedback as they take it back."""
+    from .export import export_canvas, export_moodle, read_grades
+
     with report_errors(), private_files():
         if assignment and moodle:
             raise GraderError("--assignment names a column of Canvas's gradebook; a worksheet of Moodle has one grade")
@@ -94,6 +97,10 @@ def decide(
     student: str, exercise: str, note: str, points: float | None, remove: bool, course: Path, out: Path
 ) -> dict[str, Any]:
     """Keep the decision, and return the options with which the class was graded last. Raises `GraderError`."""
+    from ..records.ledger import Ledger
+    from ..submission.find import find
+    from .history import Decision, History, Kind
+
     if points is not None and remove:
         raise GraderError("--points sets points and --remove removes them: give one of the two")
     if not note.strip():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections import Counter
@@ -16,6 +14,7 @@ from loralab.files import write_whole
 from loralab.record import now
 
 from ..records.ledger import BANDS, Key, Ledger, decisive_code, decisive_parts
+from ..reports.exports import write_table
 from ..text import display_line, display_name, spreadsheet_cell
 from ..verdict import Adjustment, Check, Verdict
 
@@ -202,7 +201,7 @@ def _number(points: float | None) -> str:
 
 
 def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
-    """Return the verdict with the points of a decision in place of its own."""
+    """Return the verdict with the points of a decision instead of its own."""
     one = Adjustment(
         kind="by hand", points=decision.points or 0.0, reason=f"{decision.note} ({decision.recorded[:10]})"
     )
@@ -211,11 +210,8 @@ def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
 
 def write_changes(changes: Sequence[Change], folder: Path) -> None:
     """Write `changes.csv` and `changes.json`; a text that a spreadsheet would run is marked as text."""
-    rows = io.StringIO(newline="")
-    writer = csv.writer(rows)
-    writer.writerow([field.name for field in fields(Change)])
-    writer.writerows([spreadsheet_cell(text) for text in astuple(one)] for one in changes)
-    write_whole(folder / "changes.csv", "\ufeff" + rows.getvalue())
+    rows = [[spreadsheet_cell(text) for text in astuple(one)] for one in changes]
+    write_table(folder / "changes.csv", [field.name for field in fields(Change)], rows)
     write_whole(folder / "changes.json", json.dumps([asdict(one) for one in changes], indent=1) + "\n")
 
 

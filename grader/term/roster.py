@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from loralab.files import write_whole
-
 from ..errors import GraderError
 from ..reports.class_stats import in_order
+from ..reports.exports import write_table
 from ..text import spreadsheet_cell
 
 FILE = "students.csv"
@@ -89,18 +87,16 @@ def write_roster(roster: Roster, course: Path) -> None:
 
     Raises `GraderError` if it cannot be written.
     """
-    rows = io.StringIO(newline="")
-    writer = csv.writer(rows)
-    writer.writerow(COLUMNS)
+    rows = []
     for entry in _sorted(roster.values()):
         row = dict(zip(COLUMNS, astuple(entry), strict=True))
         row["name"] = spreadsheet_cell(entry.name)
         row["download"] = UNSAFE.sub(
             _percent, entry.download.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         )
-        writer.writerow(row.values())
+        rows.append(row.values())
     try:
-        write_whole(course / FILE, "\ufeff" + rows.getvalue())  # the mark by which a spreadsheet knows UTF-8
+        write_table(course / FILE, COLUMNS, rows)
     except OSError as error:
         raise GraderError(
             f"{course / FILE}: cannot be written ({error.strerror}): make room there, or permit it"

@@ -11,27 +11,6 @@ def recipes(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "data" / "recipes"))
 
 
-def test_docstrings_are_found_with_their_names(tmp_path):
-    from corpus import docstrings
-
-    path = tmp_path / "tool.py"
-    path.write_text(
-        '"""A module that does some sort of a useful thing."""\n'
-        'def f():\n    """Return the whole of the answer to everything."""\n'
-    )
-    assert [(e.kind, e.name, e.module) for e in docstrings("pkg/tool.py", path)] == [
-        ("module", "pkg.tool", "pkg.tool"),
-        ("function", "f", "pkg.tool"),
-    ]
-
-
-def test_a_file_that_does_not_parse_yields_nothing(tmp_path):
-    from corpus import docstrings
-
-    (tmp_path / "bad.py").write_text("def (")
-    assert list(docstrings("bad.py", tmp_path / "bad.py")) == []
-
-
 def test_held_out_files_share_no_text_with_training():
     from corpus import Entry, split
 
@@ -44,36 +23,6 @@ def test_held_out_files_share_no_text_with_training():
     assert not {e.source for e in train} & {e.source for e in held}
     lines = {line for e in train for line in e.text.splitlines()}
     assert all(e.text.splitlines()[0] not in lines for e in held)
-
-
-@pytest.mark.parametrize(
-    ("sentence", "expected"),
-    [
-        ("Return the sum.", "returns the sum."),
-        ("Copy a file.", "copies a file."),
-        ("Pass it on.", None),
-        ("Fetch it.", "fetches it."),
-        ("The sum.", None),
-    ],
-)
-def test_third_person(sentence, expected):
-    from corpus import third_person
-
-    assert third_person(sentence) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Do.\n\n:param width: How wide the thing is.\n",
-        "Do.\n\nArgs:\n    width (int): How wide the thing is.\n",
-        "Do.\n\nParameters\n----------\nwidth : int\n    How wide the thing is.\n",
-    ],
-)
-def test_arguments_are_read_in_three_styles(text):
-    from corpus import arguments
-
-    assert arguments(text) == [("width", "How wide the thing is.")]
 
 
 def test_packing_keeps_every_token_once_and_restarts_positions():

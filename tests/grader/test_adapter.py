@@ -209,7 +209,7 @@ def test_entries_that_no_training_leaves_are_refused(honest, base, entry):
                 w[name][:, 0], w[name][:, 1] = entry, -entry
 
     edit_weights(honest, cancel)
-    with pytest.raises(Refused, match=r"lora_B.weight has an entry of .*, and no training of the course comes near"):
+    with pytest.raises(Refused, match=r"lora_B.weight has an entry of .*, far beyond any training run of this course"):
         read_adapter(honest, base)
 
 

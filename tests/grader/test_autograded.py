@@ -43,7 +43,7 @@ def cell(notebook, grade_id):
     return found
 
 
-def write(notebook, folder, student="ann", origin="a hand-in"):
+def write(notebook, folder, student="ann", origin="a submission"):
     """Write the notebook, which serves as what was rebuilt and as what was executed."""
     return write_autograded(student, EXERCISE, harmless(EXERCISE, notebook, origin, notebook.cells), folder)
 
@@ -104,12 +104,12 @@ def test_an_unanswered_task_is_shown_as_it_was_released(notebook, tmp_path):
 def test_only_outputs_are_taken_from_a_notebook_that_was_tampered_with(notebook):
     rebuilt = EXERCISE.released()
     cell(rebuilt, "task1").source = "r = 16"
-    expected = harmless(EXERCISE, rebuilt, "a hand-in")
+    expected = harmless(EXERCISE, rebuilt, "a submission")
     for one in notebook.cells:
         one.source, one.metadata = "<script>", {"tags": ["remove-cell"]}
     notebook.cells.append(new_code_cell("second", metadata={"nbgrader": {"grade_id": "task1", "solution": True}}))
     notebook.cells.reverse()
-    assert harmless(EXERCISE, rebuilt, "a hand-in", notebook.cells) == expected
+    assert harmless(EXERCISE, rebuilt, "a submission", notebook.cells) == expected
 
 
 ODD = (None, 5, 1.5, True, "x", [], [5], [None, "x"], {}, {"x": 5}, [{}], [[[]]], "\udc80", ["\udc80"])
@@ -122,7 +122,7 @@ def test_whatever_stands_for_anything_in_what_was_executed_the_rest_is_shown(not
     spoilt += [{"data": odd}, *({"data": {kind: odd}} for kind in ("text/plain", "image/png")), odd]
     executed = [{"id": odd, "outputs": [sound]}, {}, {"id": "task2", "source": odd, "metadata": odd, "outputs": odd}]
     executed.append({"id": "task1", "outputs": [*spoilt, sound]})
-    shown = nbformat.reads(harmless(EXERCISE, notebook, "a hand-in", executed).decode(), as_version=4)
+    shown = nbformat.reads(harmless(EXERCISE, notebook, "a submission", executed).decode(), as_version=4)
     nbformat.validate(shown)
     assert cell(shown, "task1").outputs[-1].text == "done well"
 
@@ -143,8 +143,8 @@ def test_a_picture_that_would_fill_a_browsers_memory_is_a_line(notebook, tmp_pat
 
 def test_what_was_made_from_it_is_known_and_taken_away_with_its_empty_folders(notebook, tmp_path):
     assert origin_of("ann", EXERCISE, tmp_path) == ""
-    path = write(notebook, tmp_path, origin="the first hand-in")
-    assert origin_of("ann", EXERCISE, tmp_path) == "the first hand-in"
+    path = write(notebook, tmp_path, origin="the first submission")
+    assert origin_of("ann", EXERCISE, tmp_path) == "the first submission"
     remove_autograded("ann", EXERCISE, tmp_path)
     assert list((tmp_path / "autograded").iterdir()) == []
     remove_autograded("ann", EXERCISE, tmp_path)  # there is nothing to take away

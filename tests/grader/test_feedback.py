@@ -57,7 +57,7 @@ def test_what_passed_says_so(page):
 def test_a_check_that_failed_in_several_runs_is_told_once_with_every_run(page):
     text = words(page(graded(exercise="ex2_rank_sweep", fails={"forgetting": "it forgot"})))
     assert text.count(HINTS["forgetting"].next) == text.count("it forgot") == 1
-    assert "run expected what was found rank-4 as asked as found rank-16 as asked as found rank-64" in text
+    assert "run expected found rank-4 as asked as found rank-16 as asked as found rank-64" in text
 
 
 def test_both_plots_are_on_it(page):
@@ -79,7 +79,7 @@ def test_numbers_from_the_secret_pairs_are_coarse_and_those_that_a_student_can_c
 
 def test_a_notebook_that_stopped_after_it_had_saved_a_run_is_told(page):
     stopped = graded().model_copy(update={"message": "cell 9: ValueError: no"})
-    assert "The notebook did not run to its end" in words(page(stopped))
+    assert "The notebook stopped early" in words(page(stopped))
     assert "cell 9: ValueError: no" in words(page(stopped))
 
 
@@ -97,7 +97,7 @@ def test_a_failure_of_the_grader_is_no_zero_and_keeps_its_cause_to_itself(page):
     text = words(page(failed(message="KeyError: 'held-out'", state="grader failed")))
     assert "KeyError" not in text
     assert "of 100" not in text
-    assert "no zero" in text
+    assert "not a zero" in text
 
 
 def test_claimed_texts_are_not_on_it(page):

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from grader import cli
+from grader import grading, release
 from grader.cli import app
 from grader.errors import GradebookError, ReleaseError
 from grader.evaluation import measure_bands
@@ -37,7 +37,7 @@ def course(tmp_path):
 
 
 @pytest.mark.parametrize("options", [("--artifacts-only",), ("--no-sandbox",)])
-def test_a_class_without_hand_ins_is_told_where_they_belong_and_nothing_else_is_graded(course, options):
+def test_a_class_without_submissions_is_told_where_they_belong_and_nothing_else_is_graded(course, options):
     (course / "submitted" / "ann" / "ex1").mkdir(parents=True)
     status, said = call("--course", course, "--out", course / "out", *options)
     assert status == 2
@@ -59,7 +59,7 @@ def test_a_seed_that_nothing_can_be_drawn_with_is_one_line(course, option, most)
 
 
 def test_an_exercise_that_nbgrader_refuses_is_one_line(monkeypatch):
-    monkeypatch.setattr(cli, "generate", lambda one: (_ for _ in ()).throw(ReleaseError("nbgrader refused it")))
+    monkeypatch.setattr(release, "generate", lambda one: (_ for _ in ()).throw(ReleaseError("nbgrader refused it")))
     done = CliRunner().invoke(app, ["exercises", EX1.id])
     assert (done.exit_code, done.output.strip()) == (2, "Error: nbgrader refused it")
 
@@ -156,7 +156,7 @@ def test_formgrader_shows_the_notebook_that_was_handed_in_last(course):
 def test_only_another_hand_in_is_another_one_to_look_at(course, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        cli, "ask_for_another_look", lambda student, exercise, url: asked.append((student, exercise.id))
+        grading, "ask_for_another_look", lambda student, exercise, url: asked.append((student, exercise.id))
     )
     for answer, told in (("# the first", []), ("# the first", []), ("# the second", [("ann", EX1.id)])):
         submit(course, answer)
@@ -174,7 +174,7 @@ def test_a_gradebook_that_cannot_mark_an_answer_stops_nothing_and_is_asked_again
     assert call("--course", course, "--artifacts-only")[0] == 0
     submit(course, "# the second")
     with monkeypatch.context() as broken:
-        broken.setattr(cli, "ask_for_another_look", lost)
+        broken.setattr(grading, "ask_for_another_look", lost)
         assert call("--course", course, "--artifacts-only")[0] == 0
     assert "# the first" in shown.read_text()
     assert call("--course", course, "--artifacts-only")[0] == 0
@@ -210,7 +210,7 @@ def test_names_that_mislead_are_told_as_they_are_spelled(course):
 
 def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(course, monkeypatch):
     submit(course, "# mine")
-    monkeypatch.setattr(cli, "grade_class", None)
+    monkeypatch.setattr(grading, "grade_class", None)
     url = f"sqlite:///{course}/nowhere/gradebook.db"
     status, said = call("--course", course, "--out", course / "out", "--artifacts-only", "--gradebook", url)
     assert status == 2
@@ -220,14 +220,14 @@ def test_a_gradebook_that_cannot_be_opened_is_told_before_anything_is_graded(cou
 def test_a_gradebook_that_is_lost_meanwhile_loses_no_verdict(course, monkeypatch):
     submit(course, "# mine")
     shutil.copytree(course / "submitted" / "ann", course / "submitted" / "ben")
-    hand_back, url = cli._hand_back, f"sqlite:///{course}/books/gradebook.db"
+    write_back, url = grading._write_back, f"sqlite:///{course}/books/gradebook.db"
     (course / "books").mkdir()
 
     def lose(one, **where):
-        hand_back(one, **where)
+        write_back(one, **where)
         shutil.rmtree(course / "books", ignore_errors=True)
 
-    monkeypatch.setattr(cli, "_hand_back", lose)
+    monkeypatch.setattr(grading, "_write_back", lose)
     (course / "submitted" / "notes").touch()
     status, said = call("--course", course, "--out", course / "out", "--artifacts-only", "--gradebook", url)
     assert status == 1
@@ -274,16 +274,16 @@ def test_a_defect_keeps_its_traceback(course, monkeypatch, bug):
         raise bug
 
     submit(course, "# mine")
-    monkeypatch.setattr(cli, "grade_class", broken)
+    monkeypatch.setattr(grading, "grade_class", broken)
     done = CliRunner().invoke(app, ["grade", EX1.id, "--course", str(course), "--artifacts-only"])
     assert (done.exit_code, done.exception) == (1, bug)
 
 
 def test_the_results_are_in_the_course_from_whatever_folder_it_is_graded(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "_make_folder", lambda out: None)
+    monkeypatch.setattr(grading, "make_folder", lambda out: None)
     for name in ("_grade_folders", "_grade_submitted"):
-        monkeypatch.setattr(cli, name, lambda request, *_: asked.append(request) or True)
+        monkeypatch.setattr(grading, name, lambda request, *_: asked.append(request) or True)
     for folder, options in ((tmp_path, []), (ROOT, ["--course", "."]), (ROOT / "docs", ["--course", ".."])):
         monkeypatch.chdir(folder)
         assert call(*options)[0] == 0
@@ -292,7 +292,7 @@ def test_the_results_are_in_the_course_from_whatever_folder_it_is_graded(tmp_pat
 
 def test_a_damaged_notebook_in_autograded_is_replaced_and_stops_nobody(course, monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "ask_for_another_look", lambda student, *_: asked.append(student))
+    monkeypatch.setattr(grading, "ask_for_another_look", lambda student, *_: asked.append(student))
     shown = course / "autograded" / "ann" / EX1.id / f"{EX1.id}.ipynb"
     submit(course, "# the first")
     assert call("--course", course, "--artifacts-only")[0] == 0

@@ -1,4 +1,4 @@
-"""Taking in hand-ins."""
+"""Taking in submissions."""
 
 import bz2
 import gzip
@@ -42,7 +42,7 @@ SOUND = [stored(f"{RUN}/{name}", content) for name, content in CONTENTS.items()]
 
 @pytest.fixture
 def folder(tmp_path):
-    """An empty hand-in for exercise 1."""
+    """An empty submission for exercise 1."""
     folder = tmp_path / "submitted" / "ann" / EX1.id
     folder.mkdir(parents=True)
     return folder
@@ -79,7 +79,7 @@ def test_run_folders_are_found_there_and_in_runs(folder, around):
     add_run(folder / around)
     (folder / f"{EX1.id}.ipynb").write_bytes(NOTEBOOK)
     submission = taken(folder)
-    assert submission.runs == {RUN: CONTENTS} and submission.notebook == NOTEBOOK and submission.strays == ()
+    assert submission.runs == {RUN: CONTENTS} and submission.notebook == NOTEBOOK and submission.unexpected == ()
 
 
 @pytest.mark.parametrize("around", ["My homework", "My homework/runs"])
@@ -111,7 +111,7 @@ def test_a_packed_zip_is_a_hand_in_and_a_notebook_beside_it_is_the_later_one(fol
 def test_run_folders_come_before_a_zip_of_them(folder):
     add_run(folder / "runs")
     (folder / "runs" / f"{EX1.id}.zip").write_bytes(b"not opened")
-    assert taken(folder).strays == (f"runs/{EX1.id}.zip",)
+    assert taken(folder).unexpected == (f"runs/{EX1.id}.zip",)
 
 
 def test_runs_of_other_names_and_all_other_files_are_strays_that_are_never_opened(folder, monkeypatch):
@@ -130,7 +130,7 @@ def test_runs_of_other_names_and_all_other_files_are_strays_that_are_never_opene
     submission = taken(folder)
     assert submission.runs == {RUN: CONTENTS}
     assert {path[0] for path in opened} == {RUN} and {path[1] for path in opened} == set(CONTENTS)
-    assert set(submission.strays) == {
+    assert set(submission.unexpected) == {
         "Copy of it.ipynb", f"{RUN}/adapter_model.bin", f"{RUN}/deeper/{WEIGHTS}", *(f"rank-4/{name}" for name in CONTENTS)
     }  # fmt: skip
 
@@ -140,10 +140,10 @@ def test_hidden_files_and_what_macos_adds_to_a_zip_are_not_there(folder):
     (run / ".ipynb_checkpoints").mkdir()
     (run / ".ipynb_checkpoints" / "link").symlink_to("/etc")
     (folder / ".DS_Store").touch()
-    assert taken(folder).strays == ()
+    assert taken(folder).unexpected == ()
     (folder / RUN).rename(folder / ".away")
     write_zip(folder / "a.zip", [*SOUND, stored(f"__MACOSX/{RUN}/._{RECORD}", b"x")])
-    assert taken(folder).runs == {RUN: CONTENTS} and taken(folder).strays == ("a.zip",)
+    assert taken(folder).runs == {RUN: CONTENTS} and taken(folder).unexpected == ("a.zip",)
 
 
 def test_an_ordinary_zip_with_folders_and_dots_in_its_paths_is_taken_in(folder):
@@ -174,8 +174,8 @@ def test_the_digest_is_of_the_content_alone(folder):
         replace(submission, runs={RUN: other}),
         replace(submission, runs={RUN: fewer}),
         replace(submission, runs={"rank-4": CONTENTS}),
-        replace(submission, strays=()),
-        replace(submission, strays=("adapter_model.bin", RUN)),
+        replace(submission, unexpected=()),
+        replace(submission, unexpected=("adapter_model.bin", RUN)),
     ]
     assert len({one.digest for one in [submission, *changed]}) == 9
 
@@ -186,7 +186,7 @@ def test_runs_are_laid_out_with_empty_files_for_strays_so_that_the_pickle_is_nam
     (run / "adapter_model.bin").write_bytes(b"pickle")
     (folder / "elsewhere.bin").touch()
     submission = taken(folder)
-    lay_out(submission.runs, submission.strays, tmp_path / "out")
+    lay_out(submission.runs, submission.unexpected, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out" / RUN).iterdir()} == {
         CONFIG: CONTENTS[CONFIG], RECORD: CONTENTS[RECORD], "adapter_model.bin": b""
     }  # fmt: skip
@@ -200,7 +200,7 @@ def test_a_whole_model_alone_is_enough_to_be_told_that_it_is_one(folder, tmp_pat
     (folder / RUN).mkdir()
     (folder / RUN / "model.safetensors").touch()
     submission = taken(folder)
-    lay_out(submission.runs, submission.strays, tmp_path / "out")
+    lay_out(submission.runs, submission.unexpected, tmp_path / "out")
     with pytest.raises(Refused, match="holds a whole model"):
         read_adapter(tmp_path / "out" / RUN, choose_base("embedded"))
 
@@ -212,10 +212,10 @@ def test_a_stray_of_any_name_can_be_stored_and_laid_out(folder, tmp_path, name):
     add_run(folder)
     (folder / RUN / os.fsdecode(name)).touch()
     submission = taken(folder)
-    (stray,) = submission.strays
-    assert stray.isprintable() and json.loads(json.dumps(stray).encode()) == stray and submission.digest
-    lay_out(submission.runs, submission.strays, tmp_path / "out")
-    assert (tmp_path / "out" / stray).suffix == ".bin"
+    (name,) = submission.unexpected
+    assert name.isprintable() and json.loads(json.dumps(name).encode()) == name and submission.digest
+    lay_out(submission.runs, submission.unexpected, tmp_path / "out")
+    assert (tmp_path / "out" / name).suffix == ".bin"
 
 
 # What is found in other places and under other names, where there is no doubt what is meant
@@ -277,7 +277,7 @@ def test_what_can_be_read_without_doubt_is_read(folder, form):
     FORMS[form](folder)
     submission = taken(folder)
     assert submission.runs == {RUN: CONTENTS} and submission.notebook == NOTEBOOK
-    assert [stray for stray in submission.strays if not stray.startswith("a.")] == []
+    assert [name for name in submission.unexpected if not name.startswith("a.")] == []
 
 
 @pytest.mark.parametrize(
@@ -297,15 +297,15 @@ def test_a_notebook_of_any_name_counts_if_it_is_all_there_is(folder):
     (folder / "homework.ipynb").write_bytes(NOTEBOOK)
     assert taken(folder).notebook == NOTEBOOK
     add_run(folder)
-    assert taken(folder).notebook is None and taken(folder).strays == ("homework.ipynb",)
+    assert taken(folder).notebook is None and taken(folder).unexpected == ("homework.ipynb",)
 
 
-def test_several_runs_are_found_under_similar_names_and_others_stay_strays(folder):
+def test_several_runs_are_found_under_similar_names_and_others_stay_unexpected(folder):
     for name in ("Rank_4", "rank 16", "r64"):
         add_run(folder / "mine", name)
     submission = taken(folder, EX2)
     assert submission.runs == {"rank-4": CONTENTS, "rank-16": CONTENTS}
-    assert set(submission.strays) == {f"r64/{name}" for name in CONTENTS}
+    assert set(submission.unexpected) == {f"r64/{name}" for name in CONTENTS}
     add_run(folder / "mine", "RANK-4")
     with pytest.raises(BadSubmission, match="mine/RANK-4 and mine/Rank_4 are both there"):
         taken(folder, EX2)
@@ -671,8 +671,8 @@ def test_any_names_in_a_zip_are_taken_in_or_refused_in_one_line(names, flags):
         except BadSubmission as problem:
             assert str(problem).isprintable()
         else:
-            assert found.notebook or found.runs or any(stray.startswith(RUN) for stray in found.strays)
-            assert all(stray.isprintable() for stray in found.strays) and found.digest
+            assert found.notebook or found.runs or any(name.startswith(RUN) for name in found.unexpected)
+            assert all(name.isprintable() for name in found.unexpected) and found.digest
 
 
 def test_nothing_is_written(folder, tmp_path):
@@ -717,7 +717,7 @@ def test_the_notebook_as_it_was_run_is_collected_with_the_same_distrust(tmp_path
         collect_notebook(tmp_path, EX1)
 
 
-# Where hand-ins are found
+# Where submissions are found
 
 HOSTILE = [
     b"=HYPERLINK(1)", b"<img src=x>", b"m\xfcller", "m\u00fcller".encode(), b"m\\udcfcller", b"eve\nmallory,100", b"eve\x1b[2J",

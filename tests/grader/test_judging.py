@@ -1,4 +1,4 @@
-"""From a hand-in to its verdict: what is shown of the notebook, whatever it does, and what a verdict hangs on."""
+"""From a submission to its verdict: what is shown of the notebook, whatever it does, and what a verdict hangs on."""
 
 import json
 import shutil
@@ -39,11 +39,11 @@ def submission():
 
 @pytest.fixture
 def grade_what(base, submission, tmp_path, monkeypatch):
-    """Grades the hand-in as if its notebook, when it was run, had done what a function does to its folder."""
+    """Grades the submission as if its notebook, when it was run, had done what a function does to its folder."""
 
     def grade_what(does):
         monkeypatch.setattr(pipeline, "execute_in_sandbox", lambda notebook, folder, *_: does(folder))
-        graded = grade(GradingJob(FOLDER, submission, GradingSetup(base, 1), {}, "this hand-in", tmp_path))
+        graded = grade(GradingJob(FOLDER, submission, GradingSetup(base, 1), {}, "this submission", tmp_path))
         assert list(tmp_path.iterdir()) == []
         return graded
 
@@ -138,9 +138,7 @@ def test_arithmetic_that_fails_refuses_the_run_and_not_the_grader(evaluator, mon
     monkeypatch.setattr(evaluator, "evaluate", evaluate)
     verdict = judge(evaluator, EX1, "ann", tmp_path)
     assert verdict.state == "submission failed"
-    assert verdict.message.startswith(
-        "first-adapter: its numbers cannot be computed with (OverflowError: math range error)"
-    )
+    assert verdict.message.startswith("first-adapter: its values are unusable (OverflowError: math range error)")
 
 
 def test_a_record_of_many_words_is_refused_in_one_line(evaluator, honest):
@@ -148,7 +146,7 @@ def test_a_record_of_many_words_is_refused_in_one_line(evaluator, honest):
     (honest / "run.json").write_text(json.dumps(record | {"targets": ["a layer that is none" + "x" * 40] * 15_000}))
     verdict = judge(evaluator, EX1, "ann", honest.parent)
     assert verdict.state == "submission failed"
-    assert "characters beside its losses, and no training of the course writes more than" in verdict.message
+    assert "characters in addition to its losses, more than the" in verdict.message
     assert len(verdict.message) < 200
 
 

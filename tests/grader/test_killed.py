@@ -20,7 +20,7 @@ STUDENTS, KILLS = 6, 10
 
 @pytest.fixture
 def course(honest, tmp_path):
-    """A class whose hand-ins differ, one of them empty, in two identical courses."""
+    """A class whose submissions differ, one of them empty, in two identical courses."""
     for name in ("undisturbed", "killed"):
         for number in range(STUDENTS):
             folder = tmp_path / name / "submitted" / f"student {number}" / EX1.id

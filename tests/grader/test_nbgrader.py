@@ -49,7 +49,7 @@ def nbgrader(course, *arguments):
 
 
 def new_course(folder, *exercises):
-    """A course with these exercises, set up with nbgrader alone, in which ann has handed in what she was given."""
+    """A course with these exercises, set up with nbgrader alone, in which ann has submitted what she was given."""
     course = folder / "course"
     course.mkdir()
     shutil.copy(ROOT / "nbgrader_config.py", course)
@@ -88,7 +88,7 @@ def grade_with_ours(course, student, points):
     for cell in notebook.cells:
         if cell.metadata.get("nbgrader", {}).get("grade_id") == "essay":
             cell.source = "Low rank, <script>evil()</script>"
-    write_autograded(student, LAST, harmless(LAST, notebook, "a hand-in"), course)
+    write_autograded(student, LAST, harmless(LAST, notebook, "a submission"), course)
     assert write_gradebook([verdict(student, points)], default_url(course)) == []
 
 

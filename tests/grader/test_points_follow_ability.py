@@ -13,7 +13,7 @@ from grader.evaluation import checks
 from grader.evaluation.checks import ABILITY, FORM, MANNER, _exact, _forgetting, _question, _recipe, _unseen, check_all
 from grader.evaluation.evaluator import BeforeAfter
 from grader.evaluation.functions import Outcome
-from grader.evaluation.probes import FRAMES, Probes
+from grader.evaluation.probes import FORMATS, Probes
 from grader.evaluation.reference_bands import Band, ExerciseBands
 from grader.exercises import EXERCISES
 from grader.verdict import HELD_OUT, Check
@@ -42,7 +42,7 @@ def control(gain: float, spread: float = 0.01) -> QuestionControl:
 
 
 def probes(answer: float, question: float = 5.0, first: float = 0.1, end: float = 0.1, frame: float = 6.0) -> Probes:
-    return Probes(question, answer, first, end, dict.fromkeys(FRAMES, frame))
+    return Probes(question, answer, first, end, dict.fromkeys(FORMATS, frame))
 
 
 def held(loss: float, spread: float = 0.01) -> HeldOut:
@@ -137,8 +137,11 @@ def test_runs_that_do_nothing_take_their_share_of_what_compares_runs():
 
 
 def test_exact_match_is_compared_with_what_honest_runs_reach():
-    references = bands([0.70, 0.72, 0.71, 0.69, 0.70, 0.71, 0.70, 0.72])
+    references = bands([0.70, 0.62, 0.71, 0.59, 0.66, 0.71, 0.68, 0.72])
+    assert 0.4 < references.exact.low < 0.6
     assert _exact(evidence(), references).passed
+    half = _exact(evidence(scores=scores(25)), references)
+    assert not half.passed and half.earned / half.points == pytest.approx(0.25 / references.exact.low)
     weak = _exact(evidence(scores=scores(20, {"fault": 30, "serial": 90})), references)
     assert not weak.passed
     assert "'fault' is right in 30 of 100" in weak.message
@@ -147,13 +150,12 @@ def test_exact_match_is_compared_with_what_honest_runs_reach():
 @pytest.mark.parametrize(("before", "after", "share"), [
     (0, 0, 0), (0, 10, 10 / 40), (0, 39, 39 / 40), (0, 40, 1), (0, 90, 1), (10, 10, 0), (10, 25, 15 / 30), (10, 5, 0),
 ])  # fmt: skip
-def test_exact_match_earns_in_proportion_between_the_base_and_the_honest_limit(before, after, share, monkeypatch):
-    monkeypatch.setattr(checks, "HONEST_SHARE", 1)
+def test_exact_match_earns_in_proportion_between_the_base_and_the_bands_lower_end(before, after, share):
     limit = SimpleNamespace(exact=SimpleNamespace(low=0.4, values=[0.5], mean=0.5))
     check = _exact(evidence(scores_before=scores(before), scores=scores(after)), limit)
     assert check.earned == pytest.approx(ABILITY["exact match"] * share)
     assert check.passed is (share == 1)
-    assert check.found.startswith(f"{after / 100:.2f} of 0.40 wanted: {after} of 100 fresh messages")
+    assert check.found.startswith(f"{after / 100:.2f} of 0.40 required: {after} of 100 fresh messages")
     assert check.outcome == ("yes" if share == 1 else "partly" if share else "no")
     assert (check.score in check.reason) is (0 < share < 1)
 
@@ -248,9 +250,9 @@ def test_without_bands_it_must_beat_the_base_beyond_chance(right, passes):
 
 def test_answers_that_run_on_are_told_apart_from_wrong_ones():
     endless = Scores(count=100, exact=0, ended=10, valid=0, fields={"fault": 0})
-    assert "do not end by themselves" in _exact(evidence(scores=endless), None).message
+    assert "most answers do not end" in _exact(evidence(scores=endless), None).message
     no_records = Scores(count=100, exact=0, ended=100, valid=3, fields={"fault": 2})
-    assert "no records" in _exact(evidence(scores=no_records), None).message
+    assert "not records" in _exact(evidence(scores=no_records), None).message
 
 
 @pytest.mark.parametrize("known", [None, bands([0.7, 0.7, 0.72])], ids=["no bands", "bands"])
@@ -328,7 +330,7 @@ RESTS_ON = {
 
 
 # Losses of single tokens that decide a message and no check.
-UNREAD = {"probes": {"first"}, "probes_before": {"first", "end", "frames"}}
+UNREAD = {"probes": {"first"}, "probes_before": {"first", "end", "formats"}}
 
 
 def every_spoilt_measure(numbers=NUMBERS[:2]):

@@ -1,4 +1,4 @@
-"""Rebuilding a notebook from what was handed in."""
+"""Rebuilding a notebook from what was submitted."""
 
 import json
 from copy import deepcopy
@@ -89,13 +89,13 @@ def test_solution_cells_that_are_missing_twice_there_or_renamed_are_named_in_one
     cell(notebook, "task3").update(cell_type="markdown")
     cell(notebook, "task4")["metadata"]["nbgrader"]["solution"] = False
     message = refused(notebook, "cell task1 is missing", "cell task4 is missing", "cell task2 is there 2 times")
-    assert "cell task\\u202e9 is none of this exercise" in message
+    assert "cell task\\u202e9 does not belong to this exercise" in message
     assert "cell task3 is a markdown cell, and was a code cell" in message
 
 
 def test_the_check_cell_cannot_be_replaced_by_calling_another_one_it(notebook):
     cell(notebook, "check1")["metadata"]["nbgrader"]["solution"] = True
-    refused(notebook, "cell check1 is none of this exercise")
+    refused(notebook, "cell check1 does not belong to this exercise")
 
 
 def test_a_message_about_very_many_cells_is_short(notebook):
@@ -189,9 +189,9 @@ def test_what_is_no_notebook_is_a_message(content, why):
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ([1, 2], "is no text"),
-        (None, "is no text"),
-        ({"a": []}, "is no text"),
+        ([1, 2], "is not text"),
+        (None, "is not text"),
+        ({"a": []}, "is not text"),
         ("x" * (MAX_SOURCE + 1), "100,001 characters"),
         ("name = '\ud800'", "holds \\ud800"),
         ("a\0b", "holds \\x00"),

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -74,7 +75,7 @@ def test_the_table_names_every_check():
 def test_a_class_is_one_table_and_names_what_the_grader_failed_at(classful):
     text = printed(print_class, classful)
     assert len(text.splitlines()) < 20
-    assert "38 hand-ins of 13 students" in text
+    assert "38 submissions of 13 students" in text
     assert re.search(r"ex1_first_adapter\W+12\W+0\W+1\W+11\W+99\.", text)
     assert re.search(r"ex2_rank_sweep\W+12\W+1\W+0\W+11\W+99\.", text)
     assert "grader failed: student 13, ex1_first_adapter: MemoryError in the grader" in text
@@ -234,11 +235,24 @@ def test_the_report_of_a_class_keeps_the_three_states_apart(classful, tmp_path):
     page = Page(write_report(classful, tmp_path).read_text("utf-8"))
     words = " ".join(page.text.split())
     assert "36 graded, 33 with every check passed 1 submission failed: 0 points 1 grader failed: no score" in words
-    assert "student 13 no score failed –" in words
+    assert "student 13 no score failed – nothing submitted" in words
     assert "prompt masked 11 of 12" in words
     assert "1 prompt masked mask the prompt" in words
     assert "MemoryError in the grader" in words
     assert page.tags.count("svg") == len(EXERCISES)
+
+
+def test_pages_can_be_read_without_a_mouse_on_a_phone_and_by_a_screen_reader(classful, tmp_path):
+    pages = [write_report(classful, tmp_path / "class"), write_report(classful[-3:], tmp_path / "few")]
+    pages += [write_feedback(verdict, tmp_path) for verdict in classful[-5:]]
+    for page in (path.read_text("utf-8") for path in pages):
+        tags = Page(page).tags
+        levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(below <= above + 1 for above, below in pairwise(levels))
+        assert tags.count("table") == tags.count("caption") and tags.count("main") == 1
+        assert not re.search(r"<th(?! scope)[ >]|<[^>]+ title=", page)  # nothing is said on hovering alone
+        assert "prefers-color-scheme: dark" in page and "@media (max-width" in page
 
 
 def test_students_stand_in_the_order_in_which_people_count(classful, tmp_path):
@@ -268,14 +282,14 @@ def test_the_report_of_three_hundred_is_small_and_quick(tmp_path):
     assert path.stat().st_size < 300_000
 
 
-def test_identical_hand_ins_are_named_together_with_the_solution(classful, tmp_path):
+def test_identical_submissions_are_named_together_with_the_solution(classful, tmp_path):
     fingerprints = {
         (f"student {i}", EXERCISES[0]): Fingerprint({"first-adapter": "same" if i < 3 else f"hash {i}"})
         for i in range(1, 13)
     }
     text = write_report(classful, tmp_path, fingerprints, {EXERCISES[0]: Fingerprint({"first-adapter": "hash 7"})})
-    words = " ".join(Page(text.read_text("utf-8")).text.split("Identical hand-ins")[-1].split())
-    assert "12 hand-ins were compared" in words
+    words = " ".join(Page(text.read_text("utf-8")).text.split("Identical submissions")[-1].split())
+    assert "12 submissions were compared" in words
     assert "adapter of first-adapter student 1, student 2" in words
     assert "adapter of first-adapter and the solution's student 7" in words
     assert "student 8" not in words
@@ -285,4 +299,4 @@ def test_time_is_summed_and_the_slowest_is_named(classful, tmp_path):
     classful[4].seconds["notebook"] = 3600.0
     words = " ".join(Page(write_report(classful, tmp_path).read_text("utf-8")).text.split())
     assert "notebook 36 78 min 30 s 60 min student 2, ex2_rank_sweep" in words
-    assert f"{(35 * 30 + 3600 + 36 * 9) / 3600:.2f} hours of one worker" in words
+    assert f"{(35 * 30 + 3600 + 36 * 9) / 3600:.2f} worker-hours" in words

@@ -1,4 +1,4 @@
-"""Which hand-ins are told to be identical, and which are not."""
+"""Which submissions are told to be identical, and which are not."""
 
 import time
 

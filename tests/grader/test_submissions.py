@@ -181,11 +181,11 @@ def test_hostile_code_earns_nothing_and_harms_nothing(what_went_wrong):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_all_other_hostile_hand_ins_earn_nothing_in_the_sandbox_either(what_went_wrong):
+def test_all_other_hostile_submissions_earn_nothing_in_the_sandbox_either(what_went_wrong):
     assert what_went_wrong([case for case in HOSTILE if case.name not in ALWAYS], "sandbox", SHORT) == []
 
 
 @needs_sandbox
 @pytest.mark.slow
-def test_honest_hand_ins_get_all_points_when_their_notebooks_are_run(what_went_wrong):
+def test_honest_submissions_get_all_points_when_their_notebooks_are_run(what_went_wrong):
     assert what_went_wrong(list(HONEST), "sandbox") == []

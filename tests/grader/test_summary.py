@@ -9,7 +9,7 @@ def of(*verdicts):
     return Summary("ex1_first_adapter", verdicts)
 
 
-def test_points_are_those_of_graded_hand_ins():
+def test_points_are_those_of_graded_submissions():
     summary = of(graded(), graded("Ben", fails={"forgetting": ""}), failed(), failed("Cem", state="grader failed"))
     assert summary.counts == {"graded": 2, "submission failed": 1, "grader failed": 1}
     assert (summary.mean, summary.passed) == ((100 + 93.33) / 2, 1)

@@ -101,7 +101,7 @@ def test_a_rank_that_is_a_lie_is_refused(verdict, honest):
 
 def test_a_parameter_count_that_is_a_lie_is_refused(verdict, honest):
     edit_record(honest, trainable=1)
-    assert "was the base frozen?" in failed(verdict(honest))["trainable share"]
+    assert "is the base frozen?" in failed(verdict(honest))["trainable share"]
 
 
 @pytest.mark.parametrize(

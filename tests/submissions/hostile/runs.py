@@ -147,7 +147,7 @@ def nan_weights(folder: Path, parts: Parts) -> None:
     reweigh(run, lambda weights: scale(weights, float("nan")))
 
 
-@case("runs", "finite weights that overflow in the model", failed("no training of the course comes near"))
+@case("runs", "finite weights that overflow in the model", failed("any training run of this course"))
 def weights_that_overflow(folder: Path, parts: Parts) -> None:
     run = parts.run(folder / RUN, "weights-that-overflow")
     reweigh(run, lambda weights: scale(weights, 1e38 / 10, ""))
@@ -276,7 +276,7 @@ def fifteen_thousand_targets(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "fifteen-thousand-targets") / RECORD, targets=["a layer that is none" * 3] * 15_000)
 
 
-@case("runs", "two columns of 2^40 that cancel", failed("no training of the course comes near"))
+@case("runs", "two columns of 2^40 that cancel", failed("any training run of this course"))
 def columns_that_cancel(folder: Path, parts: Parts) -> None:
     def cancel(weights: Weights) -> None:
         for name, tensor in weights.items():
@@ -480,7 +480,7 @@ def one_adapter_for_both_bases(folder: Path, parts: Parts) -> None:
 @case(
     "runs",
     "one adapter for both bases, its halves scaled so far apart that their products overflow",
-    graded("no training of the course comes near", 50),
+    graded("any training run of this course", 50),
     exercise="ex4_qlora",
 )
 def one_adapter_rescaled(folder: Path, parts: Parts) -> None:

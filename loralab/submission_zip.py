@@ -1,4 +1,4 @@
-"""Packing a hand-in: the notebook and what it trained, in one zip that a learning platform accepts."""
+"""Packing a submission: the notebook and what it trained, in one zip that a learning platform accepts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pack(exercise: str, runs: str | Path, names: Sequence[str], notebook: str | 
     packed = _zipped(files)
     if len(packed) > MAX_BYTES:
         raise LoralabError(
-            f"the hand-in would have {len(packed):,} bytes, more than {MAX_BYTES:,}; is the notebook full of pictures?"
+            f"the submission would have {len(packed):,} bytes, more than {MAX_BYTES:,}; is the notebook full of pictures?"
         )
     path = write_whole(runs / f"{exercise}.zip", packed)
     print(f"{path}: {len(names)} runs{', the notebook' if found else ''}, {len(packed):,} bytes")

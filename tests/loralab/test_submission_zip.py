@@ -1,4 +1,4 @@
-"""Packing a hand-in."""
+"""Packing a submission."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from loralab import handin, pack
+from loralab import pack, submission_zip
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_without_a_notebook_it_says_what_to_do(runs, capsys, monkeypatch):
     assert "hand it in beside the zip" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", handin.RUN_FILES)
+@pytest.mark.parametrize("file", submission_zip.RUN_FILES)
 def test_an_incomplete_run_is_named_and_nothing_is_written(runs, file):
     (runs / "rank-16" / file).unlink()
     with pytest.raises(ValueError, match=rf"rank-16 has no {file}: run the cells"):
@@ -82,14 +82,14 @@ def test_a_notebook_that_is_not_there_is_refused_before_anything_is_written(
 
 
 def test_large_adapters_are_stored_in_16_bits(runs, monkeypatch):
-    monkeypatch.setattr(handin, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(submission_zip, "MAX_BYTES", 20_000)
     with zipfile.ZipFile(pack("ex", runs, ["rank-4", "rank-16"])) as archive:
         tensor = load(archive.read("rank-4/adapter_model.safetensors"))["a"]
     assert (tensor.dtype, tensor.shape) == (torch.float16, (64, 64))
 
 
 def test_a_hand_in_that_stays_too_large_is_not_written(runs, monkeypatch):
-    monkeypatch.setattr(handin, "MAX_BYTES", 1000)
+    monkeypatch.setattr(submission_zip, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="more than 1,000"):
         pack("ex", runs, ["rank-4", "rank-16"])
     assert list(runs.glob("ex*")) == []
