@@ -43,7 +43,7 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
         counts = "" if verdict.final_points is None else verdict.final_points
         more = [counts, spreadsheet_cell(verdict.reasons)] * adjusted
         rows.append([*texts, *scored, spreadsheet_cell(_reasons(verdict)), *more])
-    write_table(folder / "grades.csv", columns + ["final_points", "adjustment"] * adjusted, rows)
+    write_table(folder / "grades.csv", columns + ["final_points", "adjustment"] * adjusted, rows, quote_texts=True)
 
 
 def _reasons(verdict: Verdict) -> str:
@@ -51,10 +51,10 @@ def _reasons(verdict: Verdict) -> str:
     return "; ".join([verdict.message, *failed] if verdict.message else failed)
 
 
-def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Path:
+def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]], quote_texts: bool = False) -> Path:
     """Write a CSV file that spreadsheets read as UTF-8; texts that they could run must be marked before."""
     content = io.StringIO(newline="")
-    writer = csv.writer(content, quoting=csv.QUOTE_NONNUMERIC)
+    writer = csv.writer(content, quoting=csv.QUOTE_NONNUMERIC if quote_texts else csv.QUOTE_MINIMAL)
     writer.writerow(header)
     writer.writerows(rows)
     return write_whole(path, "\ufeff" + content.getvalue())  # the mark by which a spreadsheet knows UTF-8

@@ -166,7 +166,7 @@ def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
             f"{_cell_name(grade_id)} has {len(source):,} characters, more than the {MAX_SOURCE:,} allowed"
         )
     if odd := next((letter for letter in source if letter == "\0" or "\ud800" <= letter <= "\udfff"), ""):
-        raise _Unreadable(f"{_cell_name(grade_id)} contains {printable(odd)}, which is not a valid character")
+        raise _Unreadable(f"{_cell_name(grade_id)} holds {printable(odd)}, which is not a valid character")
     return _Cell(grade_id, _text(cell.get("cell_type")), source, place)
 
 

@@ -162,7 +162,7 @@ def test_exact_match_earns_in_proportion_between_the_base_and_the_bands_lower_en
 
 def test_exact_match_is_left_out_where_honest_runs_hardly_exceed_the_base():
     assert _exact(evidence(), bands([0.02, 0.08, 0.05, 0.01])) is None
-    near = SimpleNamespace(exact=SimpleNamespace(low=0.5, values=[0.6], mean=0.6))
+    near = SimpleNamespace(exact=SimpleNamespace(low=0.3, values=[0.6], mean=0.6))
     assert _exact(evidence(scores_before=scores(29)), near) is None
 
 
