@@ -62,6 +62,7 @@ generate: $(READY)  ## write what is derived: pairs, exercises, docs/claims.md, 
 	$(BIN)/python tools/notebooks.py badges --repo $(REPO) --ref $(REF)
 	$(BIN)/python -m grader exercises
 	$(BIN)/python tools/claims.py
+	$(BIN)/python -m tools.translations build
 
 chapters: $(READY)  ## execute every chapter and keep the outputs (2, 3 and 5 on SmolLM2-135M)
 	$(BIN)/python tools/notebooks.py execute

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -15,6 +16,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
+TRANSLATIONS = {"ko/": "한국어"}
 REPOSITORY = "https://github.com/loralab/lora-course"
 
 project = "LoRA and QLoRA"
@@ -102,6 +104,16 @@ def write_math(translator: HTML5Translator, node: nodes.math | nodes.math_block)
     raise nodes.SkipNode
 
 
+def offer_translation(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
+    """Add a button to a page that exists in the other language."""
+    for prefix, label in TRANSLATIONS.items():
+        other = page.removeprefix(prefix) if page.startswith(prefix) else prefix + page
+        if other in app.env.found_docs:
+            text = "English" if page.startswith(prefix) else label
+            button = {"type": "link", "url": context["pathto"](other), "content": text, "label": text, "tooltip": text}
+            context["header_buttons"].append(button)
+
+
 def write_front_page(app: Sphinx, error: Exception | None) -> None:
     """Copy the README's page to `index.html`, which a server shows for the address alone."""
     if error is None:
@@ -111,4 +123,5 @@ def write_front_page(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     app.add_post_transform(FitForTheBook)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
+    app.connect("html-page-context", offer_translation, priority=900)  # after the theme has made its list of buttons
     app.connect("build-finished", write_front_page)
