@@ -188,3 +188,21 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes
     axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def plot_ratios(ratios: Mapping[str, float], axes: Axes) -> Axes:
+    """Plot ratios as horizontal bars that start at 1 (no difference), in the order given."""
+    names, values = list(ratios), np.array(list(ratios.values()))
+    bars = axes.barh(names, values - 1, left=1, color=COLOURS[0], height=0.5)
+    axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    return axes
+
+
+def mark_guesses(x: Sequence[float], y: Sequence[float], axes: Axes) -> Axes:
+    """Mark guesses at these places with crosses, and name them in the legend."""
+    axes.plot(x, y, "x", color="black", markersize=9, markeredgewidth=2, label="my guess", zorder=3)
+    axes.legend(frameon=False)
+    return axes
