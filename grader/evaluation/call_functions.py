@@ -122,4 +122,25 @@ def a_record(**fields: Any) -> Any:
     return RunRecord(**usual | {"dtype": "float32", "hardware": "none", "versions": {}} | fields)
 
 
-BUILDERS = (a_tokenizer, a_pair, a_model, a_four_bit_layer, a_tensor, a_record)
+def try_lora_linear(
+    layer_class: Any, seed: int, d_in: int, d_out: int, r: int, alpha: int, bias: bool
+) -> dict[str, Any]:
+    """What a LoRA layer around a linear one gives: new, with other A and B, and merged."""
+    import torch
+
+    torch.manual_seed(seed)
+    linear, x = torch.nn.Linear(d_in, d_out, bias=bias), torch.randn(2, 2, d_in).double()
+    a, b = torch.randn(r, d_in), torch.randn(d_out, r)
+    layer = layer_class(linear, r, alpha).double()  # in float32 the order of sums would show
+    found = {"a new layer": layer(x)}
+    with torch.no_grad():
+        layer.A.copy_(a)
+        layer.B.copy_(b)
+        found["forward"], merged = layer(x), layer.merge()
+        found["merged"] = merged.double()(x)
+        found["forward after merge"] = layer(x)
+    trainable = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+    return found | {"trainable": trainable, "type of merged": type(merged).__name__}
+
+
+BUILDERS = (a_tokenizer, a_pair, a_model, a_four_bit_layer, a_tensor, a_record, try_lora_linear)

@@ -65,6 +65,7 @@ MANNER = {
 }
 POINTS = FORM | ABILITY | MANNER
 ACROSS = 10  # points of each check of the exercise as a whole
+PER_FUNCTION = 4  # points of each function or class that the tasks define
 
 
 def handed_in_twice(
@@ -249,7 +250,7 @@ def _functions(outcomes: Sequence[Outcome]) -> Check:
         name="functions",
         expected=f"right values from {', '.join(outcome.name for outcome in outcomes)} for fresh inputs",
         found=f"{len(outcomes) - len(wrong)} of {len(outcomes)} functions are right",
-        points=ACROSS,
+        points=PER_FUNCTION * len(outcomes),
         passed=not wrong,
         partial=(len(outcomes) - len(wrong)) / len(outcomes) if wrong else 0.0,
         message="; ".join(f"{outcome.name} {outcome.why}" for outcome in wrong),

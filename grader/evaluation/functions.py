@@ -34,7 +34,7 @@ NOT_CALLED = "could not be called: the notebook's process ended, or took too lon
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the function `name`, as a Python expression. Of a plot only points at the heights `measured` are compared."""
+    """A Python expression that tries the function or class `name`. Of a plot only points at the heights `measured` count."""
 
     name: str
     text: str
@@ -69,7 +69,7 @@ def draw_calls(exercise: Exercise, base: Base, heldout_seed: int, digest: str) -
 
 def _call(name: str, drawn: str | tuple[str, tuple[float, ...]]) -> Call:
     arguments, measured = (drawn, ()) if isinstance(drawn, str) else drawn
-    return Call(name, f"{name}({arguments})", measured)
+    return Call(name, f"{TRIED_BY.get(name, name)}({arguments})", measured)
 
 
 def compare(exercise: Exercise, calls: Sequence[Call], answers: bytes | None) -> list[Outcome]:
@@ -110,7 +110,16 @@ def _difference(call: Call, wanted: Any, answer: _Answer) -> str:
         right = _same(wanted, answer.value)
     if right:
         return ""
-    return f"returned {_shown(answer.value)}, not {_shown(wanted)}: {display_line(call.text, SHOWN)}"
+    wanted, found = _differing(wanted, answer.value)
+    return f"returned {_shown(found)}, not {_shown(wanted)}: {display_line(call.text, SHOWN)}"
+
+
+def _differing(wanted: Any, found: Any) -> tuple[Any, Any]:
+    """Return both values; of two dicts only what differs, as far as both have it."""
+    if not (isinstance(wanted, dict) and isinstance(found, dict) and wanted.keys() <= found.keys()):
+        return wanted, found
+    names = [name for name in wanted if not _same(wanted[name], found[name])]
+    return {name: wanted[name] for name in names}, {name: found[name] for name in names}
 
 
 def _shown(value: Any) -> str:
@@ -142,7 +151,7 @@ def _reference(exercise: str) -> dict[str, Any]:
     scope: dict[str, Any] = {"SEED": 0}
     for cell in nbformat.read(EXERCISES[exercise].solution, as_version=4).cells:
         solution = cell.metadata.get("nbgrader", {}).get("solution")
-        if cell.cell_type == "code" and (solution or "import SelfCheck" in cell.source):
+        if cell.cell_type == "code" and (solution or cell.id == "imports"):
             exec(cell.source, scope)  # the course's own code
     return {name: scope[name] for name in EXERCISES[exercise].functions}
 
@@ -245,10 +254,20 @@ def _nats(rng: random.Random, base: str) -> str:
     return str(round(rng.uniform(0, 95), 2))  # from 85 on nothing is stored
 
 
+def _lora_linear(rng: random.Random, base: str) -> str:
+    shape = ", ".join(str(size) for size in rng.sample(range(5, 40), 2))  # never square: a transposed merge must differ
+    rank, alpha = rng.sample(range(2, 9), 2)
+    return f"LoRALinear, {rng.randrange(2**31)}, {shape}, {rank}, {alpha}, bias={rng.random() < 0.5}"
+
+
+# What is no function of plain values is tried by a function of `call_functions`, which is given it.
+TRIED_BY = {"LoRALinear": call_functions.try_lora_linear.__name__}
+
 DRAWN: dict[str, Callable[[random.Random, str], str | tuple[str, tuple[float, ...]]]] = {
     "encode_pair": _pair,
     "answer_loss": _encoded,
     "perplexity": _losses,
+    "LoRALinear": _lora_linear,
     "adapter_parameters": _model_targets_and_rank,
     "plot_ranks": _ranks_and_guesses,
     "smallest_enough": _errors,
