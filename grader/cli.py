@@ -29,7 +29,7 @@ from .pipeline import Graded, GradingSetup, Mode, grade_class
 from .records.autograded import answers_differ, origin_of, remove_autograded, write_autograded
 from .records.gradebook import ask_for_another_look, default_url, write_gradebook
 from .records.ledger import SEED_BITS, Ledger
-from .release import generate
+from .release import generate, stamp
 from .reports.class_report import FEW, write_report
 from .reports.class_stats import in_order
 from .reports.exports import write_grades, write_results
@@ -401,6 +401,7 @@ def exercises(
     chosen = _exercises(exercise)
     with report_errors():
         for one in chosen:
+            stamp(one)
             console.print(f"exercises/{one.id}/{generate(one).name}", highlight=False)
 
 

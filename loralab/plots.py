@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from .record import RunRecord
-from .scores import Share
+from .scores import Scores, Share
 
 if TYPE_CHECKING:
     from .memory import Memory  # it loads torch, which no plot needs
@@ -187,6 +187,20 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes
     axes.set(title="Peak memory (estimate)", xlabel="GB")
     axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_fields(scores: Mapping[str, Scores], axes: Axes | None = None) -> Axes:
+    """Plot the shares of right records and of right values by field, with 95 % intervals, a colour for each of `scores`."""
+    axes = axes or new_axes("What is right, with the 95 % interval", 3.6, ylabel="share", ylim=(0, 1.02))
+    for i, ((name, one), colour) in enumerate(zip(scores.items(), cycle(COLOURS))):
+        shares = {"whole record": one.exact_match} | one.field_accuracy
+        values, bounds = np.array([share.value for share in shares.values()]), [s.interval for s in shares.values()]
+        places = np.arange(len(shares)) + 0.2 * (i - (len(scores) - 1) / 2)
+        reach = abs(np.transpose(bounds) - values)  # below and above
+        axes.errorbar(places, values, reach, fmt="o", color=colour, capsize=4, label=name)
+        axes.set_xticks(range(len(shares)), list(shares))
+    axes.legend(frameon=False)
     return axes
 
 

@@ -25,6 +25,7 @@ from ..text import display_line
 from . import call_functions
 
 SCRIPT = Path(call_functions.__file__)
+BROKEN_RUNS = SCRIPT.with_name("broken_runs.json")
 CALLS = 3  # of each function
 TOLERANCE = 5e-5  # relative, of a returned number; in float32 sums differ by 1e-6
 MAX_NUMBER = 1e300
@@ -34,7 +35,7 @@ NOT_CALLED = "could not be called: the notebook's process ended, or took too lon
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the function `name`, as a Python expression. Of a plot only points at the heights `measured` are compared."""
+    """A Python expression that tries the function or class `name`. Of a plot only points at the heights `measured` count."""
 
     name: str
     text: str
@@ -69,7 +70,7 @@ def draw_calls(exercise: Exercise, base: Base, heldout_seed: int, digest: str) -
 
 def _call(name: str, drawn: str | tuple[str, tuple[float, ...]]) -> Call:
     arguments, measured = (drawn, ()) if isinstance(drawn, str) else drawn
-    return Call(name, f"{name}({arguments})", measured)
+    return Call(name, f"{TRIED_BY.get(name, name)}({arguments})", measured)
 
 
 def compare(exercise: Exercise, calls: Sequence[Call], answers: bytes | None) -> list[Outcome]:
@@ -110,7 +111,16 @@ def _difference(call: Call, wanted: Any, answer: _Answer) -> str:
         right = _same(wanted, answer.value)
     if right:
         return ""
-    return f"returned {_shown(answer.value)}, not {_shown(wanted)}: {display_line(call.text, SHOWN)}"
+    wanted, found = _differing(wanted, answer.value)
+    return f"returned {_shown(found)}, not {_shown(wanted)}: {display_line(call.text, SHOWN)}"
+
+
+def _differing(wanted: Any, found: Any) -> tuple[Any, Any]:
+    """Return both values; of two dicts only what differs, as far as both have it."""
+    if not (isinstance(wanted, dict) and isinstance(found, dict) and wanted.keys() <= found.keys()):
+        return wanted, found
+    names = [name for name in wanted if not _same(wanted[name], found[name])]
+    return {name: wanted[name] for name in names}, {name: found[name] for name in names}
 
 
 def _shown(value: Any) -> str:
@@ -142,7 +152,7 @@ def _reference(exercise: str) -> dict[str, Any]:
     scope: dict[str, Any] = {"SEED": 0}
     for cell in nbformat.read(EXERCISES[exercise].solution, as_version=4).cells:
         solution = cell.metadata.get("nbgrader", {}).get("solution")
-        if cell.cell_type == "code" and (solution or "import SelfCheck" in cell.source):
+        if cell.cell_type == "code" and (solution or cell.id == "imports"):
             exec(cell.source, scope)  # the course's own code
     return {name: scope[name] for name in EXERCISES[exercise].functions}
 
@@ -218,22 +228,32 @@ def _two_sizes(rng: random.Random, base: str) -> tuple[str, tuple[float, ...]]:
     return f"{{{equal_rank}}}, {{{equal_size}}}", tuple(one["ppl_after"] for one in fields)
 
 
-def _four_bit_layer(rng: random.Random, base: str) -> str:
-    return f"a_four_bit_layer({64 * rng.randint(1, 4)}, {64 * rng.randint(1, 4)})"
+def _block_sizes(rng: random.Random, base: str) -> str:
+    double = rng.choice((None, 2 ** rng.randint(5, 10)))
+    return f"{2 ** rng.randint(4, 9)}, {double}"
 
 
-def _tokens_and_seconds(rng: random.Random, base: str) -> str:
-    return _record(rng, tokens=rng.randint(10**3, 10**6), seconds=round(rng.uniform(1, 90), 2))
+def _config_and_bits(rng: random.Random, base: str) -> str:
+    heads, size = rng.choice((4, 8)), 32 * rng.randint(2, 40)
+    sizes = {"vocab_size": rng.randint(10**3, 10**5), "hidden_size": size, "intermediate_size": rng.randint(100, 9_000)}
+    sizes |= {"num_hidden_layers": rng.randint(1, 60), "num_attention_heads": heads, "num_key_value_heads": heads // 2}
+    words = ", ".join(f"{name}={value}" for name, value in sizes.items())
+    return f"a_config({words}, tie_word_embeddings={rng.random() < 0.5}), {round(rng.uniform(2, 16), 2)}"
 
 
-def _losses_and_steps(rng: random.Random, base: str) -> str:
-    losses = [round(rng.uniform(0.1, 9), 3) for _ in range(rng.randint(12, 30))]
-    return f"{_record(rng, losses=losses)}, {rng.randint(2, 11)}"
+def _four_bit_layer_and_adapter(rng: random.Random, base: str) -> str:
+    rows, columns = rng.sample((16, 32, 48, 64), 2)  # never square: a transposed change must not fit
+    rank = rng.randint(1, 6)
+    layer = f"a_four_bit_layer({rng.randrange(2**31)}, {rows}, {columns})"
+    return f"{layer}, {_of_shape(rng, rank, columns)}, {_of_shape(rng, rows, rank)}, {round(rng.uniform(0.5, 4), 2)}"
+
+
+def _of_shape(rng: random.Random, rows: int, columns: int) -> str:
+    return f"a_tensor({[[round(rng.gauss(0, 1), 3) for _ in range(columns)] for _ in range(rows)]})"
 
 
 def _matrix(rng: random.Random, base: str) -> str:
-    rows, columns = rng.randint(3, 8), rng.randint(3, 8)
-    return f"a_tensor({[[round(rng.gauss(0, 1), 3) for _ in range(columns)] for _ in range(rows)]})"
+    return _of_shape(rng, rng.randint(3, 8), rng.randint(3, 8))
 
 
 def _three_perplexities(rng: random.Random, base: str) -> str:
@@ -245,20 +265,46 @@ def _nats(rng: random.Random, base: str) -> str:
     return str(round(rng.uniform(0, 95), 2))  # from 85 on nothing is stored
 
 
+@cache
+def _broken_runs() -> dict[str, list[dict[str, Any]]]:
+    """The records of real runs by the fault that each was trained with; tools/broken_runs.py writes them."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for one in json.loads(BROKEN_RUNS.read_text("utf-8")):
+        runs.setdefault(one["fault"], []).append(one["record"])
+    return runs
+
+
+def _one_run_of_each_kind(rng: random.Random, base: str) -> str:
+    records = [rng.choice(runs) for runs in _broken_runs().values()]
+    rng.shuffle(records)
+    return f"diagnose, [{', '.join(f'a_record(**{record})' for record in records)}]"
+
+
+def _lora_linear(rng: random.Random, base: str) -> str:
+    shape = ", ".join(str(size) for size in rng.sample(range(5, 40), 2))  # never square: a transposed merge must differ
+    rank, alpha = rng.sample(range(2, 9), 2)
+    return f"LoRALinear, {rng.randrange(2**31)}, {shape}, {rank}, {alpha}, bias={rng.random() < 0.5}"
+
+
+# What is not called once with plain values is tried by a function of `call_functions`, which is given it.
+TRIED_BY = {"LoRALinear": call_functions.try_lora_linear.__name__, "diagnose": call_functions.try_each.__name__}
+
 DRAWN: dict[str, Callable[[random.Random, str], str | tuple[str, tuple[float, ...]]]] = {
     "encode_pair": _pair,
     "answer_loss": _encoded,
     "perplexity": _losses,
+    "LoRALinear": _lora_linear,
     "adapter_parameters": _model_targets_and_rank,
     "plot_ranks": _ranks_and_guesses,
     "smallest_enough": _errors,
     "cost_of_rank": _model_and_targets,
     "rank_for": _model_targets_and_budget,
     "plot_size": _two_sizes,
-    "bits_per_weight": _four_bit_layer,
-    "tokens_per_second": _tokens_and_seconds,
-    "final_loss": _losses_and_steps,
+    "bits_per_weight": _block_sizes,
+    "model_bytes": _config_and_bits,
+    "merge_weight": _four_bit_layer_and_adapter,
     "energy_shares": _matrix,
     "share_of_gain": _three_perplexities,
     "bits_stored": _nats,
+    "diagnose": _one_run_of_each_kind,
 }

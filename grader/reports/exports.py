@@ -50,4 +50,4 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
 
 def _reasons(verdict: Verdict) -> str:
     failed = [f"{check.label}: {check.reason}" for check in verdict.checks if not check.passed]
-    return "; ".join([verdict.message, *failed] if verdict.message else failed)
+    return "; ".join(filter(None, [verdict.other_version, verdict.message, *failed]))

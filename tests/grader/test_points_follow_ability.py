@@ -279,8 +279,8 @@ def test_functions_earn_in_proportion_and_say_what_is_wrong():
         Outcome("perplexity", False, "returned 1.0, not 2.0: perplexity([(3, 4)])"),
     ]
     check = judged("ex1_first_adapter", evidence, outcomes)["functions"]
-    assert (check.earned, check.points) == (5, 10)
-    assert check.reason == "perplexity returned 1.0, not 2.0: perplexity([(3, 4)]) (5 of 10 points)"
+    assert (check.earned, check.points) == (4, 8)
+    assert check.reason == "perplexity returned 1.0, not 2.0: perplexity([(3, 4)]) (4 of 8 points)"
 
 
 def losses(values: list[float]):
