@@ -11,7 +11,7 @@ REF    ?= main
 REPO   ?= loralab/lora-course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grade class test proof lint format chapters badges claims exercises bands sweep bench pairs heldout base clean
+.PHONY: help setup grade class test proof lint format chapters badges claims exercises bands sweep bench pairs broken heldout base clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md
 
 pairs: $(READY)  ## write data/pairs/ from the tables in data/desk/
 	$(BIN)/python data/recipes/pairs.py
+
+broken: $(READY)  ## train the runs that exercise 5 asks about (data/broken) and those that grade it (about ten minutes)
+	$(BIN)/python -m tools.broken_runs
 
 heldout: $(READY)  ## draw fresh pairs that no file has (SEED=7) into build/
 	@mkdir -p build && $(BIN)/loralab heldout --seed $(SEED) --out build/heldout-$(SEED).jsonl

@@ -139,8 +139,11 @@ def diagnosis(diagnose: Callable[..., Any], runs: Mapping[str, RunRecord]) -> No
             )
 
 
-def repair(train_again: Callable[..., Any], diagnose: Callable[..., Any], failed: RunRecord, folder: str | Path) -> Any:
-    """Check task 5 and return the record of the run that `train_again` trained: the fault is gone, all else is the same."""
+def repair(
+    train_again: Callable[..., Any], diagnose: Callable[..., Any], runs: Mapping[str, RunRecord], folder: str | Path
+) -> tuple[RunRecord, Any]:
+    """Check task 5 and return the records of the failed run and of the repaired one: the fault is gone, all else the same."""
+    (failed,) = (runs[name] for name, fault in FAULTS.items() if fault == "steps too large")
     record: Any = None
     with SelfCheck("Task 5") as check:
         record = check.call(train_again, failed, folder)
@@ -165,4 +168,4 @@ def repair(train_again: Callable[..., Any], diagnose: Callable[..., Any], failed
         )
         again = check.call(diagnose, record)
         check(again == "sound", "your diagnosis: sound", f"your diagnosis: {brief(again)}", "is something else wrong?")
-    return record
+    return failed, record

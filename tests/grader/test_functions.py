@@ -130,6 +130,74 @@ def test_other_ways_to_write_a_right_solution_are_right(calls, case, tmp_path):
     assert all(right(found).values()), found
 
 
+# Other ways to write exercises 4 and 5, right and wrong.
+MERGE = "def merge_weight(linear, a, b, scaling):\n    import torch\n    from bitsandbytes.functional import dequantize_4bit\n"
+DEQUANTISED = "dequantize_4bit(linear.weight, linear.weight.quant_state)"
+WRITTEN = {
+    "merge by its outputs": (
+        f"{MERGE}    eye = torch.eye(linear.in_features)\n"
+        f"    return ({DEQUANTISED}.float() @ eye.T + scaling * (eye @ a.T @ b.T).T)",
+        True,
+    ),
+    "merge with addmm": (f"{MERGE}    return torch.addmm({DEQUANTISED}.float(), b, a, alpha=scaling)", True),
+    "merge in bf16": (f"{MERGE}    return ({DEQUANTISED} + (scaling * b @ a).bfloat16()).float()", False),
+    "merge without the scale": (f"{MERGE}    return {DEQUANTISED} + b @ a", False),
+    "merge into 4 bits": (
+        f"{MERGE}    from bitsandbytes.functional import quantize_4bit\n"
+        f"    packed, state = quantize_4bit({DEQUANTISED} + scaling * b @ a, quant_type='nf4')\n"
+        "    return dequantize_4bit(packed, state)",
+        False,
+    ),
+    "bits as a sum": (
+        "def bits_per_weight(block, double=None):\n"
+        "    return 4 + (32 / block if double is None else 8 / block + 32 / block / double)",
+        True,
+    ),
+    "bits without the second scale": (
+        "def bits_per_weight(block, double=None):\n    return 4 + (32 if double is None else 8) / block",
+        False,
+    ),
+    "bytes from a model without weights": (
+        "def model_bytes(config, bits):\n"
+        "    import torch\n"
+        "    from transformers import AutoModelForCausalLM\n"
+        "    with torch.device('meta'):\n"
+        "        model = AutoModelForCausalLM.from_config(config)\n"
+        "    layers = [m for n, m in model.named_modules() if 'layers' in n and isinstance(m, torch.nn.Linear)]\n"
+        "    linear = sum(layer.weight.numel() for layer in layers)\n"
+        "    tables = {id(m.weight): m.weight.numel() for m in (model.lm_head, model.model.embed_tokens)}\n"
+        "    return linear * bits / 8 + 2 * sum(tables.values())",
+        True,
+    ),
+    "bytes with the embedding in 4 bits": (
+        "def model_bytes(config, bits):\n    return config.vocab_size * config.hidden_size * bits / 8",
+        False,
+    ),
+    "diagnosis by what the runs can do": (
+        "def diagnose(record):\n"
+        "    first, last = record.losses[0], record.loss_ends[1]\n"
+        "    held_out = math.log(record.ppl_after)\n"
+        "    if record.scores_after.ended == 0 and held_out > 10 * last and held_out < 1.5:\n"
+        "        return 'end not learned'\n"
+        "    return 'sound'",
+        False,
+    ),
+    "diagnosis of one fault": ("def diagnose(record):\n    return 'sound'", False),
+}
+
+
+@pytest.mark.parametrize(("source", "is_right"), WRITTEN.values(), ids=WRITTEN)
+def test_ways_to_write_exercises_4_and_5(calls, source, is_right):
+    name = source[4 : source.index("(")]
+    (exercise,) = (one for one in EXERCISES.values() if name in one.functions)
+    functions = defined(exercise)
+    scope = dict(functions)
+    exec(source, scope)
+    asked = calls(exercise)
+    found = right(compare(exercise, asked, answers(asked, functions | {name: scope[name]})))
+    assert found == dict.fromkeys(exercise.functions, True) | {name: is_right}
+
+
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 TASKS = """
 import math, torch
@@ -165,7 +233,7 @@ def sandboxed(base, calls, tmp_path):
 @pytest.mark.parametrize("last", ["0", "1 / 0"], ids=["finished", "stopped"])
 def test_in_the_sandbox_they_are_called_after_the_last_cell_or_where_it_stopped(sandboxed, last):
     found, failure = sandboxed(EXERCISES["ex5_low_rank_limits"], TASKS, last)
-    assert right(found.values()) == {"energy_shares": False, "share_of_gain": False, "bits_stored": True}
+    assert [name for name, is_right in right(found.values()).items() if is_right] == ["bits_stored"]
     assert "NameError: name 'energy_shares' is not defined" in found["energy_shares"].why
     assert found["share_of_gain"].why.startswith("returned 0.5, not 0.")
     assert ("ZeroDivisionError" in failure) is (last == "1 / 0")
