@@ -6,7 +6,16 @@ import matplotlib.pyplot as plt
 import pytest
 
 from loralab import Scores, Share
-from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_loss, plot_ppl
+from loralab.plots import (
+    COLOURS,
+    mark_guesses,
+    new_axes,
+    plot_before_after,
+    plot_exact,
+    plot_loss,
+    plot_ppl,
+    plot_ratios,
+)
 from loralab.record import RunRecord
 
 
@@ -66,3 +75,10 @@ def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out
 def test_runs_without_evaluation_pairs_are_empty_panels():
     bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
     assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]
+
+
+def test_ratios_start_at_one_and_guesses_are_crosses():
+    axes = mark_guesses([0.9, 1.1], [0, 1], plot_ratios({"time": 1.5, "loss": 0.8}, new_axes()))
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1, 0.5), (1, pytest.approx(-0.2))]
+    assert [text.get_text() for text in axes.texts] == ["1.50", "0.80"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["my guess"]
