@@ -151,7 +151,10 @@ ATTACH = {
     "alpha": (lambda m: with_adapter(m, alpha=16), "alpha is 16"),
     "dropout": (lambda m: with_adapter(m, dropout=0.0), "dropout is 0.0"),
     "a whole module": (lambda m: with_adapter(m, modules_to_save=["lm_head"]), "the base must stay frozen"),
-    "no such layer": (lambda m: get_peft_model(m, LoraConfig(target_modules=["query"])), "Target modules {'query'} not found"),
+    "no such layer": (
+        lambda m: get_peft_model(m, LoraConfig(target_modules=["query"])),
+        "Target modules {'query'} not found",
+    ),
 }
 
 
