@@ -218,5 +218,5 @@ def plot_ratios(ratios: Mapping[str, float], axes: Axes) -> Axes:
 def mark_guesses(x: Sequence[float], y: Sequence[float], axes: Axes) -> Axes:
     """Mark guesses at these places with crosses, and name them in the legend."""
     axes.plot(x, y, "x", color="black", markersize=9, markeredgewidth=2, label="my guess", zorder=3)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=1)  # with a frame: the cross in it is no guess
     return axes

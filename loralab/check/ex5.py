@@ -32,7 +32,7 @@ LOOK = {
     "answers shuffled": "its losses fall; does its answer depend on the message?",
     "layers missing": "record.adapter says which layers have an adapter",
 }
-REPAIRED_PPL = 2.0
+REPAIRED_PPL = 1.2
 
 
 def spectrum(energy_shares: Callable[..., Any]) -> None:
@@ -162,8 +162,8 @@ def repair(
         )
         check(
             record.ppl_after is not None and record.ppl_after < REPAIRED_PPL,
-            "its held-out perplexity is below 2",
-            f"its held-out perplexity is {brief(record.ppl_after)}, not below 2",
+            f"its held-out perplexity is {record.ppl_after or 0:.3f}, below {REPAIRED_PPL}",
+            f"its held-out perplexity is {brief(record.ppl_after)}, not below {REPAIRED_PPL}",
             "is the step the size of the base's own recipe now, and was train given near_eval?",
         )
         again = check.call(diagnose, record)
