@@ -114,6 +114,7 @@ def test_of_a_self_check_that_stops_its_own_words_are_told_and_not_its_code(tmp_
         "homework.ipynb, cell 2 (part-0): NotYet: Task 1",
         "Task 1",
         "  not yet  your code raised KeyError: 'labels'",
+        "           in <lambda>, line 3: check.call(lambda: {}['labels'])",
         "Task 1 is not right yet.",
     ]
 

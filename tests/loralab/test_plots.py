@@ -12,6 +12,7 @@ from loralab.plots import (
     new_axes,
     plot_before_after,
     plot_exact,
+    plot_fields,
     plot_loss,
     plot_ppl,
     plot_ratios,
@@ -82,3 +83,15 @@ def test_ratios_start_at_one_and_guesses_are_crosses():
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1, 0.5), (1, pytest.approx(-0.2))]
     assert [text.get_text() for text in axes.texts] == ["1.50", "0.80"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["my guess"]
+
+
+def test_records_and_fields_have_a_point_each_and_a_guess_its_cross():
+    scores = {
+        name: Scores(count=100, exact=exact, ended=100, valid=100, fields={"fault": 90, "name": 80})
+        for name, exact in (("eval", 70), ("forms", 20))
+    }
+    axes = plot_fields(scores, {"eval": 0.5, "forms": 0.4})
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["whole record", "fault", "name"]
+    points = [line.get_ydata().tolist() for line in axes.get_lines() if line.get_marker() in ("o", "x")]
+    assert points == [[0.7, 0.9, 0.8], [0.5], [0.2, 0.9, 0.8], [0.4]]
+    assert len(plot_fields(scores).get_legend().get_texts()) == 2
