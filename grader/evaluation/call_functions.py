@@ -40,12 +40,10 @@ def _answer(call: str, scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: tensors and arrays as lists, a plot as the points of its lines and marks.
+    """Return a value as JSON can hold it: tensors and arrays as lists.
 
     Raises `TypeError` for what is none of these.
     """
-    if hasattr(value, "get_lines"):
-        return {"points": _points(value)}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
@@ -55,15 +53,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
         return [plain(one) for one in value]
     raise TypeError(f"returned a {type(value).__name__}")
-
-
-def _points(axes: Any) -> list[list[float]]:
-    import matplotlib.pyplot as plt
-
-    points = [point for line in axes.get_lines() for point in zip(line.get_xdata(), line.get_ydata(), strict=False)]
-    points += [point for marks in axes.collections for point in marks.get_offsets().tolist()]
-    plt.close(axes.figure)
-    return [[float(x), float(y)] for x, y in points[:MAX_ENTRIES]]
 
 
 def a_tokenizer(base: str) -> Any:
@@ -87,6 +76,13 @@ def a_model(seed: int, **sizes: int) -> Any:
 
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+
+
+def a_config(kind: str, **sizes: int) -> Any:
+    """The config of a model of this kind."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(kind, **sizes)
 
 
 def a_four_bit_layer(out_features: int, in_features: int) -> Any:
@@ -143,4 +139,4 @@ def try_lora_linear(
     return found | {"trainable": trainable, "type of merged": type(merged).__name__}
 
 
-BUILDERS = (a_tokenizer, a_pair, a_model, a_four_bit_layer, a_tensor, a_record, try_lora_linear)
+BUILDERS = (a_tokenizer, a_pair, a_model, a_config, a_four_bit_layer, a_tensor, a_record, try_lora_linear)

@@ -65,7 +65,7 @@ SEARCHES: tuple[tuple[str, dict[float, float], float | None, str], ...] = (
     ("the best is the largest", {1e-3: 2.0, 4e-3: 1.1}, 1.6e-2, "the best one may be larger still"),
     ("the best is the smallest", {4e-3: 1.5, 1.6e-2: 3.0}, 1e-3, "the best one may be smaller still"),
     ("the best has a neighbour on both sides", {4e-3: 1.1, 1e-3: 2.0, 1.6e-2: 3.0}, None, "there is nothing to add"),
-    ("the largest diverged", {1e-3: 2.0, 4e-3: math.nan}, 2.5e-4, "NaN is neither smaller nor larger than any number"),
+    ("the largest diverged", {4e-3: math.nan, 1e-3: 2.0}, 2.5e-4, "NaN is neither smaller nor larger than any number"),
 )
 
 

@@ -86,10 +86,8 @@ def test_the_search_is_tried_on_every_kind_of_losses(told, search, message):
 
 
 def test_a_search_that_compares_with_nan_is_found_out(told):
-    def wrong(losses, factor):  # NaN, measured last, wins every comparison written so
-        best = next(iter(losses))
-        for rate, loss in losses.items():
-            best = best if losses[best] < loss else rate
+    def wrong(losses, factor):
+        best = min(losses, key=losses.get)
         return best * factor if best == max(losses) else best / factor if best == min(losses) else None
 
     said = told(ex2.search, wrong)
