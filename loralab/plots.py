@@ -190,8 +190,13 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes
     return axes
 
 
-def plot_fields(scores: Mapping[str, Scores], axes: Axes | None = None) -> Axes:
-    """Plot the shares of right records and of right values by field, with 95 % intervals, a colour for each of `scores`."""
+def plot_fields(
+    scores: Mapping[str, Scores], guesses: Mapping[str, float] | None = None, axes: Axes | None = None
+) -> Axes:
+    """Plot the shares of right records and of right values by field, with 95 % intervals, a colour for each of `scores`.
+
+    `guesses` of the share of right records are crosses at the same places.
+    """
     axes = axes or new_axes("What is right, with the 95 % interval", 3.6, ylabel="share", ylim=(0, 1.02))
     for i, ((name, one), colour) in enumerate(zip(scores.items(), cycle(COLOURS))):
         shares = {"whole record": one.exact_match} | one.field_accuracy
@@ -199,6 +204,8 @@ def plot_fields(scores: Mapping[str, Scores], axes: Axes | None = None) -> Axes:
         places = np.arange(len(shares)) + 0.2 * (i - (len(scores) - 1) / 2)
         reach = abs(np.transpose(bounds) - values)  # below and above
         axes.errorbar(places, values, reach, fmt="o", color=colour, capsize=4, label=name)
+        if guesses:
+            axes.plot(places[0], guesses[name], "x", color=colour, markersize=9, label=f"{name}, your guess")
         axes.set_xticks(range(len(shares)), list(shares))
     axes.legend(frameon=False)
     return axes

@@ -272,9 +272,10 @@ def _nats(rng: random.Random, base: str) -> str:
 
 
 def _lora_linear(rng: random.Random, base: str) -> str:
-    shape = ", ".join(str(size) for size in rng.sample(range(5, 40), 2))  # never square: a transposed merge must differ
-    rank, alpha = rng.sample(range(2, 9), 2)
-    return f"LoRALinear, {rng.randrange(2**31)}, {shape}, {rank}, {alpha}, bias={rng.random() < 0.5}"
+    d_in, d_out = rng.sample(range(5, 40), 2)  # never square: a transposed merge must differ
+    r, alpha = rng.sample(range(2, 9), 2)
+    sizes = f"d_in={d_in}, d_out={d_out}, r={r}, alpha={alpha}, bias={rng.random() < 0.5}"
+    return f"LoRALinear, {sizes}, seed={rng.randrange(2**31)}"
 
 
 # What is no function of plain values is tried by a function of `call_functions`, which is given it.

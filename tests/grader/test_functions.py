@@ -57,7 +57,7 @@ def test_the_solution_is_right_and_constants_are_wrong(calls, exercise):
 def test_every_function_is_defined_by_a_task_and_has_its_inputs():
     for exercise in EXERCISES.values():
         tasks = "\n".join(cell.source for cell in exercise.released().cells if "nbgrader" in cell.metadata)
-        assert all(f"def {name}(" in tasks for name in exercise.functions)
+        assert all(f"def {name}(" in tasks or f"class {name}(" in tasks for name in exercise.functions)
     assert {name for exercise in EXERCISES.values() for name in exercise.functions} == set(DRAWN)
 
 
@@ -85,9 +85,27 @@ def test_a_wrong_function_is_named_with_what_it_returned_and_the_others_are_righ
     scope = {"math": functions["math"]}
     exec(f"def perplexity(losses):\n    {body}", scope)
     found = compare(EX1, asked, answers(asked, functions | {"perplexity": scope["perplexity"]}))
-    assert right(found) == {"encode_pair": True, "answer_loss": True, "perplexity": False}
+    assert right(found) == dict.fromkeys(EX1.functions, True) | {"perplexity": False}
     assert why in found[2].why
     assert len(found[2].why) < 600 and "\n" not in found[2].why
+
+
+LAYERS = {
+    "no scale": ("forward(self, x)", "self.linear(x) + x @ self.A.T @ self.B.T", "returned {'forward': "),
+    "scale of r alone": ("forward(self, x)", "self.linear(x) + x @ self.A.T @ self.B.T / len(self.A)", "{'forward': "),
+    "merge without the change": ("merge(self)", "copy.deepcopy(self.linear)", "returned {'merged': "),
+    "merge to the layer itself": ("merge(self)", "self", "returned {'type of merged': 'Changed'}, not"),
+    "merge to nothing": ("merge(self)", "None", "raised AttributeError: 'NoneType' object"),
+}
+
+
+@pytest.mark.parametrize(("method", "returns", "why"), LAYERS.values(), ids=LAYERS)
+def test_of_a_wrong_layer_the_part_that_differs_is_named(calls, method, returns, why):
+    asked, functions = calls(EX1), defined(EX1)
+    exec(f"class Changed(LoRALinear):\n    def {method}:\n        return {returns}", functions)
+    found = compare(EX1, asked, answers(asked, functions | {"LoRALinear": functions["Changed"]}))
+    assert right(found) == dict.fromkeys(EX1.functions, True) | {"LoRALinear": False}
+    assert why in found[3].why
 
 
 @pytest.mark.parametrize(
@@ -110,7 +128,7 @@ def test_a_nested_answer_stops_nothing(calls):
 
 
 VARIANTS = [
-    case for case in HONEST if (case.kind == "code" and "loss" in case.name) or case.name in ("whole-conversation",)
+    case for case in HONEST if case.kind == "code" and case.name.startswith(("loss", "layer", "whole-conversation"))
 ]
 
 
@@ -124,7 +142,7 @@ def test_other_ways_to_write_a_right_solution_are_right(calls, case, tmp_path):
 
     case.build(tmp_path, Here(tmp_path, tmp_path, tmp_path))
     sources = {cell.id: cell.source for cell in nbformat.read(tmp_path / f"{EX1.id}.ipynb", as_version=4).cells}
-    functions = defined(EX1, task1=sources["task1"], task2=sources["task2"])
+    functions = defined(EX1, **{name: sources[name] for name in ("task1", "task2", "task5")})
     asked = calls(EX1)
     found = compare(EX1, asked, answers(asked, functions))
     assert all(right(found).values()), found

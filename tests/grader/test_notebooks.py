@@ -1,13 +1,15 @@
 """The exercise notebooks: generated, clean, and gradable."""
 
 import itertools
+import shutil
+from dataclasses import replace
 
 import nbformat
 import pytest
 
 from grader.errors import NotebookFailed
-from grader.exercises import EXERCISES, ROOT
-from grader.release import generate
+from grader.exercises import ABOUT, EXERCISES, ROOT, Exercise
+from grader.release import generate, stamp
 from grader.sandbox.execute import execute
 
 NOTEBOOKS = sorted([*ROOT.glob("solutions/*/*.ipynb"), *ROOT.glob("exercises/*/*.ipynb")])
@@ -29,6 +31,21 @@ def test_the_student_version_is_what_nbgrader_generates(exercise, tmp_path):
     fresh = generate(exercise, tmp_path)
     committed = ROOT / "exercises" / exercise.id / fresh.name
     assert fresh.read_text() == committed.read_text(), "exercises/ is stale: run `make exercises`"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
+def test_every_notebook_says_from_which_version_of_the_exercise_it_is(exercise):
+    for notebook in (nbformat.read(exercise.solution, as_version=4), exercise.released()):
+        assert notebook.metadata[ABOUT] == {"exercise": exercise.id, "version": exercise.version}
+
+
+def test_making_the_exercises_writes_a_new_version(monkeypatch, tmp_path):
+    old = EXERCISES["ex1_first_adapter"]
+    exercise = replace(old, version=old.version + 1)
+    monkeypatch.setattr(Exercise, "solution", tmp_path / old.solution.name)
+    shutil.copy(ROOT / "solutions" / old.id / old.solution.name, tmp_path)
+    stamp(exercise)
+    assert nbformat.read(tmp_path / old.solution.name, as_version=4).metadata[ABOUT]["version"] == exercise.version
 
 
 @pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from loralab import Scores, Share
-from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_loss, plot_ppl
+from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_fields, plot_loss, plot_ppl
 from loralab.record import RunRecord
 
 
@@ -66,3 +66,15 @@ def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out
 def test_runs_without_evaluation_pairs_are_empty_panels():
     bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
     assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]
+
+
+def test_records_and_fields_have_a_point_each_and_a_guess_its_cross():
+    scores = {
+        name: Scores(count=100, exact=exact, ended=100, valid=100, fields={"fault": 90, "name": 80})
+        for name, exact in (("eval", 70), ("forms", 20))
+    }
+    axes = plot_fields(scores, {"eval": 0.5, "forms": 0.4})
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["whole record", "fault", "name"]
+    points = [line.get_ydata().tolist() for line in axes.get_lines() if line.get_marker() in ("o", "x")]
+    assert points == [[0.7, 0.9, 0.8], [0.5], [0.2, 0.9, 0.8], [0.4]]
+    assert len(plot_fields(scores).get_legend().get_texts()) == 2
