@@ -80,7 +80,9 @@ def search(next_rate: Callable[..., Any], factor: float = 4) -> None:
             check(right, f"{case}: {shown}", f"{case}: for {{{given}}} you return {brief(found)}", hint)
 
 
-def sweep(train_ranks: Callable[..., Any], rate: float, ranks: Sequence[int], seeds: Sequence[int], base: Base) -> Any:
+def sweep(
+    train_ranks: Callable[..., Any], rate: float, ranks: Sequence[int], seeds: Sequence[int], epochs: float
+) -> Any:
     """Check task 3 and return what `train_ranks` returned: every rank with every seed, nothing else changed."""
     records: Any = None
     with SelfCheck("Task 3") as check:
@@ -107,8 +109,8 @@ def sweep(train_ranks: Callable[..., Any], rate: float, ranks: Sequence[int], se
         )
         same = {(run.learning_rate, run.epochs, run.train_pairs, run.alpha) for run in runs}
         check(
-            same == {(rate, base.epochs, 100, runs[0].alpha)},
-            f"nothing else differs: learning rate {rate:g}, {base.epochs:g} epochs, 100 pairs",
+            same == {(rate, epochs, 100, runs[0].alpha)},
+            f"nothing else differs: learning rate {rate:g}, {epochs:g} epochs, 100 pairs",
             f"learning rate, epochs, pairs and alpha are {brief(sorted(same), 120)}",
             "a sweep changes one thing: pass the rate that was given, and leave the rest to train_rank",
         )

@@ -119,8 +119,8 @@ def trained(**changes):
         (trained(ppl_after=None), "a perplexity is missing"),
     ],
 )
-def test_the_sweep_changes_one_thing(told, base, sweep, message):
-    assert message in told(ex2.sweep, sweep, RATE, RANKS, SEEDS, base)
+def test_the_sweep_changes_one_thing(told, sweep, message):
+    assert message in told(ex2.sweep, sweep, RATE, RANKS, SEEDS, 8)
 
 
 def interval(one, other, z=None, ddof=1, root=True, paired=True, q=0.975, df=-1):
