@@ -105,8 +105,8 @@ EXERCISES = {
         Exercise(
             "ex2_rank_sweep",
             "Which rank is enough?",
-            tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64)),
-            ("adapter_parameters", "plot_ranks", "smallest_enough"),
+            tuple(RunSpec(f"rank-{r}", r, own_epochs=0.5) for r in (4, 16, 64)),
+            ("adapter_parameters", "next_rate", "paired_difference", "smallest_enough"),
         ),
         Exercise(
             "ex3_target_modules",
@@ -118,7 +118,7 @@ EXERCISES = {
                 RunSpec("qv-same-size", targets=QV, size_of=QKVO),
                 RunSpec("all-same-size", targets=LINEAR, size_of=QKVO),
             ),
-            ("cost_of_rank", "rank_for", "plot_size"),
+            ("cost_of_rank", "rank_for", "carried"),
         ),
         Exercise(
             "ex4_qlora",

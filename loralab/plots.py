@@ -224,6 +224,32 @@ def plot_ratios(ratios: Mapping[str, float], axes: Axes) -> Axes:
 
 def mark_guesses(x: Sequence[float], y: Sequence[float], axes: Axes) -> Axes:
     """Mark guesses at these places with crosses, and name them in the legend."""
-    axes.plot(x, y, "x", color="black", markersize=9, markeredgewidth=2, label="my guess", zorder=3)
+    axes.plot(x, y, "x", color="black", markersize=9, markeredgewidth=2, label="your guess", zorder=3)
     axes.legend(framealpha=1)  # with a frame: the cross in it is no guess
+    return axes
+
+
+def plot_choice(values: Mapping[float, Sequence[float]], guess: float, axes: Axes) -> Axes:
+    """Plot values, one point per seed, over the setting to choose on a log scale, and the guessed setting."""
+    plot_seeds({"measured": values}, axes)
+    axes.axvline(guess, color=COLOURS[1], linestyle="--", label="your guess")
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(values), [f"{at:.2g}" for at in sorted(values)])
+    axes.xaxis.minorticks_off()
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_intervals(intervals: Mapping[str, tuple[float, float, float]], axes: Axes) -> Axes:
+    """Plot differences (mean, low, high) as points with intervals, one row each in the order given, against zero.
+
+    An interval that contains zero is grey: it shows no difference.
+    """
+    axes.axvline(0, color="black", linewidth=1)
+    for name, (mean, low, high) in intervals.items():
+        colour = COLOURS[-1] if low <= 0 <= high else COLOURS[0]
+        reach = [[mean - low], [high - mean]]
+        axes.errorbar([mean], [name], xerr=reach, fmt="o", capsize=4, linewidth=2, color=colour)
+    axes.invert_yaxis()
+    axes.margins(y=0.25)
     return axes

@@ -40,12 +40,10 @@ def _answer(call: str, scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: tensors and arrays as lists, a plot as the points of its lines and marks.
+    """Return a value as JSON can hold it: tensors and arrays as lists.
 
     Raises `TypeError` for what is none of these.
     """
-    if hasattr(value, "get_lines"):
-        return {"points": _points(value)}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
@@ -55,15 +53,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
         return [plain(one) for one in value]
     raise TypeError(f"returned a {type(value).__name__}")
-
-
-def _points(axes: Any) -> list[list[float]]:
-    import matplotlib.pyplot as plt
-
-    points = [point for line in axes.get_lines() for point in zip(line.get_xdata(), line.get_ydata(), strict=False)]
-    points += [point for marks in axes.collections for point in marks.get_offsets().tolist()]
-    plt.close(axes.figure)
-    return [[float(x), float(y)] for x, y in points[:MAX_ENTRIES]]
 
 
 def a_tokenizer(base: str) -> Any:
@@ -89,11 +78,11 @@ def a_model(seed: int, **sizes: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
 
 
-def a_config(**sizes: Any) -> Any:
-    """The config of a language model, without weights."""
-    from transformers import LlamaConfig
+def a_config(kind: str, **sizes: Any) -> Any:
+    """The config of a model of this kind."""
+    from transformers import AutoConfig
 
-    return LlamaConfig(**sizes)
+    return AutoConfig.for_model(kind, **sizes)
 
 
 def a_four_bit_layer(seed: int, d_out: int, d_in: int) -> Any:

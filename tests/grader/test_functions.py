@@ -108,6 +108,67 @@ def test_of_a_wrong_layer_the_part_that_differs_is_named(calls, method, returns,
     assert why in found[3].why
 
 
+OTHERS = {  # what right and typical wrong functions of other exercises return, and whether it is right
+    "next_rate": {
+        "def next_rate(losses, factor):\n"
+        "    tried = sorted((math.inf if math.isnan(l) else l, r) for r, l in losses.items())\n"
+        "    best, rates = tried[0][1], sorted(losses)\n"
+        "    return best * factor if best == rates[-1] else best / factor if best == rates[0] else None": True,
+        "def next_rate(losses, factor):\n    return max(losses) * factor": False,
+        "def next_rate(losses, factor):\n    return None": False,
+    },
+    "paired_difference": {
+        "def paired_difference(one, other):\n"
+        "    mean, found = np.mean(one) - np.mean(other), stats.ttest_rel(one, other).confidence_interval()\n"
+        "    return [mean, found.low, found.high]": True,
+        "def paired_difference(one, other):\n"
+        "    d = np.subtract(one, other)\n"
+        "    reach = 1.96 * d.std(ddof=1) / len(d) ** 0.5\n"
+        "    return d.mean(), d.mean() - reach, d.mean() + reach": False,
+    },
+    "smallest_enough": {
+        "def smallest_enough(losses):\n    return min(losses, key=lambda rank: np.mean(losses[rank]))": False,
+        "def smallest_enough(losses):\n"
+        "    best = min(np.mean(of_seeds) for of_seeds in losses.values())\n"
+        "    return min(rank for rank in losses if np.mean(losses[rank]) <= 1.05 * best)": False,
+    },
+    "cost_of_rank": {
+        "def cost_of_rank(config, targets):\n"
+        "    from loralab.check.ex3 import peft_count\n"
+        "    return peft_count(config, targets)": True,
+        "def cost_of_rank(config, targets):\n"
+        "    h, m = config.hidden_size, config.intermediate_size\n"
+        "    return config.num_hidden_layers * sum(h + (h if t in ATTENTION else m) for t in targets)": False,
+    },
+    "rank_for": {
+        "def rank_for(config, targets, budget):\n    return max(1, budget // cost_of_rank(config, targets))": False,
+        "def rank_for(config, targets, budget):\n"
+        "    sizes = {r: abs(r * cost_of_rank(config, targets) - budget) for r in range(1, 9000)}\n"
+        "    return min(sizes, key=sizes.get)": True,
+    },
+    "carried": {
+        "def carried(losses, statements):\n"
+        "    return [bool(np.mean(losses[a]) < np.mean(losses[b])) for a, b in statements]": False,
+        "def carried(losses, statements):\n"
+        "    intervals = [paired_interval(losses[b], losses[a]) for a, b in statements]\n"
+        "    return np.array([low > 0 for _, low, _ in intervals])": True,
+    },
+}
+CASES = [(name, source, is_right) for name, sources in OTHERS.items() for source, is_right in sources.items()]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "is_right"), CASES, ids=[f"{case[0]}-{'right' if case[2] else 'wrong'}" for case in CASES]
+)
+def test_fresh_inputs_tell_right_functions_from_typical_wrong_ones(calls, name, source, is_right):
+    exercise = next(one for one in EXERCISES.values() if name in one.functions)
+    changed = defined(exercise)
+    exec("import numpy as np\n" + source, changed)
+    asked = [calls(exercise, seed) for seed in range(4)]
+    found = [compare(exercise, one, answers(one, changed)) for one in asked]
+    assert all(right(outcomes)[name] for outcomes in found) is is_right
+
+
 @pytest.mark.parametrize(
     "content", [None, b"", b"[", b"[" * 10**5, b"\xff", b"5", b"[{}]", b'[{"value": 1}]', b"[5, 6]"]
 )
