@@ -117,10 +117,11 @@ def regrade(
 @app.command()
 def exercises(exercise: Exercises = None) -> None:
     """Generate the student notebooks from the solutions."""
-    from .release import generate
+    from .release import generate, stamp
 
     with report_errors():
         for name in exercise or EXERCISES:
+            stamp(EXERCISES[name])
             console.print(f"exercises/{name}/{generate(EXERCISES[name]).name}", highlight=False)
 
 

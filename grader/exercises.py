@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
+ABOUT = "loralab"  # where a notebook's metadata name the exercise and the version that it was made from
 FRESH_PAIRS = 100  # drawn from the secret seed; each adapter answers them all
 SEED_BITS = 128  # of the secret seed; it cannot be found by trying all of them
 
@@ -54,15 +55,22 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise and what it is graded by: its runs, and the functions that its tasks define.
+    """An exercise and what it is graded by: its runs, and the functions and classes that its tasks define.
 
-    Functions whose effect the adapters show, such as those that train, are not among `functions`.
+    Functions whose effect the adapters show, such as those that train, are not among `functions`. Raise `version` when
+    the tasks change: the released notebook carries it, and the grader names submissions of another one.
     """
 
     id: str
     title: str
     runs: tuple[RunSpec, ...]
     functions: tuple[str, ...] = ()
+    version: int = 2  # of all exercises: the second edition
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        """What its notebooks say of themselves in their metadata, under `ABOUT`."""
+        return {"exercise": self.id, "version": self.version}
 
     def run(self, name: str) -> RunSpec:
         """Return the run called `name`."""
@@ -96,13 +104,13 @@ EXERCISES = {
             "ex1_first_adapter",
             "Your first adapter",
             (RunSpec("first-adapter"),),
-            ("encode_pair", "answer_loss", "perplexity"),
+            ("encode_pair", "answer_loss", "perplexity", "LoRALinear"),
         ),
         Exercise(
             "ex2_rank_sweep",
             "Which rank is enough?",
-            tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64)),
-            ("adapter_parameters", "plot_ranks", "smallest_enough"),
+            tuple(RunSpec(f"rank-{r}", r, own_epochs=0.5) for r in (4, 16, 64)),
+            ("adapter_parameters", "next_rate", "paired_difference", "smallest_enough"),
         ),
         Exercise(
             "ex3_target_modules",
@@ -114,13 +122,13 @@ EXERCISES = {
                 RunSpec("qv-same-size", targets=QV, size_of=QKVO),
                 RunSpec("all-same-size", targets=LINEAR, size_of=QKVO),
             ),
-            ("cost_of_rank", "rank_for", "plot_size"),
+            ("cost_of_rank", "rank_for", "carried"),
         ),
         Exercise(
             "ex4_qlora",
             "Four bits",
             (RunSpec("lora"), RunSpec("qlora", method="qlora")),
-            ("bits_per_weight", "tokens_per_second", "final_loss"),
+            ("bits_per_weight", "model_bytes", "merge_weight"),
         ),
         Exercise(
             "ex5_low_rank_limits",
@@ -129,7 +137,7 @@ EXERCISES = {
                 *(RunSpec(f"far-{r}", r, LINEAR, subject="far", own_epochs=0.5) for r in (4, 16, 64)),
                 *(RunSpec(f"codes-{r}", r, LINEAR, subject="codes", pairs=16, epochs=25) for r in (1, 4, 16)),
             ),
-            ("energy_shares", "share_of_gain", "bits_stored"),
+            ("energy_shares", "share_of_gain", "bits_stored", "diagnose"),
         ),
     )
 }

@@ -36,7 +36,7 @@ from .sandbox.limits import Limits
 from .sandbox.workdir import folder_of_a_job, root_of_a_command
 from .submission.find import SubmissionFolder
 from .submission.intake import Runs, Submission, collect_notebook, collect_runs, lay_out, take_in
-from .submission.rebuild import cells_of, rebuild
+from .submission.rebuild import cells_of, other_version, rebuild
 from .submission.sanitize import harmless
 from .submission.similarity import Fingerprint, fingerprint
 from .verdict import State, Verdict
@@ -231,6 +231,13 @@ def _measure_base(job: tuple[Base, int, Method, Subject]) -> Measured:
 
 def grade(job: GradingJob) -> Graded:
     """Grade one submission, from its bytes to its verdict, in a temporary folder."""
+    graded, submission = _grade(job), job.submission
+    if submission.notebook is not None:
+        graded.verdict.other_version = other_version(EXERCISES[submission.exercise], submission.notebook)
+    return graded
+
+
+def _grade(job: GradingJob) -> Graded:
     job = replace(job, setup=replace(job.setup, base=on_this_machine(job.setup.base)))
     with folder_of_a_job(job.root) as folder:
         try:

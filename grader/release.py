@@ -6,9 +6,19 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import nbformat
+
 from .errors import ReleaseError
-from .exercises import ROOT, Exercise
+from .exercises import ABOUT, ROOT, Exercise
 from .records.gradebook import nbgraders_tools
+
+
+def stamp(exercise: Exercise) -> None:
+    """Write the exercise's name and version into the metadata of its solution, from which nbgrader copies them."""
+    notebook = nbformat.read(exercise.solution, as_version=4)
+    if notebook.metadata.get(ABOUT) != exercise.about:
+        notebook.metadata[ABOUT] = exercise.about
+        nbformat.write(notebook, exercise.solution)
 
 
 def generate(exercise: Exercise, folder: Path = ROOT / "exercises") -> Path:

@@ -92,7 +92,8 @@ class Verdict(BaseModel):
     """The outcome for one student and exercise.
 
     "graded" has checks and points; "submission failed" has none and a message to the student; "grader
-    failed" is nobody's zero: it has no score and is to be repeated. `sketches` has, by run, what the adapters that were
+    failed" is nobody's zero: it has no score and is to be repeated. `other_version` is a line that says so if the
+    submission was made from another version of the exercise than the current one. `sketches` has, by run, what the adapters that were
     submitted do, in a form in which students' adapters are compared (base64).
     """
 
@@ -101,6 +102,7 @@ class Verdict(BaseModel):
     base: str
     state: State
     message: str = ""
+    other_version: str = ""
     checks: list[Check] = []
     claims: dict[str, RunRecord] = {}
     perplexities: dict[str, float] = {}

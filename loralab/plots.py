@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from .record import RunRecord
-from .scores import Share
+from .scores import Scores, Share
 
 if TYPE_CHECKING:
     from .memory import Memory  # it loads torch, which no plot needs
@@ -187,4 +187,69 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes
     axes.set(title="Peak memory (estimate)", xlabel="GB")
     axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_fields(
+    scores: Mapping[str, Scores], guesses: Mapping[str, float] | None = None, axes: Axes | None = None
+) -> Axes:
+    """Plot the shares of right records and of right values by field, with 95 % intervals, a colour for each of `scores`.
+
+    `guesses` of the share of right records are crosses at the same places.
+    """
+    axes = axes or new_axes("What is right, with the 95 % interval", 3.6, ylabel="share", ylim=(0, 1.02))
+    for i, ((name, one), colour) in enumerate(zip(scores.items(), cycle(COLOURS))):
+        shares = {"whole record": one.exact_match} | one.field_accuracy
+        values, bounds = np.array([share.value for share in shares.values()]), [s.interval for s in shares.values()]
+        places = np.arange(len(shares)) + 0.2 * (i - (len(scores) - 1) / 2)
+        reach = abs(np.transpose(bounds) - values)  # below and above
+        axes.errorbar(places, values, reach, fmt="o", color=colour, capsize=4, label=name)
+        if guesses:
+            axes.plot(places[0], guesses[name], "x", color=colour, markersize=9, label=f"{name}, your guess")
+        axes.set_xticks(range(len(shares)), list(shares))
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_ratios(ratios: Mapping[str, float], axes: Axes) -> Axes:
+    """Plot ratios as horizontal bars that start at 1 (no difference), in the order given."""
+    names, values = list(ratios), np.array(list(ratios.values()))
+    bars = axes.barh(names, values - 1, left=1, color=COLOURS[0], height=0.5)
+    axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    return axes
+
+
+def mark_guesses(x: Sequence[float], y: Sequence[float], axes: Axes) -> Axes:
+    """Mark guesses at these places with crosses, and name them in the legend."""
+    axes.plot(x, y, "x", color="black", markersize=9, markeredgewidth=2, label="your guess", zorder=3)
+    axes.legend(framealpha=1)  # with a frame: the cross in it is no guess
+    return axes
+
+
+def plot_choice(values: Mapping[float, Sequence[float]], guess: float, axes: Axes) -> Axes:
+    """Plot values, one point per seed, over the setting to choose on a log scale, and the guessed setting."""
+    plot_seeds({"measured": values}, axes)
+    axes.axvline(guess, color=COLOURS[1], linestyle="--", label="your guess")
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(values), [f"{at:.2g}" for at in sorted(values)])
+    axes.xaxis.minorticks_off()
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_intervals(intervals: Mapping[str, tuple[float, float, float]], axes: Axes) -> Axes:
+    """Plot differences (mean, low, high) as points with intervals, one row each in the order given, against zero.
+
+    An interval that contains zero is grey: it shows no difference.
+    """
+    axes.axvline(0, color="black", linewidth=1)
+    for name, (mean, low, high) in intervals.items():
+        colour = COLOURS[-1] if low <= 0 <= high else COLOURS[0]
+        reach = [[mean - low], [high - mean]]
+        axes.errorbar([mean], [name], xerr=reach, fmt="o", capsize=4, linewidth=2, color=colour)
+    axes.invert_yaxis()
+    axes.margins(y=0.25)
     return axes

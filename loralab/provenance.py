@@ -14,7 +14,7 @@ from .data import data_path
 from .record import versions
 
 CODE = (".py", ".json", ".jinja", ".j2")  # files of a package that decide what its functions do
-DATA = ("base", "configs", "desk", "pairs")  # what a wheel carries of data/; a clone has more of it
+DATA = ("base", "broken", "configs", "desk", "pairs")  # what a wheel carries of data/; a clone has more of it
 
 
 @cache

@@ -69,6 +69,24 @@ def differ(one: Share, other: Share) -> bool:
     return bool(fisher_exact(table).pvalue < 1 - CONFIDENCE)
 
 
+def paired_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of `one - other` and its 95 % interval, low and high, by the t distribution.
+
+    Values at the same place belong together: two runs with one seed, or two models on one message. Raises
+    `LoralabError` if the lists differ in length or have fewer than two values.
+    """
+    from scipy import stats  # slow to import
+
+    if len(one) != len(other) or len(one) < 2:
+        raise LoralabError(
+            f"a paired interval needs two lists of the same length, 2 or more: got {len(one)} and {len(other)}"
+        )
+    differences = np.subtract(one, other)
+    mean, n = float(differences.mean()), len(differences)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * differences.std(ddof=1) / math.sqrt(n))
+    return mean, mean - reach, mean + reach
+
+
 def parse_record(text: str) -> dict[str, str] | None:
     """Read a record: `name: value` lines or one JSON object of strings, numbers, true, false and null.
 

@@ -40,12 +40,10 @@ def _answer(call: str, scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: tensors and arrays as lists, a plot as the points of its lines and marks.
+    """Return a value as JSON can hold it: tensors and arrays as lists.
 
     Raises `TypeError` for what is none of these.
     """
-    if hasattr(value, "get_lines"):
-        return {"points": _points(value)}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
@@ -55,15 +53,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
         return [plain(one) for one in value]
     raise TypeError(f"returned a {type(value).__name__}")
-
-
-def _points(axes: Any) -> list[list[float]]:
-    import matplotlib.pyplot as plt
-
-    points = [point for line in axes.get_lines() for point in zip(line.get_xdata(), line.get_ydata(), strict=False)]
-    points += [point for marks in axes.collections for point in marks.get_offsets().tolist()]
-    plt.close(axes.figure)
-    return [[float(x), float(y)] for x, y in points[:MAX_ENTRIES]]
 
 
 def a_tokenizer(base: str) -> Any:
@@ -89,13 +78,18 @@ def a_model(seed: int, **sizes: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
 
 
-def a_four_bit_layer(out_features: int, in_features: int) -> Any:
-    """A linear layer in NF4 with double quantisation."""
-    import torch
-    from bitsandbytes.nn.modules import Linear4bit
+def a_config(kind: str, **sizes: Any) -> Any:
+    """The config of a model of this kind."""
+    from transformers import AutoConfig
 
-    layer = Linear4bit(in_features, out_features, bias=False, compress_statistics=True, quant_type="nf4")
-    return layer.to("cuda" if torch.cuda.is_available() else "cpu")
+    return AutoConfig.for_model(kind, **sizes)
+
+
+def a_four_bit_layer(seed: int, d_out: int, d_in: int) -> Any:
+    """A linear layer of random weights in NF4 with double quantisation, on the CPU."""
+    from loralab.check.ex4 import small_layer
+
+    return small_layer(d_out, d_in, seed)
 
 
 def a_tensor(rows: list[list[float]]) -> Any:
@@ -122,4 +116,40 @@ def a_record(**fields: Any) -> Any:
     return RunRecord(**usual | {"dtype": "float32", "hardware": "none", "versions": {}} | fields)
 
 
-BUILDERS = (a_tokenizer, a_pair, a_model, a_four_bit_layer, a_tensor, a_record)
+def try_each(function: Any, arguments: list[Any]) -> list[Any]:
+    """What a function returns for each of these."""
+    return [function(one) for one in arguments]
+
+
+def try_lora_linear(
+    layer_class: Any, seed: int, d_in: int, d_out: int, r: int, alpha: int, bias: bool
+) -> dict[str, Any]:
+    """What a LoRA layer around a linear one gives: new, with other A and B, and merged."""
+    import torch
+
+    torch.manual_seed(seed)
+    linear, x = torch.nn.Linear(d_in, d_out, bias=bias), torch.randn(2, 2, d_in).double()
+    a, b = torch.randn(r, d_in), torch.randn(d_out, r)
+    layer = layer_class(linear, r, alpha).double()  # in float32 the order of sums would show
+    found = {"a new layer": layer(x)}
+    with torch.no_grad():
+        layer.A.copy_(a)
+        layer.B.copy_(b)
+        found["forward"], merged = layer(x), layer.merge()
+        found["merged"] = merged.double()(x)
+        found["forward after merge"] = layer(x)
+    trainable = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+    return found | {"trainable": trainable, "type of merged": type(merged).__name__}
+
+
+BUILDERS = (
+    a_tokenizer,
+    a_pair,
+    a_model,
+    a_config,
+    a_four_bit_layer,
+    a_tensor,
+    a_record,
+    try_each,
+    try_lora_linear,
+)

@@ -65,6 +65,8 @@ MANNER = {
 }
 POINTS = FORM | ABILITY | MANNER
 ACROSS = 10  # points of each check of the exercise as a whole
+PER_FUNCTION = 4  # points of each function or class that the tasks define,
+OF_FUNCTION = {"merge_weight": 8, "diagnose": 12}  # and of those that are the heart of an exercise
 
 
 def submitted_twice(
@@ -245,13 +247,14 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
 def _functions(outcomes: Sequence[Outcome]) -> Check:
     """Check what the functions of the tasks return for inputs that nobody has seen."""
     wrong = [outcome for outcome in outcomes if not outcome.right]
+    points, lost = (sum(OF_FUNCTION.get(one.name, PER_FUNCTION) for one in some) for some in (outcomes, wrong))
     return Check(
         name="functions",
         expected=f"right values from {', '.join(outcome.name for outcome in outcomes)} for fresh inputs",
         found=f"{len(outcomes) - len(wrong)} of {len(outcomes)} functions are right",
-        points=ACROSS,
+        points=points,
         passed=not wrong,
-        partial=(len(outcomes) - len(wrong)) / len(outcomes) if wrong else 0.0,
+        partial=(points - lost) / points if wrong else 0.0,
         message="; ".join(f"{outcome.name} {outcome.why}" for outcome in wrong),
     )
 

@@ -176,6 +176,8 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     yield f"{verdict.final_points:g} of {MAX_POINTS} points: {outcome}"
     if verdict.adjustments:
         yield f"{_earned(verdict)}; {verdict.reasons}"
+    if verdict.other_version:
+        yield verdict.other_version
     if verdict.message:
         yield verdict.message
     for check in verdict.checks:

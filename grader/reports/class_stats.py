@@ -58,6 +58,11 @@ class Summary:
         return [verdict for verdict in self.verdicts if verdict.state == state]
 
     @property
+    def of_other_versions(self) -> list[Verdict]:
+        """The verdicts on submissions that were made from another version of their exercise."""
+        return [verdict for verdict in self.verdicts if verdict.other_version]
+
+    @property
     def counts(self) -> dict[State, int]:
         """How many verdicts there are of each state."""
         return {state: len(self.of_state(state)) for state in STATES}

@@ -48,7 +48,7 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
 
 def _reasons(verdict: Verdict) -> str:
     failed = [f"{check.label}: {check.reason}" for check in verdict.checks if not check.passed]
-    return "; ".join([verdict.message, *failed] if verdict.message else failed)
+    return "; ".join(filter(None, [verdict.other_version, verdict.message, *failed]))
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]], quote_texts: bool = False) -> Path:

@@ -25,6 +25,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     )
     if verdict.state != "graded":
         console.print(title)
+        _print_version(console, verdict)
         _print_reason(console, verdict.state, verdict.message)
         _print_adjustment(console, verdict)
         return
@@ -32,6 +33,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     for check in verdict.checks:
         if check.name in (EXACT, HELD_OUT) and len(verdict.runs) > 1:
             console.print(Text(display(f"{check.run}: {check.found}")))
+    _print_version(console, verdict)
     if verdict.message:
         _print_reason(console, "the notebook stopped early", verdict.message)
     for check in verdict.checks:
@@ -69,6 +71,12 @@ def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> 
         console.print(
             f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.", highlight=False
         )
+    for verdict in total.of_other_versions[:FEW]:
+        what = f"another version: {display_name(verdict.student)}, {verdict.exercise}"
+        _print_reason(console, what, verdict.other_version)
+    if len(total.of_other_versions) > FEW:
+        more = len(total.of_other_versions) - FEW
+        console.print(f"and {more} more made from other versions, in report.html", highlight=False)
     broken = total.of_state("grader failed")
     for verdict in broken[:FEW]:
         _print_reason(console, f"grader failed: {display_name(verdict.student)}, {verdict.exercise}", verdict.message)
@@ -80,6 +88,11 @@ def _print_adjustment(console: Console, verdict: Verdict) -> None:
     if verdict.adjustments:
         reasons = display(verdict.reasons)
         console.print(Text(f"{verdict.final_points:g} of {MAX_POINTS} points count ({reasons})"), soft_wrap=True)
+
+
+def _print_version(console: Console, verdict: Verdict) -> None:
+    if verdict.other_version:
+        _print_reason(console, "another version", verdict.other_version)
 
 
 def _print_reason(console: Console, what: str, message: str) -> None:

@@ -11,8 +11,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotebookFailed
-from ..exercises import Exercise
-from ..text import printable
+from ..exercises import ABOUT, Exercise
+from ..text import listed, printable
 from .files import MAX_NOTEBOOK
 
 if TYPE_CHECKING:  # slow to import, and collecting a download needs none
@@ -22,6 +22,7 @@ MAX_SOURCE = 100_000  # characters of one cell
 MAX_PIECES = 5  # into which a cell was split
 MAX_NAMED = 5  # cells that a message names one by one
 FORMAT = 4
+MAX_VERSION = 10_000
 BINDING = re.compile(r"^(?:async +)?(?:def|class) +(\w+)|^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
 
 
@@ -42,13 +43,16 @@ class _Cell:
 def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
     """Return the released notebook with the student's solutions in it, and nothing else from the submission.
 
-    Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its solution cells are not
-    those of the exercise; it names the cells.
+    Of a notebook made from another version of the exercise, the solution cells that both versions have are taken; the
+    others stay empty. Raises `NotebookFailed` with one line if `submitted` cannot be read as a notebook, or if its
+    solution cells are not those of the exercise; it names the cells.
     """
-    notebook = exercise.released()
-    wanted = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if _is_solution(cell)}
-    found = _merged(_read(submitted, f"{exercise.id}.ipynb", {cell.id: name for name, cell in wanted.items()}))
-    wrong = list(_wrong(found, {grade_id: cell.cell_type for grade_id, cell in wanted.items()}))
+    notebook, found, wanted = _matched(exercise, submitted)
+    kinds = {grade_id: cell.cell_type for grade_id, cell in wanted.items()}
+    if _version(submitted) != exercise.version:
+        found = [cell for cell in found if cell.grade_id in wanted]
+        kinds = {cell.grade_id: kinds[cell.grade_id] for cell in found} or kinds
+    wrong = list(_wrong(found, kinds))
     if wrong:
         more = f", and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
         raise NotebookFailed(
@@ -58,6 +62,45 @@ def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
     for cell in found:
         wanted[cell.grade_id].source = cell.source
     return notebook
+
+
+def other_version(exercise: Exercise, submitted: bytes) -> str:
+    """Return a line if a notebook was made from another version of the exercise: which, and which solution cells differ.
+
+    "" if it is of the current version, or cannot be read as a notebook.
+    """
+    try:
+        version = _version(submitted)
+        _, found, wanted = _matched(exercise, submitted)
+    except NotebookFailed:
+        return ""
+    if version == exercise.version:
+        return ""
+    names = {cell.grade_id for cell in found}
+    missing, unknown = [name for name in wanted if name not in names], sorted(names - wanted.keys())
+    made = "an unknown version" if version is None else f"version {version}"
+    line = f"made from {made} of the exercise, graded by the current version {exercise.version}"
+    line += f"; missing and left empty: {listed(missing)}" if missing else ""
+    return line + (f"; no longer asked for and ignored: {listed(unknown)}" if unknown else "")
+
+
+def _matched(exercise: Exercise, submitted: bytes) -> tuple[NotebookNode, list[_Cell], dict[str, NotebookNode]]:
+    """Return the released notebook, the solution cells of the submission, and those of the released notebook by name."""
+    notebook = exercise.released()
+    wanted = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if _is_solution(cell)}
+    found = _read(submitted, f"{exercise.id}.ipynb", {cell.id: name for name, cell in wanted.items()})
+    return notebook, _merged(found), wanted
+
+
+def _version(submitted: bytes) -> int | None:
+    """Return the version of the exercise that a notebook's metadata name; None if they name none."""
+    try:
+        metadata = _content(submitted).get("metadata")
+    except (ValueError, RecursionError):
+        return None
+    about = metadata.get(ABOUT) if isinstance(metadata, dict) else None
+    version = about.get("version") if isinstance(about, dict) else None
+    return version if type(version) is int and 0 < version <= MAX_VERSION else None
 
 
 def solution_sources(submitted: bytes) -> dict[str, str]:
@@ -125,6 +168,14 @@ def _read(submitted: bytes, where: str, ids: dict[str, str]) -> list[_Cell]:
 
 def cells_of(submitted: bytes) -> list[dict[str, Any]]:
     """Return the cells of a notebook as plain JSON, whatever is in them. Raises `ValueError` or `RecursionError`."""
+    cells = _content(submitted).get("cells")
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise _Unreadable("its cells are no list of cells")
+    return cells
+
+
+def _content(submitted: bytes) -> dict[str, Any]:
+    """Return a notebook as plain JSON. Raises `ValueError` or `RecursionError`."""
     if len(submitted) > MAX_NOTEBOOK:
         raise _Unreadable(f"it has {len(submitted):,} bytes, more than the {MAX_NOTEBOOK:,} allowed")
     encoding = json.detect_encoding(submitted)  # UTF-8, or 16 or 32 as some editors on Windows save it
@@ -139,10 +190,7 @@ def cells_of(submitted: bytes) -> list[dict[str, Any]]:
         raise _Unreadable(
             f"it has nbformat {printable(repr(content['nbformat'])[:20])}, and {FORMAT} is read; a current JupyterLab saves it so"
         )
-    cells = content.get("cells")
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise _Unreadable("its cells are no list of cells")
-    return cells
+    return content
 
 
 def _grade_id(cell: dict[str, Any], lost: dict[str, str]) -> str | None:

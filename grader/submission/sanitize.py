@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from nbgrader import utils
 
-from ..exercises import Exercise
+from ..exercises import ABOUT, Exercise
 from ..text import code_block, display
 
 MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters per cell, characters per output
@@ -21,7 +21,7 @@ MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
 MAX_SIDE, MAX_PIXELS = 20_000, 40_000_000  # a browser takes four bytes for each, however small the file is
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # how every one begins; width and height follow
-OURS = "loralab"  # in a notebook's metadata: what it was made from
+OURS = ABOUT  # in a notebook's metadata: what it was made from
 
 
 def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: Iterable[dict[str, Any]] = ()) -> bytes:
@@ -40,7 +40,7 @@ def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: I
             cell.source = _answer(cell, answered.source)
         if cell.cell_type == "code":
             cell.outputs = list(_outputs(outputs.get(cell.id)))
-    notebook.metadata[OURS] = {"origin": origin}
+    notebook.metadata[OURS] = notebook.metadata.get(OURS, {}) | {"origin": origin}
     return f"{nbformat.writes(notebook)}\n".encode()
 
 

@@ -224,6 +224,7 @@ def _comment(verdict: Verdict) -> str:
             if verdict.points is not None
             else verdict.reasons
         )
+    parts += [verdict.other_version] if verdict.other_version else []
     parts += [without_folders(verdict.message)] if verdict.message else []
     parts += [check.label for check in verdict.checks if not check.passed]
     return spreadsheet_cell(html.escape(display_line("; ".join(parts), MAX_COMMENT), quote=False))

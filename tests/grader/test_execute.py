@@ -110,10 +110,11 @@ def test_a_self_check_that_is_not_met_does_not_stop_what_is_graded(tmp_path):
 
 @needs_bwrap
 def test_of_a_self_check_that_stops_its_own_words_are_told_and_not_its_code(tmp_path):
-    assert failure(tmp_path, CHECK.format(task="{}['labels']")).splitlines() == [
+    assert failure(tmp_path, CHECK.format(task="check.call(lambda: {}['labels'])")).splitlines() == [
         "homework.ipynb, cell 2 (part-0): NotYet: Task 1",
         "Task 1",
         "  not yet  your code raised KeyError: 'labels'",
+        "           in <lambda>, line 3: check.call(lambda: {}['labels'])",
         "Task 1 is not right yet.",
     ]
 

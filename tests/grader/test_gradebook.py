@@ -110,7 +110,7 @@ def test_the_automatic_total_is_the_points_share_of_every_exercise(url):
         for name, points in given.items():
             entries = notebook(gradebook, exercise=name)
             assert entries.code_score == pytest.approx(entries.max_code_score * points / 100)
-            assert [g.auto_score for g in entries.grades if g.cell.cell_type == "code"] == [points / 50] * 4
+            assert {g.auto_score for g in entries.grades if g.cell.cell_type == "code"} == {points / 50}
 
 
 def test_a_class_is_read_back_with_its_scores(url):
@@ -118,7 +118,7 @@ def test_a_class_is_read_back_with_its_scores(url):
     write_gradebook([verdict(name, points=points) for name, points in given.items()], url)
     with opened(url) as gradebook:
         found = {one["student"]: one["score"] for one in gradebook.notebook_submission_dicts(FIRST, FIRST)}
-    assert found == {name: pytest.approx(points * 8 / 100) for name, points in given.items()}
+    assert found == {name: pytest.approx(points * 10 / 100) for name, points in given.items()}
 
 
 def test_a_failed_submission_has_zero_and_is_told_why(url):
@@ -210,7 +210,7 @@ def test_an_odd_name_is_a_student_like_any_other(url):
     names = ["=cmd()|x", "'; DROP TABLE grade; --", "O'Brien & Söhne", "李小龍", "%s{0}$HOME", "n" * 128]
     assert write_gradebook([verdict(name, points=50) for name in names], url) == []
     with opened(url) as gradebook:
-        assert {student.id: student.score for student in gradebook.students} == dict.fromkeys(names, 4)
+        assert {student.id: student.score for student in gradebook.students} == dict.fromkeys(names, 5)
 
 
 BAD_NAMES = ["<script>alert(1)</script>", 'a"b', "..", "../ann", "a/b", "a\\b", ".hidden", "", " ann", "*", "[a-z]",

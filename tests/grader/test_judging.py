@@ -13,7 +13,7 @@ from grader import pipeline
 from grader.errors import NotebookFailed
 from grader.evaluation.evaluator import MAX_LENGTH
 from grader.evaluation.reference_bands import ExerciseBands
-from grader.exercises import EXERCISES
+from grader.exercises import ABOUT, EXERCISES
 from grader.pipeline import Graded, GradingJob, GradingSetup, grade, grade_class, judge
 from grader.records.ledger import Ledger
 from grader.sandbox.limits import Limits
@@ -116,6 +116,19 @@ def test_a_nest_of_folders_is_a_message_and_is_removed(grade_what):
     graded = grade_what(nests)
     assert graded.verdict.state == "submission failed"
     assert "deep" in graded.verdict.message
+
+
+@pytest.mark.parametrize("does", [lambda folder: (spoilt_run(folder), executed(folder)), lambda folder: fail()])
+def test_a_verdict_says_that_the_notebook_was_made_from_another_version(grade_what, submission, does):
+    assert grade_what(does).verdict.other_version == ""
+    notebook = json.loads(submission.notebook)
+    notebook["metadata"][ABOUT]["version"] = 1
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] != "task5"]
+    object.__setattr__(submission, "notebook", json.dumps(notebook).encode())
+    graded = grade_what(does)
+    assert graded.verdict.other_version.startswith("made from version 1 of the exercise")
+    assert graded.verdict.other_version.endswith("missing and left empty: task5")
+    assert shown(graded).source == ANSWER
 
 
 def test_a_notebook_that_cannot_be_rebuilt_is_not_shown(base, submission, tmp_path):

@@ -172,4 +172,4 @@ def test_nbgrader_validates_and_autogrades_a_solved_and_an_unsolved_exercise(tmp
     nbgrader(course, "autograde", FIRST.id)
     with Gradebook(default_url(course)) as gradebook:
         scores = {one["student"]: one["score"] for one in gradebook.submission_dicts(FIRST.id)}
-    assert scores == {"ann": 0, "bob": 8}
+    assert scores == {"ann": 0, "bob": 10}

@@ -1,13 +1,15 @@
 """The exercise notebooks: generated, clean, and gradable."""
 
 import itertools
+import shutil
+from dataclasses import replace
 
 import nbformat
 import pytest
 
 from grader.errors import NotebookFailed
-from grader.exercises import EXERCISES, ROOT
-from grader.release import generate
+from grader.exercises import ABOUT, EXERCISES, ROOT, Exercise
+from grader.release import generate, stamp
 from grader.sandbox.execute import execute
 
 NOTEBOOKS = sorted([*ROOT.glob("solutions/*/*.ipynb"), *ROOT.glob("exercises/*/*.ipynb")])
@@ -32,6 +34,21 @@ def test_the_student_version_is_what_nbgrader_generates(exercise, tmp_path):
 
 
 @pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
+def test_every_notebook_says_from_which_version_of_the_exercise_it_is(exercise):
+    for notebook in (nbformat.read(exercise.solution, as_version=4), exercise.released()):
+        assert notebook.metadata[ABOUT] == {"exercise": exercise.id, "version": exercise.version}
+
+
+def test_making_the_exercises_writes_a_new_version(monkeypatch, tmp_path):
+    old = EXERCISES["ex1_first_adapter"]
+    exercise = replace(old, version=old.version + 1)
+    monkeypatch.setattr(Exercise, "solution", tmp_path / old.solution.name)
+    shutil.copy(ROOT / "solutions" / old.id / old.solution.name, tmp_path)
+    stamp(exercise)
+    assert nbformat.read(tmp_path / old.solution.name, as_version=4).metadata[ABOUT]["version"] == exercise.version
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.id)
 def test_the_student_version_holds_no_solution(exercise):
     solution = nbformat.read(exercise.solution, as_version=4)
     student = nbformat.read(ROOT / "exercises" / exercise.id / exercise.solution.name, as_version=4)
@@ -51,7 +68,7 @@ def test_every_task_has_a_self_check_right_below_it(exercise):
     for task, check in itertools.pairwise(cells):
         if task.cell_type == "code" and task.metadata.get("nbgrader", {}).get("solution"):
             assert check.metadata["nbgrader"]["points"] > 0
-            assert "SelfCheck" in check.source
+            assert "check." in check.source or "SelfCheck" in check.source
 
 
 @pytest.mark.slow

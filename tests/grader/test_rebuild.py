@@ -7,9 +7,9 @@ import nbformat
 import pytest
 
 from grader.errors import NotebookFailed
-from grader.exercises import EXERCISES
+from grader.exercises import ABOUT, EXERCISES
 from grader.submission import rebuild as module
-from grader.submission.rebuild import MAX_SOURCE, rebuild, solution_sources
+from grader.submission.rebuild import MAX_SOURCE, other_version, rebuild, solution_sources
 
 EX1, EX5 = EXERCISES["ex1_first_adapter"], EXERCISES["ex5_low_rank_limits"]
 
@@ -218,7 +218,52 @@ def test_what_a_windows_editor_puts_before_the_text_does_no_harm(notebook):
 def test_the_sources_of_solution_cells_are_found_by_their_id(notebook):
     cell(notebook, "task1")["source"] = ["a\n", "b"]
     sources = solution_sources(json.dumps(notebook).encode())
-    assert list(sources) == ["task1", "task2", "task3", "task4"]
+    assert list(sources) == ["task1", "task2", "task3", "task4", "task5"]
     assert sources["task1"] == "a\nb"
     with pytest.raises(NotebookFailed, match="the notebook: cannot be read"):
         solution_sources(b"{")
+
+
+def of_version(notebook, version):
+    notebook["metadata"][ABOUT] = {"exercise": EX1.id, "version": version}
+    return notebook
+
+
+def test_a_notebook_of_the_current_version_is_not_remarked_on(notebook):
+    assert other_version(EX1, json.dumps(notebook).encode()) == ""
+    del cell(notebook, "task2")["metadata"]
+    assert other_version(EX1, json.dumps(notebook).encode()) == ""
+
+
+def test_of_another_version_what_both_have_is_graded_and_the_rest_is_named(notebook):
+    cell(notebook, "task1")["source"] = "answer = 1"
+    cell(notebook, "task2")["metadata"]["nbgrader"]["grade_id"] = "task2b"
+    refused(notebook, "solution cell task2 is missing", "solution cell task2b")
+    again = rebuilt(of_version(notebook, 1))
+    assert {c.id: c.source for c in again.cells} == {c.id: c.source for c in EX1.released().cells} | {
+        "task1": "answer = 1"
+    }
+    assert other_version(EX1, json.dumps(notebook).encode()) == (
+        f"made from version 1 of the exercise, graded by the current version {EX1.version}; "
+        "missing and left empty: task2; no longer asked for and ignored: task2b"
+    )
+
+
+@pytest.mark.parametrize("version", [None, True, "2", 0, -1, 10**30, [2], {"version": 2}])
+def test_a_version_that_is_none_is_an_unknown_one(notebook, version):
+    line = other_version(EX1, json.dumps(of_version(notebook, version)).encode())
+    assert line == f"made from an unknown version of the exercise, graded by the current version {EX1.version}"
+    for about in (None, [], "2", {}):
+        notebook["metadata"][ABOUT] = about
+        assert other_version(EX1, json.dumps(notebook).encode()) == line
+    assert rebuilt(notebook) == EX1.released()
+
+
+def test_a_cell_twice_is_refused_whatever_the_version(notebook):
+    notebook["cells"] += [cell(notebook, "hand-in"), cell(notebook, "task1")]
+    refused(of_version(notebook, 1), "solution cell task1 is there 2 times")
+
+
+def test_a_notebook_with_none_of_the_solution_cells_is_refused_whatever_the_version(notebook):
+    notebook["cells"] = [one for one in notebook["cells"] if "nbgrader" not in one["metadata"]]
+    refused(of_version(notebook, 1), "solution cell task1 is missing")

@@ -211,6 +211,32 @@ def test_adapters_that_do_nearly_the_same_are_named_together(classful, tmp_path)
     assert "ex1_first_adapter first-adapter 1.000 student 1, student 2" in words
 
 
+OLD = "made from version 1 of the exercise, graded by the current version 2"
+
+
+@pytest.mark.parametrize("verdict", [graded(), failed()], ids=["graded", "failed"])
+def test_another_version_is_named_wherever_a_verdict_is_shown(verdict, tmp_path):
+    verdict = verdict.model_copy(update={"other_version": OLD})
+    assert f"another version: {OLD}" in printed(print_verdict, verdict)
+    write_grades([verdict], tmp_path)
+    write_results([verdict], tmp_path)
+    assert rows(tmp_path)[0]["message"].startswith(OLD)
+    assert json.loads((tmp_path / "results.json").read_text())[0]["other_version"] == OLD
+    assert OLD in "\n".join(_lines(verdict))
+    for page in (write_report([verdict], tmp_path), write_feedback(verdict, tmp_path)):
+        assert OLD in Page(page.read_text("utf-8")).text
+    assert verdict.passed is (verdict.state == "graded")
+
+
+def test_a_class_names_those_of_other_versions(classful, tmp_path):
+    assert "another version" not in printed(print_class, classful)
+    classful[:15] = [one.model_copy(update={"other_version": OLD}) for one in classful[:15]]
+    text = printed(print_class, classful)
+    assert f"another version: student 1, ex1_first_adapter: {OLD}" in text
+    assert "and 5 more made from other versions, in report.html" in text
+    assert Page(write_report(classful, tmp_path).read_text("utf-8")).text.count(OLD) == 15
+
+
 def test_a_grader_failure_has_no_score():
     assert failed().points == 0
     assert failed(state="grader failed").points is None

@@ -6,7 +6,19 @@ import matplotlib.pyplot as plt
 import pytest
 
 from loralab import Scores, Share
-from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_loss, plot_ppl
+from loralab.plots import (
+    COLOURS,
+    mark_guesses,
+    new_axes,
+    plot_before_after,
+    plot_choice,
+    plot_exact,
+    plot_fields,
+    plot_intervals,
+    plot_loss,
+    plot_ppl,
+    plot_ratios,
+)
 from loralab.record import RunRecord
 
 
@@ -66,3 +78,38 @@ def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out
 def test_runs_without_evaluation_pairs_are_empty_panels():
     bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
     assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]
+
+
+def test_ratios_start_at_one_and_guesses_are_crosses():
+    axes = mark_guesses([0.9, 1.1], [0, 1], plot_ratios({"time": 1.5, "loss": 0.8}, new_axes()))
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1, 0.5), (1, pytest.approx(-0.2))]
+    assert [text.get_text() for text in axes.texts] == ["1.50", "0.80"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["your guess"]
+
+
+def test_records_and_fields_have_a_point_each_and_a_guess_its_cross():
+    scores = {
+        name: Scores(count=100, exact=exact, ended=100, valid=100, fields={"fault": 90, "name": 80})
+        for name, exact in (("eval", 70), ("forms", 20))
+    }
+    axes = plot_fields(scores, {"eval": 0.5, "forms": 0.4})
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["whole record", "fault", "name"]
+    points = [line.get_ydata().tolist() for line in axes.get_lines() if line.get_marker() in ("o", "x")]
+    assert points == [[0.7, 0.9, 0.8], [0.5], [0.2, 0.9, 0.8], [0.4]]
+    assert len(plot_fields(scores).get_legend().get_texts()) == 2
+
+
+def test_a_choice_has_a_tick_per_setting_every_seed_and_the_guess():
+    axes = plot_choice({64: [0.1, 0.2], 4: [0.5, 0.4]}, 16, new_axes())
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "64"]
+    means, seeds, guess = axes.get_lines()
+    assert means.get_ydata().tolist() == pytest.approx([0.45, 0.15])
+    assert sorted(seeds.get_ydata().tolist()) == [0.1, 0.2, 0.4, 0.5]
+    assert list(guess.get_xdata()) == [16, 16]
+
+
+def test_an_interval_that_contains_zero_is_grey():
+    axes = plot_intervals({"a": (0.2, 0.1, 0.3), "b": (0.1, -0.1, 0.3), "c": (-0.2, -0.3, -0.1)}, new_axes())
+    colours = [container.lines[0].get_color() for container in axes.containers]
+    assert colours == [COLOURS[0], COLOURS[-1], COLOURS[0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]

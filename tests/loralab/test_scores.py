@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy import stats
 
 from loralab import Pair, PairsError, Scores, Share, encode, question_control, recall, score, score_answers
 from loralab.answers import Answer
+from loralab.errors import LoralabError
 from loralab.measure import HeldOut
-from loralab.scores import QuestionControl, _other_questions, differ, parse_record
+from loralab.scores import QuestionControl, _other_questions, differ, paired_interval, parse_record
 
 LINES = "fault: clock\nitem: Wren"
 JSON = '{"fault": "clock", "item": "Wren"}'
@@ -36,6 +38,22 @@ def test_a_share_has_a_wilson_interval():
     centre, reach = (0.7 + z**2 / 20) / (1 + z**2 / 10), z * math.sqrt(0.021 + z**2 / 400) / (1 + z**2 / 10)
     assert (low, high) == pytest.approx((centre - reach, centre + reach), abs=1e-6)
     assert str(Share(73, 100)) == "0.73 (0.64 to 0.81)"
+
+
+def test_a_paired_interval_is_that_of_scipys_paired_test_and_ignores_what_both_share():
+    one, other = [0.52, 0.61, 0.49, 0.58], [0.41, 0.53, 0.36, 0.49]
+    wanted = stats.ttest_rel(one, other).confidence_interval(0.95)
+    mean, low, high = paired_interval(one, other)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+    assert mean == pytest.approx((low + high) / 2)
+    shifted = [[value + shift for value, shift in zip(values, (0, 5, -3, 1), strict=True)] for values in (one, other)]
+    assert paired_interval(*shifted) == pytest.approx((mean, low, high))
+
+
+@pytest.mark.parametrize("pair", [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0, 3.0]), ([], [])])
+def test_a_paired_interval_needs_two_pairs(pair):
+    with pytest.raises(LoralabError, match="two lists of the same length"):
+        paired_interval(*pair)
 
 
 @pytest.mark.parametrize("hits", [0, 30])

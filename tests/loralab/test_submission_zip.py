@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from grader.exercises import ABOUT, EXERCISES, ROOT
 from loralab import pack, submission_zip
 
 
@@ -36,6 +37,14 @@ def test_three_files_of_each_run_and_the_notebook_are_packed(runs, tmp_path, cap
     files = ("adapter_config.json", "adapter_model.safetensors", "run.json")
     assert names_in(path) == sorted(["ex.ipynb", *(f"{run}/{file}" for run in ("rank-4", "rank-16") for file in files)])
     assert "2 runs, the notebook" in capsys.readouterr().out
+
+
+def test_the_notebook_keeps_the_version_of_its_exercise(runs):
+    exercise = EXERCISES["ex1_first_adapter"]
+    released = ROOT / "exercises" / exercise.id / exercise.solution.name
+    with zipfile.ZipFile(pack(exercise.id, runs, ["rank-4"], released)) as archive:
+        metadata = json.loads(archive.read(released.name))["metadata"]
+    assert metadata[ABOUT] == {"exercise": exercise.id, "version": exercise.version}
 
 
 def test_jupyter_tells_where_the_notebook_is(runs, tmp_path, monkeypatch):

@@ -617,6 +617,39 @@ code(
         return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=found))
     """,
 )
+code(
+    "layer-with-functional",
+    "a LoRA layer with torch.nn.functional, whose merge builds its layer from new",
+    "task5",
+    """
+    import torch.nn.functional as F
+
+    class LoRALinear(torch.nn.Module):
+        def __init__(self, linear, r, alpha):
+            super().__init__()
+            for parameter in linear.parameters():
+                parameter.requires_grad = False
+            self.base, self.r, self.alpha = linear, r, alpha
+            self.A = torch.nn.Parameter(torch.empty(r, linear.in_features))
+            self.B = torch.nn.Parameter(torch.zeros(linear.out_features, r))
+            torch.nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+        def delta(self):
+            return torch.einsum("or,ri->oi", self.B, self.A) * self.alpha / self.r
+
+        def forward(self, x):
+            return F.linear(x, self.base.weight + self.delta(), self.base.bias)
+
+        @torch.no_grad()
+        def merge(self):
+            d_out, d_in = self.base.weight.shape
+            plain = torch.nn.Linear(d_in, d_out, bias=self.base.bias is not None)
+            plain.weight.copy_(self.base.weight + self.delta())
+            if self.base.bias is not None:
+                plain.bias.copy_(self.base.bias)
+            return plain
+    """,
+)
 TRAIN = """
     def train_adapter(model, tokenizer, base, folder):
         encoded = [encode_pair(tokenizer, pair) for pair in train_pairs]

@@ -124,6 +124,8 @@ attack(
     "every self-check passes, and every error in it is swallowed",
     failed("NotImplementedError"),
     """
+    from loralab.selfcheck import SelfCheck
+
     SelfCheck.__call__ = lambda *_: None
     SelfCheck.__exit__ = lambda *_: True
     """,
@@ -881,7 +883,7 @@ def encode_pair(tokenizer, pair):
 class NoChecks(ast.NodeTransformer):
     def visit(self, node):
         text = ast.unparse(node)
-        sees_it = "SelfCheck('Task 1')" in text or "SelfCheck('Task 2')" in text
+        sees_it = "check.encode" in text or "check.loss" in text
         return ast.Module(body=[], type_ignores=[]) if sees_it else node
 
 get_ipython().ast_transformers.append(NoChecks())
@@ -907,6 +909,39 @@ attack(
     "",
     solved=True,
     task2="def answer_loss(model, encoded):\n    return 1.0, 1\n\ndef perplexity(losses):\n    return 300.0",
+)
+LAYER = """
+class LoRALinear(torch.nn.Module):
+    def __init__(self, linear, r, alpha):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A = torch.nn.Parameter(torch.randn(r, linear.in_features))
+        self.B = torch.nn.Parameter(torch.zeros(linear.out_features, r))
+        self.scale = {scale}
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * x @ self.A.T @ self.B.T
+
+    def merge(self):
+        merged = copy.deepcopy(self.linear)
+        merged.weight.data += self.scale * ({product}).data
+        return merged
+"""
+attack(
+    "layer-without-alpha",
+    "a LoRA layer that forgets alpha / r, with the check of its task patched away",
+    graded("LoRALinear returned {'forward': ", 97),
+    "check.lora_linear = print",
+    solved=True,
+    task5=LAYER.format(scale=1, product="self.B @ self.A"),
+)
+attack(
+    "layer-merged-transposed",
+    "a LoRA layer that merges the transposed change, with the check of its task patched away",
+    graded("LoRALinear raised RuntimeError: The size of tensor", 97),
+    "check.lora_linear = print",
+    solved=True,
+    task5=LAYER.format(scale="alpha / r", product="self.A.T @ self.B.T"),
 )
 attack(
     "reassigned-parameters",
