@@ -21,7 +21,7 @@ from .delta_w import Factors, contained, likeness
 from .evaluator import Evidence
 from .functions import Outcome
 from .probes import Probes
-from .reference_bands import BaseBands, RunBands
+from .reference_bands import Band, BaseBands, RunBands
 
 # The share of the reference runs' gain, in nats, that passes: reference runs differ by seed alone, honest runs also by
 # batch size. A wrong template, a masked end and the like are found by checks of their own, not by a narrow band.
@@ -153,7 +153,7 @@ def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: B
         _answers_only(run, evidence),
         _end(evidence),
         _unseen(run, evidence),
-        _forgetting(evidence, band) if band else None,
+        _forgetting(evidence, band.forgetting) if band and band.forgetting else None,
         honest,
     ]
     made = [check for check in checks if check is not None]
@@ -555,14 +555,13 @@ def _recipe(run: RunSpec, evidence: Evidence, base: Base) -> Check:
     )
 
 
-def _forgetting(evidence: Evidence, bands: RunBands) -> Check | None:
+def _forgetting(evidence: Evidence, band: Band) -> Check | None:
     """Compare the perplexity of general pairs; None where honest runs may forget as much as there is to forget."""
     general = evidence.general
     nothing_left = evidence.vocabulary / general.before.ppl  # the ratio of a model that takes every token for as likely
-    high = bands.general_ratio.high
-    if high >= nothing_left:
+    if band.high >= nothing_left:
         return None
-    limit = min(max(high, high**FORGETTING_ROOM), nothing_left)
+    limit = min(max(band.high, band.high**FORGETTING_ROOM), nothing_left)
     return _check(
         "forgetting",
         expected=f"general PPL ratio at most {limit:.2f}",
