@@ -26,6 +26,9 @@ from .reference_bands import Band, BaseBands, RunBands
 # The share of the reference runs' gain, in nats, that passes: reference runs differ by seed alone, honest runs also by
 # batch size. A wrong template, a masked end and the like are found by checks of their own, not by a narrow band.
 HONEST_SHARE = 0.6
+# The share of the lower end of the references' exact match that earns all its points. References have batches of 4; where
+# their band ends at 0.40, batches of 8 reached 0.36 and of 16 0.37 (at twice the rate), and half the pairs 0.20.
+EXACT_SHARE = 0.8
 # Cosines of what the changes of two runs of one submission do to the inputs of the layers. Measured on 22 pairs of honest
 # runs of one method and seed: 0.37 to 0.74, whatever rank and layers. A copy under noise of a tenth, half and all of its
 # standard deviation has 0.999, 0.96 and 0.86, one cut to a quarter of its rank 0.99, and one with three times as much
@@ -51,7 +54,7 @@ MIN_UNSEEN_P = 1e-4
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
 # Points by check of one run: ability decides most of them, and form alone earns less than 15.
 FORM = {RANK_AND_TARGETS: 5, "trainable share": 2, "adapter size": 3, "lora_B moved": 2}
-ABILITY = {EXACT: 40, QUESTION: 10, HELD_OUT: 12}
+ABILITY = {EXACT: 50, QUESTION: 6, HELD_OUT: 6}  # the last two hardly tell half an ability from all of it
 # What an adapter passes as well that does nothing: these count only where it does the task.
 MANNER = {
     "pairs and epochs": 3,
@@ -422,8 +425,8 @@ def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
 def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
     """Compare the share of fresh messages that were answered exactly; None where honest runs hardly exceed the base.
 
-    All points are earned from the band's lower end on. It lies below honest runs of other seeds and draws, so it needs no
-    further margin. Below it the points fall in proportion, to none at the base's own share.
+    All points are earned from just below the band's lower end; further down they fall in proportion, to none at the base's
+    own share.
     """
     before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
     found = (
@@ -433,7 +436,7 @@ def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
         expected = "more right answers than the base gives, beyond chance (no band measured for this base)"
         reached = float(_more_right_answers(evidence))
     else:
-        limit = bands.exact.low
+        limit = EXACT_SHARE * bands.exact.low
         if limit - before.value < MIN_EXACT:
             return None
         expected = f"at least {limit:.2f} ({len(bands.exact.values)} reference runs: {bands.exact.mean:.2f} on average)"

@@ -141,7 +141,7 @@ def test_exact_match_is_compared_with_what_honest_runs_reach():
     assert 0.4 < references.exact.low < 0.6
     assert _exact(evidence(), references).passed
     half = _exact(evidence(scores=scores(25)), references)
-    assert not half.passed and half.earned / half.points == pytest.approx(0.25 / references.exact.low)
+    assert not half.passed and half.earned / half.points == pytest.approx(0.25 / (0.8 * references.exact.low))
     weak = _exact(evidence(scores=scores(20, {"fault": 30, "serial": 90})), references)
     assert not weak.passed
     assert "'fault' is right in 30 of 100" in weak.message
@@ -150,8 +150,8 @@ def test_exact_match_is_compared_with_what_honest_runs_reach():
 @pytest.mark.parametrize(("before", "after", "share"), [
     (0, 0, 0), (0, 10, 10 / 40), (0, 39, 39 / 40), (0, 40, 1), (0, 90, 1), (10, 10, 0), (10, 25, 15 / 30), (10, 5, 0),
 ])  # fmt: skip
-def test_exact_match_earns_in_proportion_between_the_base_and_the_bands_lower_end(before, after, share):
-    limit = SimpleNamespace(exact=SimpleNamespace(low=0.4, values=[0.5], mean=0.5))
+def test_exact_match_earns_in_proportion_between_the_base_and_the_limit(before, after, share):
+    limit = SimpleNamespace(exact=SimpleNamespace(low=0.5, values=[0.6], mean=0.6))
     check = _exact(evidence(scores_before=scores(before), scores=scores(after)), limit)
     assert check.earned == pytest.approx(ABILITY["exact match"] * share)
     assert check.passed is (share == 1)
@@ -162,7 +162,7 @@ def test_exact_match_earns_in_proportion_between_the_base_and_the_bands_lower_en
 
 def test_exact_match_is_left_out_where_honest_runs_hardly_exceed_the_base():
     assert _exact(evidence(), bands([0.02, 0.08, 0.05, 0.01])) is None
-    near = SimpleNamespace(exact=SimpleNamespace(low=0.3, values=[0.6], mean=0.6))
+    near = SimpleNamespace(exact=SimpleNamespace(low=0.375, values=[0.6], mean=0.6))
     assert _exact(evidence(scores_before=scores(29)), near) is None
 
 
