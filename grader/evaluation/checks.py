@@ -21,11 +21,14 @@ from .delta_w import Factors, contained, likeness
 from .evaluator import Evidence
 from .functions import Outcome
 from .probes import Probes
-from .reference_bands import BaseBands, RunBands
+from .reference_bands import Band, BaseBands, RunBands
 
 # The share of the reference runs' gain, in nats, that passes: reference runs differ by seed alone, honest runs also by
 # batch size. A wrong template, a masked end and the like are found by checks of their own, not by a narrow band.
 HONEST_SHARE = 0.6
+# The share of the lower end of the references' exact match that earns all its points. References have batches of 4; where
+# their band ends at 0.40, batches of 8 reached 0.36 and of 16 0.37 (at twice the rate), and half the pairs 0.20.
+EXACT_SHARE = 0.8
 # Cosines of what the changes of two runs of one submission do to the inputs of the layers. Measured on 22 pairs of honest
 # runs of one method and seed: 0.37 to 0.74, whatever rank and layers. A copy under noise of a tenth, half and all of its
 # standard deviation has 0.999, 0.96 and 0.86, one cut to a quarter of its rank 0.99, and one with three times as much
@@ -51,7 +54,7 @@ MIN_UNSEEN_P = 1e-4
 MAX_PAIRED_LOSS = 0.0  # nats per token: a base without bands must at least improve for certain
 # Points by check of one run: ability decides most of them, and form alone earns less than 15.
 FORM = {RANK_AND_TARGETS: 5, "trainable share": 2, "adapter size": 3, "lora_B moved": 2}
-ABILITY = {EXACT: 40, QUESTION: 10, HELD_OUT: 12}
+ABILITY = {EXACT: 50, QUESTION: 6, HELD_OUT: 6}  # the last two hardly tell half an ability from all of it
 # What an adapter passes as well that does nothing: these count only where it does the task.
 MANNER = {
     "pairs and epochs": 3,
@@ -155,7 +158,7 @@ def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: B
         _answers_only(run, evidence),
         _end(evidence),
         _unseen(run, evidence),
-        _forgetting(evidence, band) if band else None,
+        _forgetting(evidence, band.forgetting) if band and band.forgetting else None,
         honest,
     ]
     made = [check for check in checks if check is not None]
@@ -425,8 +428,8 @@ def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
 def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
     """Compare the share of fresh messages that were answered exactly; None where honest runs hardly exceed the base.
 
-    All points are earned from the band's lower end on. It lies below honest runs of other seeds and draws, so it needs no
-    further margin. Below it the points fall in proportion, to none at the base's own share.
+    All points are earned from just below the band's lower end; further down they fall in proportion, to none at the base's
+    own share.
     """
     before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
     found = (
@@ -436,7 +439,7 @@ def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
         expected = "more right answers than the base gives, beyond chance (no band measured for this base)"
         reached = float(_more_right_answers(evidence))
     else:
-        limit = bands.exact.low
+        limit = EXACT_SHARE * bands.exact.low
         if limit - before.value < MIN_EXACT:
             return None
         expected = f"at least {limit:.2f} ({len(bands.exact.values)} reference runs: {bands.exact.mean:.2f} on average)"
@@ -558,14 +561,13 @@ def _recipe(run: RunSpec, evidence: Evidence, base: Base) -> Check:
     )
 
 
-def _forgetting(evidence: Evidence, bands: RunBands) -> Check | None:
+def _forgetting(evidence: Evidence, band: Band) -> Check | None:
     """Compare the perplexity of general pairs; None where honest runs may forget as much as there is to forget."""
     general = evidence.general
     nothing_left = evidence.vocabulary / general.before.ppl  # the ratio of a model that takes every token for as likely
-    high = bands.general_ratio.high
-    if high >= nothing_left:
+    if band.high >= nothing_left:
         return None
-    limit = min(max(high, high**FORGETTING_ROOM), nothing_left)
+    limit = min(max(band.high, band.high**FORGETTING_ROOM), nothing_left)
     return _check(
         "forgetting",
         expected=f"general PPL ratio at most {limit:.2f}",

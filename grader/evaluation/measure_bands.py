@@ -39,9 +39,9 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
     runs = {
         name: RunBands(
             fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
-            general_ratio=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
             exact=Band.shares([one[name].scores.exact_match.value for one in evidence]),
             question_gain=Band.linear([round(one[name].control.gain, 5) for one in evidence]),
+            forgetting=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
         )
         for name in evidence[0]
     }

@@ -73,14 +73,15 @@ def tolerance_factor(n: int) -> float:
 class RunBands(BaseModel):
     """The bands of one run of an exercise.
 
-    Perplexity after over before, on fresh pairs and on general ones; on fresh pairs the share of exact answers, and the
-    question control's gain in nats per token.
+    Perplexity after over before on fresh pairs; the share of exact answers on them, and the question control's gain in
+    nats per token; perplexity after over before on drawn general questions, None in bands that were measured before these
+    were drawn: then forgetting is not checked.
     """
 
     fresh_ratio: Band
-    general_ratio: Band
     exact: Band
     question_gain: Band
+    forgetting: Band | None = None
 
 
 class BaseBands(BaseModel):
