@@ -207,7 +207,7 @@ def plot_fields(
         if guesses:
             axes.plot(places[0], guesses[name], "x", color=colour, markersize=9, label=f"{name}, your guess")
         axes.set_xticks(range(len(shares)), list(shares))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))  # inside it could hide a point
     return axes
 
 
