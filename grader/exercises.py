@@ -105,7 +105,7 @@ EXERCISES = {
         Exercise(
             "ex2_rank_sweep",
             "Which rank is enough?",
-            tuple(RunSpec(f"rank-{r}", r, own_epochs=0.5) for r in (4, 16, 64)),
+            tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64)),
             ("adapter_parameters", "next_rate", "paired_difference", "smallest_enough"),
         ),
         Exercise(

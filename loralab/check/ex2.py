@@ -107,11 +107,11 @@ def sweep(
             f"the ranks of the runs are {brief([run.rank for run in runs])}",
             "what does train_rank take as its first argument?",
         )
-        same = {(run.learning_rate, run.epochs, run.train_pairs, run.alpha) for run in runs}
+        same = {(run.learning_rate, run.epochs, run.train_pairs) for run in runs}
         check(
-            same == {(rate, epochs, 100, runs[0].alpha)},
+            same == {(rate, epochs, 100)},
             f"nothing else differs: learning rate {rate:g}, {epochs:g} epochs, 100 pairs",
-            f"learning rate, epochs, pairs and alpha are {brief(sorted(same), 120)}",
+            f"learning rate, epochs and pairs are {brief(sorted(same))}",
             "a sweep changes one thing: pass the rate that was given, and leave the rest to train_rank",
         )
         check(
