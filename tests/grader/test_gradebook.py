@@ -142,7 +142,7 @@ def test_the_checks_that_failed_are_told_below_the_last_task_as_plain_text(url):
     write_gradebook([verdict(exercise=LAST, points=60)], url)
     with opened(url) as gradebook:
         said = {c.name: c.comment for c in notebook(gradebook, exercise=LAST).comments if c.comment}
-    assert said == {"task4": "    60 of 100 points: what did not pass:\n    r8: lost: the adapter is <b>untrained</b>"}
+    assert said == {"task5": "    60 of 100 points: what did not pass:\n    r8: lost: the adapter is <b>untrained</b>"}
 
 
 def test_an_essay_waits_for_a_person_and_then_keeps_the_persons_score(url):
@@ -158,7 +158,7 @@ def test_an_essay_waits_for_a_person_and_then_keeps_the_persons_score(url):
     write_gradebook([verdict(exercise=LAST, points=100)], url)
     with opened(url) as gradebook:
         entries = notebook(gradebook, exercise=LAST)
-        assert (entries.score, entries.written_score, entries.needs_manual_grade) == (8 + 5 + 1, 6, False)
+        assert (entries.score, entries.written_score, entries.needs_manual_grade) == (10 + 5 + 1, 6, False)
         assert [c.comment for c in entries.comments if c.name == "essay"] == ["well argued"]
 
 

@@ -95,18 +95,18 @@ def grade_with_ours(course, student, points):
 def test_the_grader_enters_the_cells_that_nbgrader_enters(course, tmp_path):
     write_gradebook([verdict("ann", 50)], default_url(tmp_path))
     assert cells(tmp_path, LAST) == cells(course, LAST)
-    assert len(cells(course, LAST)["grade_cells"]) == 5
+    assert len(cells(course, LAST)["grade_cells"]) == 6
 
 
 def test_what_nbgrader_graded_gets_the_graders_points_and_feedback_without_scripts(course):
     with Gradebook(default_url(course)) as gradebook:  # the notebook was not run, so no check had failed
-        assert gradebook.find_submission(LAST.id, "ann").score == 8
+        assert gradebook.find_submission(LAST.id, "ann").score == 10
     grade_with_ours(course, "ann", 50)
     with Gradebook(default_url(course)) as gradebook:
-        assert gradebook.find_submission(LAST.id, "ann").score == 4
+        assert gradebook.find_submission(LAST.id, "ann").score == 5
     nbgrader(course, "generate_feedback", LAST.id, "--force")
     page = (course / "feedback" / "ann" / LAST.id / f"{LAST.id}.html").read_text()
-    assert "(Score: 4.0 / 14.0)" in page
+    assert "(Score: 5.0 / 16.0)" in page
     assert "50 of 100 points" in page
     assert page.count("&lt;script&gt;evil()") == 2
     assert "<script>evil" not in page
@@ -150,11 +150,11 @@ def test_formgrader_in_jupyterlab_shows_the_graders_points(course, lab):
     assert "@jupyter/nbgrader" in lab("/lab")
     assert "Manage Assignments" in lab("/formgrader/manage_assignments")
     (assignment,) = json.loads(lab("/formgrader/api/assignments"))
-    assert (assignment["name"], assignment["max_score"], assignment["max_written_score"]) == (LAST.id, 14, 6)
+    assert (assignment["name"], assignment["max_score"], assignment["max_written_score"]) == (LAST.id, 16, 6)
     submitted = {
         one["student"]: one for one in json.loads(lab(f"/formgrader/api/submitted_notebooks/{LAST.id}/{LAST.id}"))
     }
-    assert (submitted["bob"]["code_score"], submitted["bob"]["needs_manual_grade"]) == (6, True)
+    assert (submitted["bob"]["code_score"], submitted["bob"]["needs_manual_grade"]) == (7.5, True)
     page = lab(f"/formgrader/submissions/{submitted['bob']['id']}/")
     assert "Low rank, &lt;script&gt;evil()" in page
     assert "<script>evil" not in page
