@@ -4,7 +4,6 @@ GRADE  ?=
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
-TRL    := build/trl
 SEED   ?= 7
 BASE   ?= embedded
 REF    ?= main
@@ -65,14 +64,7 @@ bands: $(READY)  ## measure the exercises' bands over ten seeds (BASE=embedded)
 sweep: $(READY)  ## sweep ranks and target modules over three seeds and draw the plots (SWEEP="--ranks 8 --methods lora,dora")
 	$(BIN)/loralab sweep --base $(BASE) $(SWEEP)
 
-# TRL and what it needs, beside the course's own packages and out of their way: transformers would import them too.
-$(TRL)/ready: $(READY)
-	$(BIN)/python -m venv $(TRL)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(TRL)/lib/python3*/site-packages)/course.pth
-	$(TRL)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl
-	@touch $@
-
-bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md (long; on a machine with nothing else to do)
+bench: $(READY)  ## run the benchmarks and write docs/benchmarks.md (long; on a machine with nothing else to do)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.training --base smollm2-135m
 	$(BIN)/python -m benchmarks.dropout
@@ -94,4 +86,4 @@ base: $(READY)  ## pretrain the embedded base from scratch, measure it and write
 	$(BIN)/python data/recipes/pretrain.py && $(BIN)/python data/recipes/bars.py
 
 clean:  ## delete scratch (not .venv, not runs/, and nothing of what was graded)
-	rm -rf build/chapters build/class build/trl .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build/chapters build/class .mypy_cache .pytest_cache .ruff_cache
