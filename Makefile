@@ -4,7 +4,6 @@ GRADE  ?=
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
-TRL    := build/trl
 BASE   ?= embedded
 REF    ?= main
 REPO   ?= loralab/lora-course
@@ -73,14 +72,7 @@ bands: $(READY)  ## measure the exercises' bands over ten seeds (BASE=embedded)
 base: $(READY)  ## pretrain the embedded base from scratch, measure it and write its card (about an hour)
 	$(BIN)/python data/recipes/pretrain.py && $(BIN)/python data/recipes/bars.py
 
-# TRL and what it needs, beside the course's own packages and out of their way: transformers would import them too.
-$(TRL)/ready: $(READY)
-	$(BIN)/python -m venv $(TRL)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(TRL)/lib/python3*/site-packages)/course.pth
-	$(TRL)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl
-	@touch $@
-
-bench: $(READY) $(TRL)/ready  ## run the benchmarks and write docs/benchmarks.md (long; on an otherwise idle machine)
+bench: $(READY)  ## run the benchmarks and write docs/benchmarks.md (long; on an otherwise idle machine)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.training --base smollm2-135m
 	$(BIN)/python -m benchmarks.dropout
@@ -100,4 +92,4 @@ site: $(SITE)  ## build the course as a book in build/site
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c site . build/site
 
 clean:  ## delete scratch (not .venv, not runs/, and nothing of what was graded)
-	rm -rf build/chapters build/class build/site build/trl .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build/chapters build/class build/site .mypy_cache .pytest_cache .ruff_cache

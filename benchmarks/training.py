@@ -57,7 +57,6 @@ from loralab import (
 from loralab.collate import AnswersAtTheEnd
 
 ROOT = Path(__file__).parents[1]
-TRL_PYTHON = ROOT / "build" / "trl" / "bin" / "python"
 PAIRS = {"embedded": (300, 2), "smollm2-135m": (64, 1)}  # and epochs
 
 
@@ -238,7 +237,7 @@ def _with_trainer(task: Task, recipe: Recipe) -> tuple[PeftModel, Callable[[], o
 
 
 def _with_trl(task: Task, further: dict[str, Any]) -> tuple[PeftModel, Callable[[], object]]:
-    from datasets import Dataset  # not among the course's packages
+    from datasets import Dataset  # slow to import, as is TRL
     from trl import SFTConfig, SFTTrainer
 
     rows = [
@@ -261,8 +260,7 @@ def _with_loralab(task: Task) -> tuple[PeftModel, Callable[[], object]]:
 
 
 def _in_its_own_process(name: str, base: str, seed: int) -> dict[str, float]:
-    python = TRL_PYTHON if name in TRL else sys.executable
-    command = [str(python), "-m", "benchmarks.training", "--only", name, "--base", base, "--seed", str(seed)]
+    command = [sys.executable, "-m", "benchmarks.training", "--only", name, "--base", base, "--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
@@ -304,14 +302,11 @@ def main() -> None:
     if chosen.only:
         print(json.dumps(measure(chosen.only, chosen.base, chosen.seed)))
         return
-    names = [name for name in NOTES if name not in TRL or TRL_PYTHON.exists()]
-    if len(names) < len(NOTES):
-        print("TRL is left out: `make bench` makes its environment, build/trl")
     pairs, epochs = PAIRS[chosen.base]
     rounds: list[dict[str, dict[str, float]]] = []
     for seed in range(chosen.rounds):
         rounds.append({})
-        for name in names:
+        for name in NOTES:
             rounds[-1][name] = found = _in_its_own_process(name, chosen.base, seed)
             print(f"{seed} {name:24} " + "  ".join(f"{k} {v:,.2f}" for k, v in found.items()), flush=True)
         about = {"base": chosen.base, "pairs": pairs, "epochs": epochs, "rounds": rounds}

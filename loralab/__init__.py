@@ -29,6 +29,11 @@ logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
 )
 
+# Two checkpoints within a second are not a fault of the file system; transformers then sorts them by their numbers.
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "mtime may not be reliable" not in str(record.msg)
+)
+
 # Threads of torch that wait for work spin by default. Two processes with as many threads each as there are processors then
 # stall each other (`benchmarks/wait_policy.py` measures it). Without an effect if torch was imported before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

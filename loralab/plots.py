@@ -253,3 +253,35 @@ def plot_intervals(intervals: Mapping[str, tuple[float, float, float]], axes: Ax
     axes.invert_yaxis()
     axes.margins(y=0.25)
     return axes
+
+
+def plot_repeats(values: Mapping[str, Sequence[float]], axes: Axes) -> Axes:
+    """Plot repeated perplexities, such as those of several seeds, as points in one row per name, on a log scale.
+
+    Each row is labelled with its median. A perplexity of `DIVERGED` or more, or one that is no number, is drawn there.
+    """
+    for row, (measured, colour) in enumerate(zip(values.values(), cycle(COLOURS))):
+        points = np.nan_to_num(measured, nan=DIVERGED).clip(max=DIVERGED)
+        axes.plot(points, [row] * len(points), "o", color=colour, alpha=0.6, markersize=8)
+        median = f"median {_readable(float(np.median(points)))}"
+        axes.annotate(median, (points.max(), row), xytext=(10, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set(xscale="log", ylim=(len(values) - 0.5, -0.5))
+    axes.set_xlim(1, axes.get_xlim()[1] ** 1.3 * 1.3)  # room for the labels
+    return axes
+
+
+def plot_stopping(curves: Mapping[str, Sequence[Sequence[float]]], kept: Sequence[int], axes: Axes) -> Axes:
+    """Plot perplexities over the epochs, one colour per name and one line per seed, on a log scale.
+
+    `curves` has, for each name, the curves of the seeds, [seeds, epochs]. A ring marks each seed's epoch in `kept`, counted
+    from 1.
+    """
+    for (name, seeds), colour in zip(curves.items(), cycle(COLOURS)):
+        for seed, curve in enumerate(seeds):
+            epochs = range(1, len(curve) + 1)
+            axes.plot(epochs, curve, color=colour, alpha=0.7, label=None if seed else name)
+            axes.plot(kept[seed], curve[kept[seed] - 1], "o", color=colour, markerfacecolor="none", markersize=9)
+    axes.set(xlabel="epoch (○: kept)", yscale="log")
+    axes.legend(frameon=False)
+    return axes

@@ -8,12 +8,15 @@ from rich.text import Text
 
 from .points import Point
 
+PAGE = 96  # columns that a notebook shows without a scroll bar
 RESULTS = {True: ("pass", "green"), False: ("fail", "red"), None: ("not judged", "yellow")}
 
 
 def show(points: list[Point], title: str = "", console: Console | None = None) -> None:
     """Print the points as a table, then the samples, then why each point that did not pass failed."""
     console = console or Console(markup=False, highlight=False)  # an answer may hold what looks like markup
+    if console.is_jupyter:
+        console.width = min(console.width, PAGE)
     table = Table(title=f"Operating gate: {title}", title_justify="left")
     for heading in ("", "point", "result", "found"):
         table.add_column(heading, overflow="fold")

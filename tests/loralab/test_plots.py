@@ -18,6 +18,8 @@ from loralab.plots import (
     plot_loss,
     plot_ppl,
     plot_ratios,
+    plot_repeats,
+    plot_stopping,
 )
 from loralab.record import RunRecord
 
@@ -113,3 +115,18 @@ def test_an_interval_that_contains_zero_is_grey():
     colours = [container.lines[0].get_color() for container in axes.containers]
     assert colours == [COLOURS[0], COLOURS[-1], COLOURS[0]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_repeats_have_a_point_each_their_median_and_room_for_what_diverged():
+    axes = plot_repeats({"good": [1.2, 1.4, 1.3], "lost": [math.nan, 12_000.0, 50.0]}, new_axes())
+    assert [len(line.get_xdata()) for line in axes.get_lines()] == [3, 3]
+    assert [text.get_text() for text in axes.texts] == ["median 1.3", "median diverged"]
+    low, high = axes.get_xlim()
+    assert low == 1 and high > 10_000
+
+
+def test_early_stopping_has_one_legend_entry_per_name_and_a_ring_at_each_kept_epoch():
+    axes = plot_stopping({"held out": [[3.0, 2.0, 2.5], [4.0, 3.0, 2.0]]}, [2, 3], new_axes())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["held out"]
+    rings = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [(ring.get_xdata()[0], ring.get_ydata()[0]) for ring in rings] == [(2, 2.0), (3, 2.0)]
