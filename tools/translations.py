@@ -46,10 +46,15 @@ def read_cells(path: Path) -> dict[str, tuple[str, str]]:
     return {name: (of, text.strip()) for name, of, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)}
 
 
+def translatable(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the cells to translate: Markdown, but not the answers to write, which a grader knows by their first text."""
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown" and "nbgrader" not in cell.metadata]
+
+
 def stale_cells(path: Path, language: str) -> list[str]:
     """Return the ids of Markdown cells whose translation is missing or renders an older text."""
     known = read_cells(translation_of(path, language))
-    texts = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"}
+    texts = {cell.id: cell.source for cell in translatable(nbformat.read(path, as_version=4))}
     return [name for name, text in texts.items() if known.get(name, ("", ""))[0] != fingerprint(text)]
 
 
@@ -57,8 +62,8 @@ def translated(path: Path, language: str) -> NotebookNode:
     """Return the notebook with its Markdown translated; cells without a translation stay English."""
     notebook = nbformat.read(path, as_version=4)
     known = read_cells(translation_of(path, language))
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and cell.id in known:
+    for cell in translatable(notebook):
+        if cell.id in known:
             cell.source = _moved(known[cell.id][1], path, language)
     return notebook
 
@@ -97,7 +102,7 @@ def draft(language: str, names: Annotated[list[str], typer.Argument(help="Notebo
         target = translation_of(path, language)
         known, stale = read_cells(target), stale_cells(path, language)
         target.parent.mkdir(parents=True, exist_ok=True)
-        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+        cells = translatable(nbformat.read(path, as_version=4))
         parts = [_part(cell, known.get(cell.id), cell.id in stale) for cell in cells]
         target.write_text("\n\n".join(parts) + "\n", "utf-8")
         typer.echo(f"{target.relative_to(ROOT)}: {len(stale)} of {len(cells)} cells to translate")
