@@ -180,11 +180,26 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes
         sizes = np.array([getattr(one, part) for one in memory.values()]) / 1e9
         bars = axes.barh(list(memory), sizes, left=left, color=colour, label=part)
         left += sizes
-    axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4)
+    over_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4, bbox=over_the_line)
     axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"{gpu}: {limit / 1e9:.1f} GB")
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set(title="Peak memory (estimate)", xlabel="GB")
     axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_levels(values: Sequence[float], levels: Mapping[str, Sequence[float]]) -> Axes:
+    """Plot a histogram of scaled weights, and under it one row of marks per format at the values that it has."""
+    axes = new_axes("Scaled weights, and the values that each format has", xlabel="weight / absmax of its block")
+    axes.hist(values, bins=120, density=True, color=COLOURS[5], alpha=0.6)
+    for row, ((name, marks), colour) in enumerate(zip(levels.items(), cycle(COLOURS)), start=1):
+        y = -0.3 * row
+        axes.plot(marks, [y] * len(marks), "|", color=colour, markersize=13, markeredgewidth=2)
+        axes.text(1.05, y, name, color=colour, va="center")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(ylabel="density", yticks=[], xlim=(-1.05, 1.2))
+    axes.grid(visible=False)
     return axes

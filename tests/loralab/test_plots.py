@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from loralab import Scores, Share
-from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_loss, plot_ppl
+from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_levels, plot_loss, plot_ppl
 from loralab.record import RunRecord
 
 
@@ -66,3 +66,12 @@ def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out
 def test_runs_without_evaluation_pairs_are_empty_panels():
     bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
     assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]
+
+
+def test_each_format_has_a_row_of_marks_with_its_name_under_the_histogram():
+    levels = {"int4": [-1.0, 0.0, 1.0], "nf4": [-1.0, -0.2, 0.2, 1.0]}
+    axes = plot_levels([0.1, 0.2, -0.3, 1.0], levels)
+    assert [text.get_text() for text in axes.texts] == list(levels)
+    rows = axes.get_lines()[: len(levels)]
+    assert [list(row.get_xdata()) for row in rows] == list(levels.values())
+    assert all(max(row.get_ydata()) < 0 for row in rows)
