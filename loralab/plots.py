@@ -203,3 +203,14 @@ def plot_levels(values: Sequence[float], levels: Mapping[str, Sequence[float]]) 
     axes.set(ylabel="density", yticks=[], xlim=(-1.05, 1.2))
     axes.grid(visible=False)
     return axes
+
+
+def plot_log_histogram(values: Sequence[float], limit: float, title: str, xlabel: str) -> Axes:
+    """Plot a histogram of values above 0 on a log scale, with a dashed line at `limit`."""
+    shown = np.asarray(values, float)
+    shown = shown[shown > 0]
+    low, high = np.quantile(shown, 0.001, method="lower"), max(2 * limit, shown.max())
+    axes = new_axes(title, xlabel=xlabel, ylabel="weights", xscale="log", yticks=[])
+    axes.hist(shown, bins=np.geomspace(low, high, 80).tolist(), color=COLOURS[5])
+    axes.axvline(limit, color="black", linestyle="--", linewidth=1)
+    return axes

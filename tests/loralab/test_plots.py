@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from loralab import Scores, Share
-from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_levels, plot_loss, plot_ppl
+from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_levels, plot_log_histogram, plot_loss, plot_ppl
 from loralab.record import RunRecord
 
 
@@ -75,3 +75,9 @@ def test_each_format_has_a_row_of_marks_with_its_name_under_the_histogram():
     rows = axes.get_lines()[: len(levels)]
     assert [list(row.get_xdata()) for row in rows] == list(levels.values())
     assert all(max(row.get_ydata()) < 0 for row in rows)
+
+
+def test_a_log_histogram_leaves_out_zeros_and_shows_its_limit_even_beyond_the_values():
+    axes = plot_log_histogram([0.0, 0.01, 0.02, 0.1], 1, "changes", "size")
+    assert sum(bar.get_height() for bar in axes.patches) == 3
+    assert axes.get_lines()[0].get_xdata()[0] == 1 < axes.get_xlim()[1]
