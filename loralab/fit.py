@@ -349,6 +349,15 @@ def picture(found: Fit) -> Figure:
     return figure
 
 
+def _in_words(found: Fit) -> str:
+    """Return what `picture` shows, for those who cannot see it."""
+    parts = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in asdict(found.memory).items())
+    return (
+        f"One bar for {found.model}, {found.settings}, in GB: {parts}; {found.memory.total / 1e9:.1f} in all. "
+        f"{found.gpu.name} has {found.gpu.bytes / 1e9:.1f}, verdict: {found.verdict}."
+    )
+
+
 def _png(figure: Figure) -> bytes:
     content = BytesIO()
     figure.savefig(content, format="png")
@@ -383,11 +392,12 @@ def widget(**start: object) -> None:
 
     def drawn() -> Image:
         try:
-            figure = picture(fit(**{name: control.value for name, control in controls.items()}))
+            found = fit(**{name: control.value for name, control in controls.items()})
+            figure, alt = picture(found), _in_words(found)
         except LoralabError as error:  # more tokens than the model reads
-            figure = Figure(figsize=(8, 2.6))
-            figure.text(0.02, 0.5, str(error), wrap=True)
-        return Image(_png(figure))  # a figure is a picture only where pyplot's inline backend was loaded before
+            figure, alt = Figure(figsize=(8, 2.6)), str(error)
+            figure.text(0.02, 0.5, alt, wrap=True)
+        return Image(_png(figure), alt=alt)  # pyplot's inline backend, which would draw a figure, may not be loaded
 
     display(ipywidgets.GridBox(list(controls.values()), layout={"grid_template_columns": "repeat(2, 22em)"}))
     shown = display(drawn(), display_id=True)

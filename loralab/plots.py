@@ -180,7 +180,8 @@ def plot_memory(memory: Mapping[str, Memory], limit: float, gpu: str, axes: Axes
         sizes = np.array([getattr(one, part) for one in memory.values()]) / 1e9
         bars = axes.barh(list(memory), sizes, left=left, color=colour, label=part)
         left += sizes
-    axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4)
+    over_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.bar_label(bars, [f"{total:.1f}" for total in left], padding=4, bbox=over_the_line)
     axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1, label=f"{gpu}: {limit / 1e9:.1f} GB")
     axes.invert_yaxis()
     axes.margins(x=0.08)
@@ -284,4 +285,29 @@ def plot_stopping(curves: Mapping[str, Sequence[Sequence[float]]], kept: Sequenc
             axes.plot(kept[seed], curve[kept[seed] - 1], "o", color=colour, markerfacecolor="none", markersize=9)
     axes.set(xlabel="epoch (○: kept)", yscale="log")
     axes.legend(frameon=False)
+    return axes
+
+
+def plot_levels(values: Sequence[float], levels: Mapping[str, Sequence[float]]) -> Axes:
+    """Plot a histogram of scaled weights, and under it one row of marks per format at the values that it has."""
+    axes = new_axes("Scaled weights, and the values that each format has", xlabel="weight / absmax of its block")
+    axes.hist(values, bins=120, density=True, color=COLOURS[5], alpha=0.6)
+    for row, ((name, marks), colour) in enumerate(zip(levels.items(), cycle(COLOURS)), start=1):
+        y = -0.3 * row
+        axes.plot(marks, [y] * len(marks), "|", color=colour, markersize=13, markeredgewidth=2)
+        axes.text(1.05, y, name, color=colour, va="center")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(ylabel="density", yticks=[], xlim=(-1.05, 1.2))
+    axes.grid(visible=False)
+    return axes
+
+
+def plot_log_histogram(values: Sequence[float], limit: float, title: str, xlabel: str) -> Axes:
+    """Plot a histogram of values above 0 on a log scale, with a dashed line at `limit`."""
+    shown = np.asarray(values, float)
+    shown = shown[shown > 0]
+    low, high = np.quantile(shown, 0.001, method="lower"), max(2 * limit, shown.max())
+    axes = new_axes(title, xlabel=xlabel, ylabel="weights", xscale="log", yticks=[])
+    axes.hist(shown, bins=np.geomspace(low, high, 80).tolist(), color=COLOURS[5])
+    axes.axvline(limit, color="black", linestyle="--", linewidth=1)
     return axes

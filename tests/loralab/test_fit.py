@@ -405,6 +405,8 @@ def test_the_widget_redraws_and_shows_an_error_as_text(monkeypatch):
     assert "tokens at most" in drawn[-1].texts[0].get_text()
     assert len(shown) == len(drawn) == 4  # pictures, in every front end: a figure may be shown as its name
     assert all(image._repr_mimebundle_()[0]["image/png"] for image in shown)
+    words = [image._repr_mimebundle_()[1]["image/png"]["alt"] for image in shown]
+    assert "qlora" in words[1] and "weights" in words[1] and "tokens at most" in words[3]
 
 
 def test_parts_that_need_no_trace_are_worked_out_from_the_models_sizes():

@@ -15,6 +15,8 @@ from loralab.plots import (
     plot_exact,
     plot_fields,
     plot_intervals,
+    plot_levels,
+    plot_log_histogram,
     plot_loss,
     plot_ppl,
     plot_ratios,
@@ -130,3 +132,18 @@ def test_early_stopping_has_one_legend_entry_per_name_and_a_ring_at_each_kept_ep
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["held out"]
     rings = [line for line in axes.get_lines() if line.get_marker() == "o"]
     assert [(ring.get_xdata()[0], ring.get_ydata()[0]) for ring in rings] == [(2, 2.0), (3, 2.0)]
+
+
+def test_each_format_has_a_row_of_marks_with_its_name_under_the_histogram():
+    levels = {"int4": [-1.0, 0.0, 1.0], "nf4": [-1.0, -0.2, 0.2, 1.0]}
+    axes = plot_levels([0.1, 0.2, -0.3, 1.0], levels)
+    assert [text.get_text() for text in axes.texts] == list(levels)
+    rows = axes.get_lines()[: len(levels)]
+    assert [list(row.get_xdata()) for row in rows] == list(levels.values())
+    assert all(max(row.get_ydata()) < 0 for row in rows)
+
+
+def test_a_log_histogram_leaves_out_zeros_and_shows_its_limit_even_beyond_the_values():
+    axes = plot_log_histogram([0.0, 0.01, 0.02, 0.1], 1, "changes", "size")
+    assert sum(bar.get_height() for bar in axes.patches) == 3
+    assert axes.get_lines()[0].get_xdata()[0] == 1 < axes.get_xlim()[1]
