@@ -128,7 +128,7 @@ def test_a_merge_that_changes_the_layer_itself_is_named(solved):
     assert "the 4-bit layer itself was changed" in refusal(check.merge, in_place)
 
 
-@pytest.mark.parametrize("value", ANYTHING, ids=repr)
+@pytest.mark.parametrize("value", ANYTHING, ids=lambda value: type(value).__name__)
 def test_whatever_a_function_returns_the_check_ends_in_a_message(solved, base, four_bit, value):
     def returned(*_):
         return value

@@ -116,7 +116,7 @@ def test_a_repair_that_changes_something_else_or_does_not_help_is_named(solved, 
     assert why in refusal(check.repair, lambda *_: record, solved.diagnose, runs, "a folder")
 
 
-@pytest.mark.parametrize("value", ANYTHING, ids=repr)
+@pytest.mark.parametrize("value", ANYTHING, ids=lambda value: type(value).__name__)
 def test_whatever_a_function_returns_the_check_ends_in_a_message(solved, runs, value):
     def returned(*_):
         return value
