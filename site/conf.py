@@ -36,6 +36,7 @@ external_toc_path = str(ROOT / "site" / "toc.yml")
 external_toc_exclude_missing = False
 include_patterns = ["README.md", "chapters/*.ipynb", "exercises/*/*.ipynb", "docs/*.md", "site/api.md"]
 include_patterns += ["data/README.md", "data/base/README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+include_patterns += ["ko/README.md", "ko/chapters/*.ipynb", "ko/exercises/*/*.ipynb"]
 
 nb_execution_mode = "off"  # the chapters are committed with their outputs
 nb_merge_streams = True
