@@ -159,7 +159,7 @@ def test_formgrader_in_jupyterlab_shows_the_graders_points(course, lab):
     assert "Low rank, &lt;script&gt;evil()" in page
     assert "<script>evil" not in page
     comments = json.loads(lab(f"/formgrader/api/comments?submission_id={submitted['bob']['id']}"))
-    assert ["75 of 100 points" in (c["auto_comment"] or "") for c in comments if c["name"] == "task4"] == [True]
+    assert ["75 of 100 points" in (c["auto_comment"] or "") for c in comments if c["name"] == "task5"] == [True]
 
 
 @pytest.mark.slow
