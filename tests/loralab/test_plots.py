@@ -3,10 +3,22 @@
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from loralab import Scores, Share
-from loralab.plots import COLOURS, plot_before_after, plot_exact, plot_loss, plot_ppl
+from loralab.plots import (
+    COLOURS,
+    draw_factors,
+    new_axes,
+    plot_before_after,
+    plot_capacity,
+    plot_exact,
+    plot_frontier,
+    plot_loss,
+    plot_ppl,
+    step_through,
+)
 from loralab.record import RunRecord
 
 
@@ -66,3 +78,29 @@ def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out
 def test_runs_without_evaluation_pairs_are_empty_panels():
     bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
     assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]
+
+
+def test_the_drawing_names_what_is_trained_and_how_many_numbers_that_are():
+    texts = [text.get_text() for text in draw_factors(704, 256, 16).axes[0].texts]
+    assert "full fine-tuning:\nW, trained\n704 × 256" in texts and "LoRA:\nW, frozen\n704 × 256" in texts
+    assert "B, trained\n704 × 16" in texts and "×" in texts and "A, trained\n16 × 256" in texts
+    assert "180,224\nnumbers" in texts and "15,360 numbers\nin B and A" in texts
+
+
+def test_the_slider_holds_every_picture_shows_the_first_and_needs_no_network():
+    html = step_through({name: np.eye(4) * scale for scale, name in enumerate(("r = 1", "r = 2", "r = 4"), 1)}).data
+    assert html.count("<img ") == 3 and html.count(" hidden>") == 2 and 'max="2"' in html
+    assert "http" not in html and 'alt="r = 4"' in html
+
+
+def test_capacity_has_a_point_per_seed_and_a_star_for_the_live_run():
+    axes = plot_capacity({1000: [900, 1100], 2000: [1500, 1500]}, (2000, 1400), offered=1952, per_parameter=2)
+    points = {line.get_marker(): line.get_xydata().tolist() for line in axes.lines}
+    assert points["o"] == [[1000, 900], [1000, 1100], [2000, 1500], [2000, 1500]] and points["*"] == [[2000, 1400]]
+
+
+def test_a_path_of_several_seeds_has_bars_and_one_of_a_single_seed_is_dashed():
+    several = np.array([[[0.0, 0.1], [1.0, 0.4]], [[0.2, 0.3], [1.0, 0.6]]])
+    axes = plot_frontier({"stored": several, "live": several[:1]}, new_axes())
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[0.1, 0.2], [1.0, 0.5]]
+    assert [line.get_linestyle() for line in axes.lines if line.get_label() == "live"] == ["--"]
