@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator
 
 from .record import RunRecord
 from .scores import Share
@@ -301,25 +300,21 @@ def step_through(matrices: Mapping[str, np.ndarray]) -> HTML:
 
 
 def plot_capacity(
-    stored: Mapping[float, Sequence[float]], live: tuple[float, float], offered: float, per_parameter: float
+    stored: Mapping[str, Mapping[float, Sequence[float]]], live: tuple[float, float], offered: float
 ) -> Axes:
-    """Plot bits stored against trained parameters on log scales: a point per run, a line through the means of each size.
+    """Plot bits stored against trained parameters: a point per run, a line through the means of each group.
 
-    `stored` maps trained parameters to the bits of each seed, and `live` is one more run, (parameters, bits). `offered` is
-    how many bits there are; a dotted line has `per_parameter` bits per parameter.
+    `stored` maps a group's name to the bits of each seed by trained parameters; `live` is one more run, (parameters, bits).
+    `offered` is how many bits there are.
     """
-    axes = new_axes("Bits stored of random codes", 4, xlabel="trained parameters", ylabel="bits")
-    sizes = sorted(stored)
-    line = np.geomspace(sizes[0], sizes[-1])
-    axes.axhline(offered, color=COLOURS[-1], linestyle="--", label="all bits there are")
-    axes.plot(line, (per_parameter * line).clip(max=offered), ":", color="black", label=f"{per_parameter:g} bits per parameter")
-    plot_seeds({"stored, a point per seed": stored}, axes)
-    axes.plot(*live, "*", color=COLOURS[1], markersize=12, label="live, one run")
-    axes.set(xscale="log", yscale="log")
+    axes = new_axes("Bits stored of random codes", 4, xlabel="trained parameters (log scale)", ylabel="bits")
+    axes.axhline(offered, color="black", linestyle=":", label="all bits there are")
+    axes.plot(*live, "*", color="black", markersize=12, label="live, one run")
+    plot_seeds(stored, axes)
+    sizes = sorted({size for by_size in stored.values() for size in by_size})
+    axes.set(xscale="log", ylim=(0, 1.05 * offered))
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
     return axes
 
 

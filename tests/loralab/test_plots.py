@@ -94,7 +94,7 @@ def test_the_slider_holds_every_picture_shows_the_first_and_needs_no_network():
 
 
 def test_capacity_has_a_point_per_seed_and_a_star_for_the_live_run():
-    axes = plot_capacity({1000: [900, 1100], 2000: [1500, 1500]}, (2000, 1400), offered=1952, per_parameter=2)
+    axes = plot_capacity({"12 epochs": {1000: [900, 1100], 2000: [1500, 1500]}}, (2000, 1400), offered=1952)
     points = {line.get_marker(): line.get_xydata().tolist() for line in axes.lines}
     assert points["o"] == [[1000, 900], [1000, 1100], [2000, 1500], [2000, 1500]] and points["*"] == [[2000, 1400]]
 
