@@ -1,6 +1,6 @@
 """The stored results that chapters 1 and 7 draw are those of the program beside them."""
 
-from benchmarks.learn_and_forget import MEASURED, MEASURED_AFTER, REPLAYED, SEEDS, Run, planned
+from benchmarks.learn_and_forget import MEASURED, MEASURED_AFTER, REPLAYED, Run, planned
 from loralab import data_path, read_pairs, stored_results
 
 STORED = stored_results("learn_and_forget")
@@ -11,7 +11,7 @@ def runs(kind):
 
 
 def test_every_planned_run_is_stored_and_nothing_else():
-    assert runs("capacity") | runs("frontier") == set(planned(SEEDS))
+    assert runs("capacity") | runs("frontier") == set(planned())
     assert {row["epoch"] for row in STORED["frontier"]} == {0, *MEASURED_AFTER}
 
 
