@@ -9,6 +9,7 @@ from .bases import choose_base as choose_base
 from .bases import load_model as load_model
 from .bases import load_tokenizer as load_tokenizer
 from .data import data_path as data_path
+from .data import stored_results as stored_results
 from .fourbit import keep_unpacked as keep_unpacked
 from .fourbit import nf4 as nf4
 from .hardware import Precision as Precision

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import cycle
@@ -9,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import display
+from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .record import RunRecord
 from .scores import Scores, Share
@@ -310,4 +313,146 @@ def plot_log_histogram(values: Sequence[float], limit: float, title: str, xlabel
     axes = new_axes(title, xlabel=xlabel, ylabel="weights", xscale="log", yticks=[])
     axes.hist(shown, bins=np.geomspace(low, high, 80).tolist(), color=COLOURS[5])
     axes.axvline(limit, color="black", linestyle="--", linewidth=1)
+    return axes
+
+
+def plot_spectrum(values: Mapping[str, np.ndarray], energy: Mapping[str, np.ndarray], rank: int) -> Figure:
+    """Plot singular values relative to the first (left), and which share of the energy the first r hold (right).
+
+    Energy is the sum of the squared singular values, as a share of all of it; `rank` is marked on the right.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    sides = {
+        left: {name: of / of[0] for name, of in values.items()},
+        right: {name: 100 * of for name, of in energy.items()},
+    }
+    for axes, curves in sides.items():
+        for (name, curve), colour in zip(curves.items(), cycle(COLOURS)):
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linewidth=2, label=name)
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    right.axvline(rank, color=COLOURS[-1], linestyle=":", label=f"r = {rank}")
+    right.set(title="Energy in the first r terms", xlabel="r", ylabel="% (mean over layers)", ylim=(0, 100))
+    left.set(title="Singular values of the first q_proj", xlabel="index i", ylabel="σ_i / σ_1")
+    for axes in sides:
+        axes.legend(frameon=False)
+    return figure
+
+
+def plot_cut(cut: Mapping[int, tuple[float, Share]], marks: Mapping[str, tuple[float, Share]]) -> Figure:
+    """Plot perplexity (left) and exact match with 95 % intervals (right) against the number of terms that are kept.
+
+    Both arguments map to (perplexity, exact match); `marks` are drawn as horizontal lines.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    ppl, shares = zip(*cut.values(), strict=True)
+    left.plot(list(cut), ppl, "o-", color=COLOURS[0], linewidth=2)
+    values = np.array([share.value for share in shares])
+    low, high = np.array([share.interval for share in shares]).T
+    right.errorbar(
+        list(cut), values, [values - low, high - values], fmt="o-", color=COLOURS[0], label="first r terms kept"
+    )
+    for (name, (height, share)), colour, style in zip(marks.items(), COLOURS[1:], ("--", "-.", ":"), strict=False):
+        left.axhline(height, color=colour, linestyle=style)
+        right.axhline(share.value, color=colour, linestyle=style, label=name)
+    left.set(title="Held-out perplexity (log scale)", yscale="log")
+    right.set(title="Exact match (95 % intervals)", ylim=(-0.03, 1.03))
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(cut), [str(r) for r in cut])
+        axes.set_xlabel("r (terms kept)")
+        axes.grid(alpha=0.3)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_factors(d_out: int, d_in: int, rank: int) -> Figure:
+    """Draw to scale what full fine-tuning and LoRA train of a weight matrix [d_out, d_in]."""
+    figure, axes = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    gap, x = d_in / 2, 0.0
+    blocks = [
+        ("", d_out, d_in, COLOURS[1], f"full fine-tuning:\nW, trained\n{d_out} × {d_in}"),
+        ("or", d_out, d_in, COLOURS[-1], f"LoRA:\nW, frozen\n{d_out} × {d_in}"),
+        ("+", d_out, rank, COLOURS[0], f"B, trained\n{d_out} × {rank}"),
+        ("×", rank, d_in, COLOURS[2], f"A, trained\n{rank} × {d_in}"),
+    ]
+    for sign, rows, columns, colour, label in blocks:
+        if sign:
+            axes.text(x + gap / 2, 0, sign, fontsize=18, ha="center", va="center")
+            x += gap
+        axes.add_patch(Rectangle((x, -rows / 2), columns, rows, facecolor=colour))
+        axes.text(x + columns / 2, rows / 2 + gap / 6, label, ha="center", va="bottom", fontsize=10)
+        x += columns
+    axes.text(d_in / 2, 0, f"{d_out * d_in:,}\nnumbers", color="white", ha="center", va="center")
+    axes.text(x - d_in / 2, -gap / 4, f"{rank * (d_out + d_in):,} numbers\nin B and A", ha="center", va="top")
+    axes.set(xlim=(-gap / 4, x + gap / 4), ylim=(-d_out / 2, d_out / 2 + 1.6 * gap), aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+def draw_matrices(matrices: Mapping[str, np.ndarray], limit: float = 0) -> Figure:
+    """Draw matrices in a row, each under its title: red is negative, blue positive, on one scale up to `limit`.
+
+    The default limit is three standard deviations of the widest matrix.
+    """
+    figure, panels = plt.subplots(
+        1, len(matrices), figsize=(2.8 * len(matrices), 2.2), layout="constrained", squeeze=False
+    )
+    limit = limit or 3 * max(matrix.std() for matrix in matrices.values())
+    for axes, (title, matrix) in zip(panels.flat, matrices.items(), strict=True):
+        axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        axes.set_title(title, fontsize="medium")
+        axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def step_through(matrices: Mapping[str, np.ndarray]) -> HTML:
+    """Return a slider that steps through matrices, drawn as `draw_matrices` does; it needs no network."""
+    limit = 3 * max(matrix.std() for matrix in matrices.values())
+    pictures: list[str] = []
+    for title, matrix in matrices.items():
+        file = io.BytesIO()
+        figure = draw_matrices({title: matrix}, limit)
+        figure.savefig(file, dpi=130)
+        plt.close(figure)
+        source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        pictures.append(f'<img src="{source}" alt="{title}" {"hidden" if pictures else ""}>')
+    move = "[...this.nextElementSibling.children].forEach((one, i) => one.hidden = i != this.value)"
+    slider = f'<input type="range" min="0" max="{len(pictures) - 1}" value="0" oninput="{move}">'
+    return HTML(f"<div>{slider}<div>{''.join(pictures)}</div></div>")
+
+
+def plot_capacity(
+    stored: Mapping[str, Mapping[float, Sequence[float]]], live: tuple[float, float], offered: float
+) -> Axes:
+    """Plot bits stored against trained parameters: a point per run, a line through the means of each group.
+
+    `stored` maps a group's name to the bits of each seed by trained parameters; `live` is one more run, (parameters, bits).
+    `offered` is how many bits there are.
+    """
+    axes = new_axes("Bits stored of random codes", 4, xlabel="trained parameters (log scale)", ylabel="bits")
+    axes.axhline(offered, color="black", linestyle=":", label="all bits there are")
+    axes.plot(*live, "*", color="black", markersize=12, label="live, one run")
+    plot_seeds(stored, axes)
+    sizes = sorted({size for by_size in stored.values() for size in by_size})
+    axes.set(xscale="log", ylim=(0, 1.05 * offered))
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.minorticks_off()
+    return axes
+
+
+def plot_frontier(paths: Mapping[str, np.ndarray], axes: Axes) -> Axes:
+    """Plot what runs have learned against what they have forgotten, a line per setting through its measurements.
+
+    A path is [seeds, measurements, 2]: (forgotten, learned). Marks are means over the seeds, bars one standard deviation;
+    a path of one seed is dashed and has no bars.
+    """
+    for (name, path), colour in zip(paths.items(), cycle(COLOURS)):
+        x, y = path.mean(0).T
+        if len(path) > 1:
+            x_spread, y_spread = path.std(0, ddof=1).T
+            axes.errorbar(x, y, y_spread, x_spread, "o-", color=colour, capsize=2, elinewidth=1, label=name)
+        else:
+            axes.plot(x, y, "*--", color=colour, markersize=10, label=name)
+    axes.legend(frameon=False, fontsize="small")
     return axes

@@ -3,17 +3,21 @@
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from loralab import Scores, Share
 from loralab.plots import (
     COLOURS,
+    draw_factors,
     mark_guesses,
     new_axes,
     plot_before_after,
+    plot_capacity,
     plot_choice,
     plot_exact,
     plot_fields,
+    plot_frontier,
     plot_intervals,
     plot_levels,
     plot_log_histogram,
@@ -22,6 +26,7 @@ from loralab.plots import (
     plot_ratios,
     plot_repeats,
     plot_stopping,
+    step_through,
 )
 from loralab.record import RunRecord
 
@@ -147,3 +152,29 @@ def test_a_log_histogram_leaves_out_zeros_and_shows_its_limit_even_beyond_the_va
     axes = plot_log_histogram([0.0, 0.01, 0.02, 0.1], 1, "changes", "size")
     assert sum(bar.get_height() for bar in axes.patches) == 3
     assert axes.get_lines()[0].get_xdata()[0] == 1 < axes.get_xlim()[1]
+
+
+def test_the_drawing_names_what_is_trained_and_how_many_numbers_that_are():
+    texts = [text.get_text() for text in draw_factors(704, 256, 16).axes[0].texts]
+    assert "full fine-tuning:\nW, trained\n704 × 256" in texts and "LoRA:\nW, frozen\n704 × 256" in texts
+    assert "B, trained\n704 × 16" in texts and "×" in texts and "A, trained\n16 × 256" in texts
+    assert "180,224\nnumbers" in texts and "15,360 numbers\nin B and A" in texts
+
+
+def test_the_slider_holds_every_picture_shows_the_first_and_needs_no_network():
+    html = step_through({name: np.eye(4) * scale for scale, name in enumerate(("r = 1", "r = 2", "r = 4"), 1)}).data
+    assert html.count("<img ") == 3 and html.count(" hidden>") == 2 and 'max="2"' in html
+    assert "http" not in html and 'alt="r = 4"' in html
+
+
+def test_capacity_has_a_point_per_seed_and_a_star_for_the_live_run():
+    axes = plot_capacity({"12 epochs": {1000: [900, 1100], 2000: [1500, 1500]}}, (2000, 1400), offered=1952)
+    points = {line.get_marker(): line.get_xydata().tolist() for line in axes.lines}
+    assert points["o"] == [[1000, 900], [1000, 1100], [2000, 1500], [2000, 1500]] and points["*"] == [[2000, 1400]]
+
+
+def test_a_path_of_several_seeds_has_bars_and_one_of_a_single_seed_is_dashed():
+    several = np.array([[[0.0, 0.1], [1.0, 0.4]], [[0.2, 0.3], [1.0, 0.6]]])
+    axes = plot_frontier({"stored": several, "live": several[:1]}, new_axes())
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[0.1, 0.2], [1.0, 0.5]]
+    assert [line.get_linestyle() for line in axes.lines if line.get_label() == "live"] == ["--"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loralab import Pair, data_path, encode_all, read_pairs
-from loralab.codes import CODE_BITS, locker_codes
+from loralab.codes import CODE_BITS, locker_codes, random_codes
 from loralab.far import far_pair, far_text, far_word
 from loralab.scores import parse_record
 from loralab.triage import MAX_DRAW, NOT_SAID, TYPO, WORDS, draw, tables
@@ -163,6 +163,7 @@ def test_codes_are_random_and_always_the_same():
     assert codes == locker_codes() and len({pair.output for pair in codes}) == len(codes) == 16
     assert all(isinstance(pair, Pair) and len(pair.output) == 36 for pair in codes)
     assert CODE_BITS == 128 - 6
+    assert random_codes(3, seed=1) == random_codes(3, seed=1) != random_codes(3, seed=2)
 
 
 def test_the_committed_pairs_are_what_the_recipe_writes(tmp_path, monkeypatch):
