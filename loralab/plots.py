@@ -438,6 +438,7 @@ def plot_capacity(
     axes.set(xscale="log", ylim=(0, 1.05 * offered))
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     axes.minorticks_off()
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))  # it would hide a line
     return axes
 
 

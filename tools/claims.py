@@ -32,7 +32,9 @@ LEDGER, PAGE, CONFIGS = ROOT / "chapters" / "claims.toml", ROOT / "docs" / "clai
 
 Verdict = Literal["holds", "partly", "wrong", "unsupported", "breaks"]
 Basis = Literal["computed", "measured", "cited"]
-Chapter = Literal["01_concept", "02_peft_sft", "03_qlora", "04_hyperparameters", "05_merge_or_keep", "06_pitfalls"]
+Chapter = Literal[
+    "01_concept", "02_peft_sft", "03_qlora", "04_hyperparameters", "05_merge_or_keep", "06_pitfalls", "07_lab"
+]
 Text = Annotated[str, Field(min_length=8)]
 Number = bool | int | float
 
@@ -107,6 +109,20 @@ class Claim(BaseModel):
         """Does the check give what is expected, to the last digit that is written down?"""
         found = self.recomputed()
         return len(found) == len(self.expected_values) and all(map(_same, found, self.expected_values))
+
+
+class Rerun(BaseModel):
+    """One published finding on why LoRA works, and what the same measurement gives on the embedded base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    finding: Text
+    published: Text
+    source: Text
+    ours: Text
+    agrees: Literal["yes", "no", "partly", "not decided"]
+    chapter: Chapter
 
 
 def _same(found: Any, expected: Number) -> bool:
@@ -329,11 +345,16 @@ CHECKS: dict[str, Callable[..., Any]] = {
 }
 
 
+def load_reruns(path: Path = LEDGER) -> list[Rerun]:
+    """Return the published findings that the course reran. Raises `ValueError` on a malformed one."""
+    return [Rerun.model_validate(raw) for raw in tomllib.loads(path.read_text("utf-8")).get("rerun", [])]
+
+
 # The page.
 
 
-def page(claims: list[Claim]) -> str:
-    """The ledger as Markdown: how many claims hold, then a table for each section."""
+def page(claims: list[Claim], reruns: list[Rerun]) -> str:
+    """Return the ledger as Markdown: how many claims hold, a table for each section, and the reruns."""
     counts = Counter(claim.verdict for claim in claims)
     lines = [
         "# What is usually said about LoRA, checked",
@@ -354,22 +375,37 @@ def page(claims: list[Claim]) -> str:
         if rows:
             lines += ["", f"## {number}. {title}", ""]
             lines += ["| claim | verdict | truth | shown in |", "| --- | --- | --- | --- |", *rows]
+    lines += ["", "## Published findings, rerun here", ""]
+    lines += ["What others found about why LoRA works, and what the embedded base gives over three seeds or more.", ""]
+    lines += ["| finding | published | here | agrees | shown in |", "| --- | --- | --- | --- | --- |"]
+    lines += [_rerun_row(one) for one in reruns]
     return "\n".join(lines) + "\n"
+
+
+def _rerun_row(one: Rerun) -> str:
+    published = f"{one.published}<br><sub>{one.source}</sub>"
+    return _cells(one.finding, published, one.ours, one.agrees, _link(one.chapter))
+
+
+def _link(chapter: str) -> str:
+    return f"[{chapter[:2]}](../chapters/{chapter}.ipynb)"
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _row(claim: Claim) -> str:
     basis = f"{claim.basis.capitalize()}: {claim.source}" + (f" {claim.note}" if claim.note else "")
-    shown = f"[{claim.chapter[:2]}](../chapters/{claim.chapter}.ipynb)"
-    cells = [claim.claim, claim.verdict, f"{claim.truth}<br><sub>{basis}</sub>", shown]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return _cells(claim.claim, claim.verdict, f"{claim.truth}<br><sub>{basis}</sub>", _link(claim.chapter))
 
 
 def main() -> None:
     """Render docs/claims.md from chapters/claims.toml."""
-    claims = load()
+    claims, reruns = load(), load_reruns()
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(claims), "utf-8")
-    typer.echo(f"{PAGE.relative_to(ROOT)}: {len(claims)} claims")
+    PAGE.write_text(page(claims, reruns), "utf-8")
+    typer.echo(f"{PAGE.relative_to(ROOT)}: {len(claims)} claims, {len(reruns)} findings rerun")
 
 
 if __name__ == "__main__":
