@@ -74,8 +74,7 @@ def _moved(text: str, path: Path, language: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         target = (path.parent / match[1]).resolve()
-        own = ROOT / language / target.relative_to(ROOT)
-        return match[0] if own.exists() or target in originals() else f"](../{match[1]}{match[2] or ''})"
+        return match[0] if translation_of(target, language).exists() else f"](../{match[1]}{match[2] or ''})"
 
     return inside.sub(link, text).replace("/blob/main/", f"/blob/main/{language}/")
 

@@ -280,7 +280,7 @@ def test_a_model_that_names_its_layers_otherwise_is_not_told_to_take_qv(tmp_path
         ({"length": 9000}, "reads 8192 tokens at most"),
         ({"targets": "c_attn"}, "no layer c_attn; it has down_proj, gate_proj"),
         ({"targets": " , "}, "give q, k, v, o, qv, qkvo, mlp, all, or names of layers"),
-        ({"upcast": True}, "with lora there is none"),
+        ({"upcast": True}, "lora has none"),
     ],
 )
 def test_what_is_unknown_or_impossible_is_one_clear_line(settings, message):
