@@ -271,7 +271,7 @@ def a_quarter_of_the_epochs(folder: Path, parts: Parts) -> None:
     _with_less_training(parts.run(folder / RUN, "a-quarter-of-the-epochs"), epochs=2)
 
 
-@case("runs", "fifteen thousand targets in the record", failed("characters beside its losses"))
+@case("runs", "fifteen thousand targets in the record", failed("characters in addition to its losses"))
 def fifteen_thousand_targets(folder: Path, parts: Parts) -> None:
     edit(parts.run(folder / RUN, "fifteen-thousand-targets") / RECORD, targets=["a layer that is none" * 3] * 15_000)
 
