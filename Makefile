@@ -81,6 +81,8 @@ bench: $(READY)  ## run the benchmarks and write docs/benchmarks.md (long; on an
 	$(BIN)/python -m benchmarks.ranks_and_targets
 	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.memory_cpu
+	$(BIN)/python -m benchmarks.without_regret
+	$(BIN)/python -m benchmarks.learn_and_forget
 	$(BIN)/python -m benchmarks.grading
 	$(BIN)/python -m benchmarks.page
 
