@@ -111,7 +111,14 @@ def offer_translation(app: Sphinx, page: str, template: str, context: dict[str, 
         other = page.removeprefix(prefix) if page.startswith(prefix) else prefix + page
         if other in app.env.found_docs:
             text = "English" if page.startswith(prefix) else label
-            button = {"type": "link", "url": context["pathto"](other), "content": text, "label": text, "tooltip": text}
+            button = {
+                "type": "link",
+                "url": context["pathto"](other),
+                "text": text,
+                "label": "language",
+                "tooltip": text,
+                "icon": "",
+            }
             context["header_buttons"].append(button)
 
 

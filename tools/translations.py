@@ -7,6 +7,7 @@ the hash of the English text that it renders, so that a translation whose origin
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,9 @@ def _moved(text: str, path: Path, language: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         target = (path.parent / match[1]).resolve()
-        return match[0] if translation_of(target, language).exists() else f"](../{match[1]}{match[2] or ''})"
+        if translation_of(target, language).exists():
+            return match[0]
+        return f"]({os.path.relpath(target, translation_of(path, language).parent)}{match[2] or ''})"
 
     return inside.sub(link, text).replace("/blob/main/", f"/blob/main/{language}/")
 
