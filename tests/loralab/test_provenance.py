@@ -64,9 +64,10 @@ def test_the_description_knows_other_versions_but_not_what_torch_was_built_for(m
 def test_a_clone_and_a_wheel_have_the_same_description(tmp_path, fresh):
     installed = tmp_path / "loralab"
     shutil.copytree(Path(provenance.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
-    wheel = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    for source, place in wheel["targets"]["wheel"]["force-include"].items():
-        shutil.copytree(data_path(source.removeprefix("data/")), tmp_path / place)
+    clone = Path(__file__).parents[2]
+    wheel = tomllib.loads((clone / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, place in wheel["force-include"].items():
+        shutil.copytree(clone / source, tmp_path / place)
     code = "import loralab; from loralab.provenance import describe; print(loralab.__file__, describe('loralab'), sep='\\n')"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     told = subprocess.run(
