@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -19,23 +21,44 @@ from .reference_bands import Band, BaseBands, ExerciseBands, RunBands
 
 
 def measure_bands(exercise: Exercise, base: Base, seeds: int, out: Path) -> tuple[Path, BaseBands]:
-    """Run the solution with seeds 1 to `seeds` below `out`, store its bands, and return their file and them.
+    """Run the solution below `out` until at least `seeds` seeds are trained, store its bands, and return their file and them.
 
     Runs that are finished are not repeated. Raises `NotebookFailed` or `Refused` if the solution itself is at fault.
     """
-    evidence, made_from = [], _made_from(base, exercise)
-    for seed in tqdm(range(1, seeds + 1), desc=f"bands of {exercise.id}", unit="run"):
-        folder = (out / base.name / exercise.id / made_from / f"seed-{seed}").resolve()
-        if not all((folder / "runs" / run.name / RECORD_FILE).exists() for run in exercise.runs):
-            execute(exercise.solution, folder, asked_for(base), seed, progress=False)
-        evaluator = Evaluator(base, seed)
-        evidence.append({run.name: evaluator.evaluate(run, folder / "runs" / run.name) for run in exercise.runs})
+    evidence: list[dict[str, Evidence]] = []
+    progress = tqdm(total=seeds, desc=f"bands of {exercise.id}", unit="seed")
+    while len(evidence) < seeds:
+        first = len(evidence) + 1
+        folder = (out / base.name / exercise.id / _made_from(base, exercise) / f"seed-{first}").resolve()
+        if not _all_recorded(next(_trained(exercise, folder, first))):
+            execute(exercise.solution, folder, asked_for(base), first, progress=False)
+        for seed, trained in enumerate(_trained(exercise, folder, first), start=first):
+            evaluator = Evaluator(base, seed)
+            evidence.append({run.name: evaluator.evaluate(run, trained[run.name]) for run in exercise.runs})
+            progress.update()
     stored = ExerciseBands.load(exercise.id)
-    measured = stored.bases[asked_for(base)] = _measured(base, evidence, seeds)
+    measured = stored.bases[asked_for(base)] = _measured(base, evidence)
     return stored.save(exercise.id), measured
 
 
-def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> BaseBands:
+def _trained(exercise: Exercise, folder: Path, first: int) -> Iterator[dict[str, Path]]:
+    """Yield the folders of the runs of the seed `first` of a notebook, and of each seed after it that it has trained, too.
+
+    An exercise that compares over seeds trains all its runs with several.
+    """
+    for seed in count(first):
+        suffix = f"-seed-{seed}" * (seed != first)
+        runs = {run.name: folder / "runs" / (run.name + suffix) for run in exercise.runs}
+        if seed != first and not _all_recorded(runs):
+            return
+        yield runs
+
+
+def _all_recorded(runs: dict[str, Path]) -> bool:
+    return all((run / RECORD_FILE).exists() for run in runs.values())
+
+
+def _measured(base: Base, evidence: list[dict[str, Evidence]]) -> BaseBands:
     runs = {
         name: RunBands(
             fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
@@ -47,7 +70,7 @@ def _measured(base: Base, evidence: list[dict[str, Evidence]], seeds: int) -> Ba
     }
     return BaseBands(
         runs=runs,
-        seeds=list(range(1, seeds + 1)),
+        seeds=list(range(1, len(evidence) + 1)),
         hardware=hardware(),
         versions=versions(),
         base_sha256=weights_of(base),
