@@ -37,7 +37,7 @@ from loralab.triage import draw
 
 KEPT = RESULTS.parents[1] / "build" / "learn_and_forget"
 BASE = choose_base("embedded")
-SEEDS = {"capacity": 3, "frontier": 2}
+SEEDS = {"capacity": 3, "frontier": 3}
 FULL = 0  # stands for the rank of full fine-tuning
 
 CODES, CODE_BATCH, CODES_AFTER = 32, 4, (10, 20, 40)  # measured after these epochs
@@ -47,7 +47,7 @@ MESSAGES = 100  # per seed
 GENERAL = read_pairs(data_path("pairs/general.jsonl"))
 MEASURED, REPLAYED = GENERAL[:50], GENERAL[50:]
 MEASURED_AFTER = (1, 2, 4, 8)  # epochs
-FRONTIER = {4: (5e-3,), 16: (1.7e-3, 5e-3, 1.5e-2), FULL: (1e-3, 3e-3, 1e-2)}
+FRONTIER = {4: (5e-3,), 16: (1.7e-3, 5e-3, 1.5e-2), FULL: (3e-4, 1e-3, 3e-3, 1e-2)}
 REPLAY = {16: (5e-3,)}
 TOO_HIGH = {(16, 1.5e-2), (FULL, 1e-2)}  # (rank, rate): nothing is learned, so one seed is enough
 
