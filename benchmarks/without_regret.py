@@ -202,10 +202,7 @@ def best_of(runs: dict[Run, dict[str, Any]], seeds: Iterable[int]) -> float:
 
 def rows(runs: dict[Run, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the runs as flat rows for a table."""
-    return [
-        asdict(run.condition) | {"rate": run.rate, "seed": run.seed, "fine": False} | found
-        for run, found in runs.items()
-    ]
+    return [asdict(run.condition) | {"rate": run.rate, "seed": run.seed} | found for run, found in runs.items()]
 
 
 def measure(parts: dict[str, dict[Condition, range]]) -> dict[Run, dict[str, Any]]:
