@@ -19,6 +19,8 @@ from ..sandbox.execute import execute
 from .evaluator import Evaluator, Evidence
 from .reference_bands import Band, BaseBands, ExerciseBands, RunBands
 
+HOUR = 3600  # seconds: a cell that trains many runs may take long on a busy machine
+
 
 def measure_bands(exercise: Exercise, base: Base, seeds: int, out: Path) -> tuple[Path, BaseBands]:
     """Run the solution below `out` until at least `seeds` seeds are trained, store its bands, and return their file and them.
@@ -31,7 +33,7 @@ def measure_bands(exercise: Exercise, base: Base, seeds: int, out: Path) -> tupl
         first = len(evidence) + 1
         folder = (out / base.name / exercise.id / _made_from(base, exercise) / f"seed-{first}").resolve()
         if not _all_recorded(next(_trained(exercise, folder, first))):
-            execute(exercise.solution, folder, asked_for(base), first, progress=False)
+            execute(exercise.solution, folder, asked_for(base), first, timeout=HOUR, progress=False)
         for seed, trained in enumerate(_trained(exercise, folder, first), start=first):
             evaluator = Evaluator(base, seed)
             evidence.append({run.name: evaluator.evaluate(run, trained[run.name]) for run in exercise.runs})

@@ -16,12 +16,6 @@ PATHS = chapters()
 MACHINE = re.compile(r"(?<![\w./])/(home|root|tmp|usr|opt|mnt|Users|work|var)/|site-packages|ipykernel_\d|[A-Z]:\\\\")
 FIGURE = re.compile(r"image/png|base64,")
 
-# Its second edition, with tuned rates and stored results over seeds, is being measured.
-FIRST_EDITION = {"04_hyperparameters"}
-second_edition = pytest.mark.parametrize(
-    "path", [path for path in PATHS if path.stem not in FIRST_EDITION], ids=lambda path: path.stem
-)
-
 each_chapter = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -86,7 +80,7 @@ def test_it_is_committed_with_the_outputs_of_one_clean_run(path, committed):
     assert f"base: {BASES.get(path.stem[:2], 'embedded')}" in shown
 
 
-@second_edition
+@each_chapter
 def test_every_figure_has_alternative_text(path, committed):
     outputs = [(one.id, o) for one in code(committed[path]) for o in one.outputs if "image/png" in o.get("data", {})]
     assert outputs
@@ -94,7 +88,7 @@ def test_every_figure_has_alternative_text(path, committed):
     assert bare == []
 
 
-@second_edition
+@each_chapter
 def test_every_guess_is_shown_beside_the_result(path, committed):
     source = "\n".join(one.source for one in code(committed[path]))
     guesses = [name for line in re.findall(r"^(guess_.*?) = ", source, re.M) for name in line.split(", ")]
@@ -106,7 +100,7 @@ def test_every_guess_is_shown_beside_the_result(path, committed):
 PLOTTING = re.compile(r"\b(plt|fig|axes|left|right|panels?)\b.*[.(]|^ +(fontsize|color|linewidth|xytext|label)=")
 
 
-@second_edition
+@each_chapter
 def test_most_of_the_code_is_not_about_plotting(path, committed):
     lines = [line for one in code(committed[path])[2:] for line in one.source.splitlines() if line.strip()]
     plotting = [line for line in lines if PLOTTING.search(line)]
