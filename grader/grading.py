@@ -130,7 +130,7 @@ def _grade_submitted(options: Options, mode: Mode, share: float) -> bool:
         term = Term(options.course, ledger)
         write_gradebook([], url)  # fail early if it cannot be opened
         term.history.remember(options.remembered())
-        setup = options.setup(mode, ledger.heldout_seed, term.again)
+        setup = options.setup(mode, ledger.heldout_seed, term.history.again())
         grading = term.adjusted(_grade(options, folders, setup, ledger))
         graded = _each_as_it_ends(
             grading, len(folders), partial(_write_back, course=options.course, out=options.out, url=url)
