@@ -240,11 +240,6 @@ def _losses_and_statements(rng: random.Random, base: str) -> str:
     return f"{dict(zip(groups, losses, strict=True))}, {statements}"
 
 
-def _record(rng: random.Random, **fields: Any) -> str:
-    words = ", ".join(f"{name}={value}" for name, value in fields.items())
-    return f"a_record({words})"
-
-
 def _block_sizes(rng: random.Random, base: str) -> str:
     double = rng.choice((None, 2 ** rng.randint(5, 10)))
     return f"{2 ** rng.randint(4, 9)}, {double}"
