@@ -60,6 +60,10 @@ class Memory:
         """The peak, in bytes."""
         return self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.logits
 
+    def on_cpu(self, method: str) -> float:
+        """Return the peak on a CPU, where weights and activations take 32 bits; weights in 4 bits stay as they are."""
+        return self.total + self.activations + self.logits + (0 if method == "qlora" else self.weights)
+
 
 def estimate(
     source: str,

@@ -6,7 +6,7 @@ import warnings
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -94,16 +94,20 @@ def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout
     """
     if targets != ALL_LINEAR:
         check_targets(model, targets)
-    config = LoraConfig(
-        r=rank,
-        target_modules=targets[0] if targets == ALL_LINEAR else list(targets),
-        lora_dropout=dropout,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(model, targets, r=rank, lora_dropout=dropout)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # nothing is merged here
         return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+
+
+def lora_config(model: PreTrainedModel, targets: tuple[str, ...], **settings: Any) -> LoraConfig:
+    """Return the configuration of an adapter on `targets` of this model, with further arguments of `LoraConfig`."""
+    return LoraConfig(
+        target_modules=targets[0] if targets == ALL_LINEAR else list(targets),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
+        task_type="CAUSAL_LM",
+        **settings,
+    )
 
 
 def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
