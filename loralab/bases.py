@@ -211,7 +211,7 @@ def _located(base: Base, reason: str) -> Base:
 
 
 def hub_has(source: str, timeout: float = 5.0) -> bool:
-    """Whether the model `source` (a hub id) can be had, from the hub within `timeout` seconds or from its cache."""
+    """Tell whether the Hub, within `timeout` seconds, or its cache has the model `source` (a hub id)."""
     try:
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)  # asks once; a download, six times

@@ -23,7 +23,7 @@ FORMATS = (
 
 
 def nf4(hardware: Precision | None = None) -> BitsAndBytesConfig:
-    """QLoRA's settings (arXiv:2305.14314): NF4 with double quantisation, computing in the machine's number format."""
+    """Return QLoRA's settings (arXiv:2305.14314): NF4, double quantisation, computing in the machine's number format."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -134,7 +134,7 @@ def at_rest(source: str, method: str, rank: int, targets: tuple[str, ...], upcas
 
 
 def _extended(shallow: Peak, deep: Peak, depth: int) -> tuple[float, float]:
-    """The peak at `depth` blocks, on the line through those at SHALLOW and at DEEP."""
+    """Return the peak at `depth` blocks, on the line through those at SHALLOW and at DEEP."""
     share = (depth - SHALLOW) / (DEEP - SHALLOW)
     return shallow[0] + share * (deep[0] - shallow[0]), shallow[1] + share * (deep[1] - shallow[1])
 
@@ -197,7 +197,7 @@ def _weights(source: str, quantization: Quantization | None) -> _Weights:
 def _traced(
     source: str, blocks: int, lora: Lora | None, batch: int, length: int, checkpointing: bool
 ) -> tuple[Peak, Peak]:
-    """The peaks of the forward and of the backward pass of one step of the base, cut to so many blocks."""
+    """Return the peaks of the forward and of the backward pass of one step of the base, cut to so many blocks."""
     config = AutoConfig.from_pretrained(source)
     text = config.get_text_config()
     text.num_hidden_layers = blocks

@@ -298,7 +298,7 @@ def _epochs(trainer: Trainer) -> float:
 
 
 def _ends(examples: Sequence[dict[str, list[int]]], end: int) -> int:
-    """How many examples have the token `end` as their last label."""
+    """Return how many examples have the token `end` as their last label."""
     learned = ([label for label in example["labels"] if label != IGNORED] for example in examples)
     return sum(labels[-1:] == [end] for labels in learned)
 
@@ -360,7 +360,7 @@ def training_arguments(
 def checkpointing_for(
     model: LanguageModel, base: Base, batch_size: int, longest: int, room: float | None = None
 ) -> dict[str, Any]:
-    """The settings that recompute activations in the backward pass, if the estimate says that they would not fit.
+    """Return the settings that recompute activations in the backward pass if, by the estimate, they would not fit.
 
     `room` is the GPU's memory in bytes (default: this one's). Recomputing costs a second forward pass, so it is left
     where it is not needed, and on a CPU. AdamW stays as it is: in 8 bits it would save 6 bytes a trainable parameter,
@@ -544,7 +544,7 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]
 
 
 def _targets(model: PeftModel) -> list[str]:
-    """The names of the layers that have an adapter; its config may have them as a pattern."""
+    """Return the names of the layers that have an adapter; its config may have them as a pattern."""
     return sorted({name.rpartition(".")[2] for name in _adapted(model)})
 
 

@@ -56,21 +56,21 @@ def plain(value: Any) -> Any:
 
 
 def a_tokenizer(base: str) -> Any:
-    """The tokenizer of a base, by what BASE must be for it."""
+    """Return the tokenizer of a base, by what BASE must be for it."""
     from loralab import choose_base, load_tokenizer
 
     return load_tokenizer(choose_base(base))
 
 
 def a_pair(instruction: str, output: str) -> Any:
-    """A pair of a message and its record."""
+    """Return a pair of a message and its record."""
     from loralab import Pair
 
     return Pair(instruction=instruction, output=output)
 
 
 def a_model(seed: int, **sizes: Any) -> Any:
-    """A small language model with random weights."""
+    """Return a small language model with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -79,28 +79,28 @@ def a_model(seed: int, **sizes: Any) -> Any:
 
 
 def a_config(kind: str, **sizes: Any) -> Any:
-    """The config of a model of this kind."""
+    """Return the config of a model of this kind."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(kind, **sizes)
 
 
 def a_four_bit_layer(seed: int, d_out: int, d_in: int) -> Any:
-    """A linear layer of random weights in NF4 with double quantisation, on the CPU."""
+    """Return a linear layer of random weights in NF4 with double quantisation, on the CPU."""
     from loralab.check.ex4 import small_layer
 
     return small_layer(d_out, d_in, seed)
 
 
 def a_tensor(rows: list[list[float]]) -> Any:
-    """A matrix of floats."""
+    """Return a matrix of floats."""
     import torch
 
     return torch.tensor(rows)
 
 
 def a_record(**fields: Any) -> Any:
-    """A run record with these fields."""
+    """Return a run record with these fields."""
     from loralab import RunRecord
 
     usual = {
@@ -117,14 +117,14 @@ def a_record(**fields: Any) -> Any:
 
 
 def try_each(function: Any, arguments: list[Any]) -> list[Any]:
-    """What a function returns for each of these."""
+    """Return what a function returns for each of these."""
     return [function(one) for one in arguments]
 
 
 def try_lora_linear(
     layer_class: Any, seed: int, d_in: int, d_out: int, r: int, alpha: int, bias: bool
 ) -> dict[str, Any]:
-    """What a LoRA layer around a linear one gives: new, with other A and B, and merged."""
+    """Return what a LoRA layer around a linear one gives: new, with other A and B, and merged."""
     import torch
 
     torch.manual_seed(seed)

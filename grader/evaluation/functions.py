@@ -133,7 +133,7 @@ def _same(wanted: Any, found: Any) -> bool:
 
 @cache
 def _reference(exercise: str) -> dict[str, Any]:
-    """The functions of the solved notebook: the cell of its imports and the cells of its tasks, run here."""
+    """Return the functions of the solved notebook: the cell of its imports and the cells of its tasks, run here."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -279,7 +279,7 @@ def _nats(rng: random.Random, base: str) -> str:
 
 @cache
 def _broken_runs() -> dict[str, list[dict[str, Any]]]:
-    """The records of real runs by the fault that each was trained with; tools/broken_runs.py writes them."""
+    """Return the records of real runs by the fault that each was trained with; tools/broken_runs.py writes them."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for one in json.loads(BROKEN_RUNS.read_text("utf-8")):
         runs.setdefault(one["fault"], []).append(one["record"])

@@ -107,7 +107,7 @@ class ExerciseBands(BaseModel):
         return cls.model_validate_json(path.read_text("utf-8")) if path.exists() else cls()
 
     def of(self, base: Base) -> BaseBands | None:
-        """The bands that were measured on `base`; None if there are none, or if it had other weights then."""
+        """Return the bands that were measured on `base`; None if there are none, or if it had other weights then."""
         found = self.bases.get(asked_for(base))
         return found if found and found.base_sha256 == weights_of(base) else None
 
