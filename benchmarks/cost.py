@@ -24,11 +24,7 @@ from loralab.layers import ATTENTION
 from loralab.pairs import IGNORED
 
 USUAL = {"pairs": 96, "length": 96, "rank": 16}
-GRID = {
-    "pairs": (24, 48, 96, 192, 384),
-    "length": (32, 64, 128, 256, 512),
-    "rank": (1, 4, 16, 64, 256),
-}
+GRID = {"pairs": (24, 48, 96, 192, 384), "length": (32, 64, 128, 256, 512), "rank": (1, 4, 16, 64, 256)}
 BATCH = 8
 BASE = choose_base("embedded")
 

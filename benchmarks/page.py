@@ -318,12 +318,7 @@ def main() -> None:
         if (RESULTS / f"{name}.json").exists():
             lines += section(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
     if not (RESULTS / "memory_gpu.json").exists():
-        lines += [
-            "## On a GPU",
-            "",
-            "Not yet measured. `python -m benchmarks.memory_gpu` is ready to run on one.",
-            "",
-        ]
+        lines += ["## On a GPU", "", "Not yet measured. `python -m benchmarks.memory_gpu` is ready to run on one.", ""]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
     print(f"{PAGE.relative_to(ROOT)} is written")
 

@@ -159,8 +159,7 @@ def profile_source(name: str) -> str:
 
 def asked_for(base: Base) -> str:
     """Return what BASE must be in a notebook for it to take `base`: a profile's name, a hub id or a folder."""
-    known = base.name in PROFILES and profile_source(base.name) == base.source
-    return base.name if known else base.source
+    return base.name if is_profile(base) else base.source
 
 
 @cache

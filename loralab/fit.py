@@ -317,10 +317,8 @@ def _advice(found: Fit) -> list[str]:
         return ["This would make it fit, what costs least first:", *(f"  {change}" for change in found.changes), asked]
     if found.leanest.settings == found.settings:
         return [f"Nothing is left to be changed. {asked}"]
-    return [
-        f"Nothing makes it fit. Everything at once: {found.leanest}; {_smallest(found.leanest.total)}.",
-        asked,
-    ]
+    all_at_once = f"Nothing makes it fit. Everything at once: {found.leanest}; {_smallest(found.leanest.total)}."
+    return [all_at_once, asked]
 
 
 def _several(found: Fit) -> str:

@@ -14,12 +14,8 @@ from .hardware import Precision, precision
 if TYPE_CHECKING:
     from .record import RunRecord
 
-FORMATS = (
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-)  # what the weights become
+# What the weights become.
+FORMATS = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
 
 def nf4(hardware: Precision | None = None) -> BitsAndBytesConfig:

@@ -250,11 +250,7 @@ def _other_questions(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def recall(
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    k: int = 8,
-    max_length: int = 512,
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], k: int = 8, max_length: int = 512
 ) -> Share:
     """Return how often a pair's own answer is the likeliest per token among `k`; chance is 1/k.
 

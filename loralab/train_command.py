@@ -298,9 +298,8 @@ def show_result(record: RunRecord, plan: Plan) -> str:
         lines.append("nothing was measured: hold pairs out with --eval 0.1, or give a file")
     size = f", adapter of {record.adapter_bytes / 1e6:.2f} MB" if record.adapter_bytes else ""
     lines.append(f"saved: {plan.out} ({record.seconds:.0f} s of training{size})")
-    lines.append(
-        f"next: loralab gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"next: loralab chat {plan.out}"
-    )
+    following = f"gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"chat {plan.out}"
+    lines.append(f"next: loralab {following}")
     return "\n".join(lines)
 
 
@@ -331,12 +330,8 @@ def dry_run(plan: Plan) -> str:
     if not fits:
         return "\n".join([*lines, "time: not measured, as it would not fit"])
     seconds = _seconds_per_step(plan)
-    return "\n".join(
-        [
-            *lines,
-            f"time: about {_duration(seconds * plan.steps)} ({seconds:.2f} s per step, measured); evaluation comes on top",
-        ]
-    )
+    whole = _duration(seconds * plan.steps)
+    return "\n".join([*lines, f"time: about {whole} ({seconds:.2f} s per step, measured); evaluation comes on top"])
 
 
 def _room() -> float:

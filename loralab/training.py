@@ -325,13 +325,7 @@ def method_of(config: LoraConfig) -> str:
 
 
 def training_arguments(
-    folder: Path,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    hardware: Precision,
-    **arguments: Any,
+    folder: Path, epochs: float, batch_size: int, learning_rate: float, seed: int, hardware: Precision, **arguments: Any
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
     usual: dict[str, Any] = {

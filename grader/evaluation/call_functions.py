@@ -103,17 +103,9 @@ def a_record(**fields: Any) -> Any:
     """Return a run record with these fields."""
     from loralab import RunRecord
 
-    usual = {
-        "name": "a run",
-        "base": "a base",
-        "trainable": 1,
-        "parameters": 10**9,
-        "train_pairs": 1,
-        "tokens": 1,
-        "epochs": 1,
-    }
-    usual |= {"batch_size": 1, "learning_rate": 0.1, "seed": 0, "losses": [1.0], "seconds": 1, "peak_memory": 1}
-    return RunRecord(**usual | {"dtype": "float32", "hardware": "none", "versions": {}} | fields)
+    usual = {"name": "a run", "base": "a base", "trainable": 1, "parameters": 10**9, "train_pairs": 1, "tokens": 1}
+    usual |= {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "seed": 0, "losses": [1.0], "seconds": 1}
+    return RunRecord(**usual | {"peak_memory": 1, "dtype": "float32", "hardware": "none", "versions": {}} | fields)
 
 
 def try_each(function: Any, arguments: list[Any]) -> list[Any]:
@@ -142,14 +134,4 @@ def try_lora_linear(
     return found | {"trainable": trainable, "type of merged": type(merged).__name__}
 
 
-BUILDERS = (
-    a_tokenizer,
-    a_pair,
-    a_model,
-    a_config,
-    a_four_bit_layer,
-    a_tensor,
-    a_record,
-    try_each,
-    try_lora_linear,
-)
+BUILDERS = (a_tokenizer, a_pair, a_model, a_config, a_four_bit_layer, a_tensor, a_record, try_each, try_lora_linear)
