@@ -20,14 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measured import peak_allocated, save
 from loralab import RunRecord, choose_base, load_model, load_tokenizer, train
+from loralab.layers import ATTENTION
 from loralab.pairs import IGNORED
 
 USUAL = {"pairs": 96, "length": 96, "rank": 16}
-GRID = {
-    "pairs": (24, 48, 96, 192, 384),
-    "length": (32, 64, 128, 256, 512),
-    "rank": (1, 4, 16, 64, 256),
-}
+GRID = {"pairs": (24, 48, 96, 192, 384), "length": (32, 64, 128, 256, 512), "rank": (1, 4, 16, 64, 256)}
 BATCH = 8
 BASE = choose_base("embedded")
 
@@ -35,9 +32,7 @@ BASE = choose_base("embedded")
 def run(pairs: int, length: int, rank: int) -> RunRecord:
     """One epoch over so many texts of that length, with an adapter of that rank on q, k, v, o."""
     model = load_model(BASE)
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(ATTENTION), task_type="CAUSAL_LM")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, model.config.vocab_size, (pairs, length), generator=generator).tolist()
     prompt = length // 3
@@ -56,13 +51,8 @@ def run(pairs: int, length: int, rank: int) -> RunRecord:
         )
 
 
-def allocated(**size: int) -> int:
-    """The largest number of bytes that torch had handed out at one time."""
-    return peak_allocated(lambda: run(**size))
-
-
 def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
-    """The b of value = a size^b, by least squares on logarithms: 0 does not grow, 1 grows in proportion."""
+    """Return the b of value = a size^b, by least squares on logarithms: 0 does not grow, 1 grows in proportion."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -78,7 +68,7 @@ def measure(rounds: int) -> dict[str, Any]:
                 times = [run(**USUAL | {what: size}).seconds for _ in range(rounds)]
                 seconds.append(statistics.median(times))
                 spread.append([min(times), max(times)])
-                memory.append(allocated(**USUAL | {what: size}))
+                memory.append(peak_allocated(lambda size=size, what=what: run(**USUAL | {what: size})))
                 bar.update()
             found[what] = {
                 "sizes": sizes,

@@ -13,13 +13,10 @@ from itertools import product
 
 import torch
 from peft import LoraConfig, get_peft_model
-from scipy import stats
-from tqdm.auto import tqdm
 
-from benchmarks.measured import save
+from benchmarks.measured import measure_all, save
 from loralab import choose_base, data_path, load_model, load_tokenizer, perplexity, read_pairs, train
-from loralab.pool import processors, run_all
-from loralab.scores import score_answers
+from loralab.scores import paired_interval, score_answers
 from loralab.shapes import ATTENTION
 from loralab.triage import draw
 
@@ -48,27 +45,15 @@ def measure_one(setting: tuple[float, int]) -> dict[str, float]:
     }
 
 
-def difference(with_it: list[float], without: list[float]) -> tuple[float, float, float]:
-    """Return the mean paired difference, without dropout minus with it, and its 95 % interval."""
-    gains = [b - a for a, b in zip(with_it, without, strict=True)]
-    mean = statistics.fmean(gains)
-    reach = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
-    return mean, mean - reach, mean + reach
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8)
     seeds = range(parser.parse_args().seeds)
-    jobs, found = list(product(DROPOUTS, seeds)), {}
-    for job, outcome in tqdm(run_all(measure_one, jobs, processors()), total=len(jobs), desc="runs"):
-        if isinstance(outcome, Exception):
-            raise outcome
-        found[job] = outcome
+    found = measure_all(measure_one, list(product(DROPOUTS, seeds)))
     runs = {str(dropout): [found[dropout, seed] for seed in seeds] for dropout in DROPOUTS}
     exact = {dropout: [run["exact"] for run in of] for dropout, of in runs.items()}
     faster = statistics.median(found[0.05, seed]["seconds"] / found[0.0, seed]["seconds"] for seed in seeds)
-    gain = difference(exact["0.05"], exact["0.0"])
+    gain = paired_interval(exact["0.0"], exact["0.05"])
     save("dropout", {"runs": runs, "messages": MESSAGES, "exact_without_minus_with": gain, "faster_without_by": faster})
     for dropout, of in runs.items():
         ppl = statistics.geometric_mean(run["ppl"] for run in of)

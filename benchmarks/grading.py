@@ -94,7 +94,7 @@ def with_this(course: Path, hand_ins: int, *options: str, watch: Callable[[int],
 
 
 def memory_over(course: Path, hand_ins: int) -> dict[str, object]:
-    """The memory of the grader and all its processes (the sum of their own pages, in bytes) over a large class."""
+    """Return the memory of all the grader's processes (the sum of their own pages, in bytes) over a large class."""
     samples: list[int] = []
 
     def watch(pid: int) -> None:

@@ -22,15 +22,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from benchmarks.measured import RESULTS, save
+from benchmarks.measured import RESULTS, measure_all, save
 from loralab import Pair, choose_base, data_path, held_out, load_model, load_tokenizer, read_pairs, train
 from loralab.codes import CODE_BITS, random_codes
 from loralab.files import write_whole
 from loralab.measure import LanguageModel, parameter_counts
-from loralab.pool import processors, run_all
+from loralab.pool import processors
 from loralab.scores import score_answers
 from loralab.shapes import LINEAR
 from loralab.triage import draw
@@ -68,7 +67,6 @@ def measure_one(run: Run) -> list[dict[str, float]]:
     file = KEPT / ("-".join(map(str, astuple(run))) + ".json")
     if not file.exists():
         rows = (_capacity if run.kind == "capacity" else _frontier)(run)
-        KEPT.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(rows))
     return json.loads(file.read_text("utf-8"))
 
@@ -150,18 +148,11 @@ def main() -> None:
     chosen = parser.parse_args()
     runs = planned(dict.fromkeys(SEEDS, chosen.seeds) if chosen.seeds else SEEDS)
     rows = {"capacity": [], "frontier": []}
-    for run, outcome in tqdm(run_all(measure_one, runs, chosen.workers), total=len(runs), desc="runs"):
-        if isinstance(outcome, Exception):
-            raise outcome
+    for run, outcome in measure_all(measure_one, runs, chosen.workers).items():
         about = {"rank": run.rank, "rate": run.rate, "replay": run.replay, "seed": run.seed}
         rows[run.kind] += [about | row for row in outcome]
     tables = {kind: pd.DataFrame(found).sort_values(["replay", "rank", "rate", "seed"]) for kind, found in rows.items()}
-    about = {
-        "base": BASE.name,
-        "codes": CODES,
-        "code_bits": CODE_BITS,
-        "messages": MESSAGES,
-    }
+    about = {"base": BASE.name, "codes": CODES, "code_bits": CODE_BITS, "messages": MESSAGES}
     save("learn_and_forget", about | {kind: table.to_dict("records") for kind, table in tables.items()})
     for table in tables.values():
         last = table[table["epoch"] == table["epoch"].max()].drop(columns=["seed", "epoch"])

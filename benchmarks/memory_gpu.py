@@ -86,7 +86,7 @@ def row(model: str, settings: Settings, found: dict[str, object]) -> dict[str, o
 
 
 def table(rows: list[dict]) -> Table:
-    """The rows for people; sizes in GB."""
+    """Return the rows as a table for people; sizes in GB."""
     shown = Table(
         "model", "settings", "estimate", "verdict", "fitted", "allocated", "reserved", "deviation", "tokens/s"
     )

@@ -20,13 +20,13 @@ FIGURES = ROOT / "docs" / "benchmarks"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
 
 
 def figure(name: str, alternative: str) -> list[str]:
-    """Save the current figure; the line of Markdown that shows it."""
+    """Save the current figure; return the line of Markdown that shows it."""
     FIGURES.mkdir(parents=True, exist_ok=True)
     plt.savefig(FIGURES / f"{name}.png", dpi=130, facecolor="white")
     plt.close()
@@ -39,13 +39,13 @@ def power(exponent: float) -> str:
 
 
 def origin(result: dict[str, Any], program: str) -> list[str]:
-    """The line under a section: by which program, on what, when."""
+    """Return the line under a section: by which program, on what, when."""
     packages = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return [f"*`python -m benchmarks.{program}`: {result['hardware']}; {packages}; {result['measured'][:10]}.*", ""]
 
 
 def faster(training: dict[str, Any]) -> list[str]:
-    """What each setting on the way from the source's recipe to loralab's saves, as a table."""
+    """Return what each setting on the way from the source's recipe to loralab's saves, as a table."""
     recipes, steps = training["recipes"], training["each_step_is_faster_by"]
     start = recipes["source"]["tokens_per_second"]
     rows = [
@@ -57,7 +57,7 @@ def faster(training: dict[str, Any]) -> list[str]:
 
 
 def compared(training: dict[str, Any]) -> str:
-    """How `loralab.train` compares with the source's recipe and with TRL, in a sentence."""
+    """Say in a sentence how `loralab.train` compares with the source's recipe and with TRL."""
     recipes = training["recipes"]
     ours = recipes["loralab"]
     others = " and ".join(
@@ -155,7 +155,7 @@ def of_waiting(result: dict[str, Any]) -> list[str]:
 
 
 def of_cost(result: dict[str, Any]) -> list[str]:
-    """Time and memory against pairs, length and rank, with the fitted exponents."""
+    """Return time and memory against pairs, length and rank, with the fitted exponents."""
     grown = result["grown"]
     for axes, (what, of) in zip(
         plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")[1], grown.items(), strict=True
@@ -189,7 +189,7 @@ def of_cost(result: dict[str, Any]) -> list[str]:
 
 
 def of_start(result: dict[str, Any]) -> list[str]:
-    """Where the seconds from `make grade` to the first verdict go."""
+    """Return where the seconds from `make grade` to the first verdict go."""
     axes = plt.subplots(figsize=(8, 1.9), layout="constrained")[1]
     left = 0.0
     for (part, seconds), colour in zip(result["parts"].items(), plt.get_cmap("tab10").colors, strict=False):
@@ -222,7 +222,7 @@ def of_start(result: dict[str, Any]) -> list[str]:
 
 
 def of_grading(result: dict[str, Any]) -> list[str]:
-    """The class: against nbgrader, over workers, and its memory."""
+    """Return the class: against nbgrader, over workers, and its memory."""
     rows = [
         (name, f"{seconds:.0f} s", f"×{result['times_as_fast'][name]:.2f}")
         for name, seconds in result["seconds"].items()
@@ -245,7 +245,7 @@ def of_grading(result: dict[str, Any]) -> list[str]:
 
 
 def of_memory(result: dict[str, Any]) -> list[str]:
-    """The estimate of `loralab fit` beside what trainings on a CPU took."""
+    """Return the estimate of `loralab fit` beside what trainings on a CPU took."""
     rows = [
         (
             case["model"],
@@ -269,7 +269,7 @@ def of_memory(result: dict[str, Any]) -> list[str]:
 
 
 def of_gpu(result: dict[str, Any]) -> list[str]:
-    """The estimate of `loralab fit` beside what trainings on a GPU took that may have no more than a T4 has."""
+    """Return the estimate of `loralab fit` beside what trainings on a GPU took that may have no more than a T4 has."""
     rows = [
         (
             case["model"],
@@ -318,12 +318,7 @@ def main() -> None:
         if (RESULTS / f"{name}.json").exists():
             lines += section(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
     if not (RESULTS / "memory_gpu.json").exists():
-        lines += [
-            "## On a GPU",
-            "",
-            "Not yet measured. `python -m benchmarks.memory_gpu` is ready to run on one.",
-            "",
-        ]
+        lines += ["## On a GPU", "", "Not yet measured. `python -m benchmarks.memory_gpu` is ready to run on one.", ""]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
     print(f"{PAGE.relative_to(ROOT)} is written")
 

@@ -25,18 +25,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import matplotlib.pyplot as plt
 import torch
 from peft import LoraConfig, get_peft_model
-from scipy import stats
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.measured import RESULTS, save
+from benchmarks.measured import RESULTS, measure_all, save
 from loralab import Base, choose_base, data_path, load_model, load_tokenizer, nf4, perplexity, read_pairs, train
 from loralab.files import write_whole
 from loralab.plots import COLOURS
-from loralab.pool import processors, run_all
 from loralab.scores import question_control, score_answers
 from loralab.shapes import TARGETS
 from loralab.triage import draw
+from loralab.tuning import interval
 
 PICTURE = RESULTS.parents[1] / "docs" / "ranks-and-targets.png"
 KEPT = RESULTS.parents[1] / "build" / "ranks_and_targets"
@@ -80,7 +78,6 @@ def measure_one(run: Run) -> dict[str, float]:
         "exact": score_answers(model, tokenizer, fresh).exact,
         "exact_unseen": score_answers(model, tokenizer, draw(run.seed, MESSAGES, "unseen")).exact,
     }
-    KEPT.mkdir(parents=True, exist_ok=True)
     write_whole(run.file, json.dumps(found))
     return found
 
@@ -105,12 +102,7 @@ def measure(base: str, method: str, groups: Sequence[str], ranks: Sequence[int],
     """Return what was measured before training and after it, by targets and rank, a list of one entry per seed."""
     before = [Run(base, seed, method) for seed in range(seeds)]
     after = [Run(base, seed, method, *of) for seed, *of in product(range(seeds), groups, ranks)]
-    found = {}
-    runs = [*before, *after]
-    for run, outcome in tqdm(run_all(measure_one, runs, processors()), total=len(runs), desc="runs"):
-        if isinstance(outcome, Exception):
-            raise outcome
-        found[run] = outcome
+    found = measure_all(measure_one, [*before, *after])
     by_rank = {
         group: {str(rank): [found[Run(base, seed, method, group, rank)] for seed in range(seeds)] for rank in ranks}
         for group in groups
@@ -121,10 +113,8 @@ def measure(base: str, method: str, groups: Sequence[str], ranks: Sequence[int],
 
 def share(runs: list[dict], field: str = "exact") -> tuple[float, float, float]:
     """Return the mean share of exact answers, and its 95 % interval over the seeds, within 0 and 1."""
-    shares = [run[field] / MESSAGES for run in runs]
-    reach = stats.t.ppf(0.975, len(shares) - 1) * statistics.stdev(shares) / len(shares) ** 0.5
-    mean = statistics.fmean(shares)
-    return mean, max(0.0, mean - reach), min(1.0, mean + reach)
+    mean, low, high = interval(run[field] / MESSAGES for run in runs)
+    return mean, max(0.0, low), min(1.0, high)
 
 
 def ppl(runs: list[dict]) -> float:

@@ -18,7 +18,7 @@ import bitsandbytes as bnb
 
 
 def random_base(source: str, method: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The base at `source` with random weights on `device`: in 32 bits for "full", in `dtype` for "lora", in NF4 for "qlora".
+    """Return the base at `source` with random weights: in 32 bits for "full", in `dtype` for "lora", in NF4 for "qlora".
 
     It is made tensor by tensor and quantised layer by layer: the whole never exists in 16 bits.
     """

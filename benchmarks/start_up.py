@@ -31,7 +31,7 @@ COLLECTING = "import gc; gc.disable = gc.freeze = lambda: None; import loralab"
 
 
 def seconds_of(*arguments: str) -> float:
-    """How long a fresh Python takes for `arguments`. Raises `CalledProcessError` if it fails."""
+    """Return how long a fresh Python takes for `arguments`. Raises `CalledProcessError` if it fails."""
     started = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def seconds_of(*arguments: str) -> float:
 
 
 def alternating(rounds: int, **commands: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """The median and the range, in seconds, of each command over the rounds."""
+    """Return the median and the range, in seconds, of each command over the rounds."""
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():

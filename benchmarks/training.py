@@ -55,6 +55,7 @@ from loralab import (
     train,
 )
 from loralab.collate import AnswersAtTheEnd
+from loralab.layers import ATTENTION
 
 ROOT = Path(__file__).parents[1]
 PAIRS = {"embedded": (300, 2), "smollm2-135m": (64, 1)}  # and epochs
@@ -137,11 +138,7 @@ class Task:
     def new(cls, name: str, folder: str, seed: int, dropout: float) -> Task:
         base = choose_base(name)
         adapter = LoraConfig(
-            r=16,
-            lora_alpha=32,
-            lora_dropout=dropout,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            task_type="CAUSAL_LM",
+            r=16, lora_alpha=32, lora_dropout=dropout, target_modules=list(ATTENTION), task_type="CAUSAL_LM"
         )
         pairs = read_pairs(data_path("pairs/train.jsonl"))[: PAIRS[name][0]]
         torch.manual_seed(seed)
@@ -151,7 +148,7 @@ class Task:
         return encode_all(self.pairs, self.tokenizer, self.base.max_length)
 
     def arguments(self, batch: int, accumulation: int) -> dict[str, Any]:
-        """What `TrainingArguments` are for every recipe."""
+        """Return what `TrainingArguments` are for every recipe."""
         return {
             "output_dir": self.folder,
             "per_device_train_batch_size": batch,
@@ -199,10 +196,10 @@ def measure(name: str, base: str, seed: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def matmul_rate(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 1024) -> float:
+def matmul_rate(model: PreTrainedModel, dtype: torch.dtype) -> float:
     """Return the FLOPs per second of products with the model's linear layers, each shape as often as it occurs."""
     shapes = Counter(tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear))
-    seconds = 0.0
+    tokens, seconds = 1024, 0.0
     for (out, into), number in shapes.items():
         values, weights = torch.randn(tokens, into, dtype=dtype), torch.randn(out, into, dtype=dtype)
         seconds += number * min(timeit.repeat(lambda v=values, w=weights: linear(v, w), number=1, repeat=5))
@@ -210,7 +207,7 @@ def matmul_rate(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 1024) 
 
 
 def _prepared(name: str, task: Task) -> tuple[PeftModel, Callable[[], object]]:
-    """The model to be trained, and what trains it."""
+    """Return the model to be trained, and what trains it."""
     if name == OURS:
         return _with_loralab(task)
     return _with_trl(task, TRL[name][1]) if name in TRL else _with_trainer(task, (PLAIN | IN_BF16 | ASIDE)[name])

@@ -95,7 +95,8 @@ def grade(options: Options) -> bool:
             return _grade_folders(options, [_one_folder(options.artifacts, options.chosen)], "artifacts")
         if not a_class:
             mode = _mode_of_solutions(options.artifacts_only, options.no_sandbox)
-            return _grade_folders(options, _solutions(options.chosen), mode)
+            solutions = [SubmissionFolder("solution", one.id, one.solution.parent) for one in options.chosen]
+            return _grade_folders(options, solutions, mode)
         return _grade_submitted(options, _mode(options.artifacts_only, options.no_sandbox), share)
 
 
@@ -130,7 +131,7 @@ def _grade_submitted(options: Options, mode: Mode, share: float) -> bool:
         term = Term(options.course, ledger)
         write_gradebook([], url)  # fail early if it cannot be opened
         term.history.remember(options.remembered())
-        setup = options.setup(mode, ledger.heldout_seed, term.again)
+        setup = options.setup(mode, ledger.heldout_seed, term.history.again())
         grading = term.adjusted(_grade(options, folders, setup, ledger))
         graded = _each_as_it_ends(
             grading, len(folders), partial(_write_back, course=options.course, out=options.out, url=url)
@@ -176,10 +177,8 @@ def _audit(
     audited = list(tqdm(differences(rerun, graded), total=len(sample), desc="audit", unit="submission"))
     for one in audited:
         if one.difference:
-            say(
-                "[yellow]audit[/yellow]",
-                f"{display_name(one.student)}, {one.exercise}: {display_line(one.difference)}",
-            )
+            what = f"{display_name(one.student)}, {one.exercise}: {display_line(one.difference)}"
+            say("[yellow]audit[/yellow]", what)
     differ = sum(bool(one.difference) for one in audited)
     path = write_audit(audited, options.out)
     console.print(
@@ -244,10 +243,6 @@ def _class(course: Path, chosen: list[Exercise]) -> list[SubmissionFolder]:
         what = "; ".join(left_out(submitted)[:3]) or "put them into submitted/<student>/<exercise>/"
         raise GraderError(f"no submissions to {', '.join(one.id for one in chosen)} in {submitted}: {what}")
     return folders
-
-
-def _solutions(chosen: list[Exercise]) -> list[SubmissionFolder]:
-    return [SubmissionFolder("solution", one.id, one.solution.parent) for one in chosen]
 
 
 def _mode(artifacts_only: bool, no_sandbox: bool) -> Mode:

@@ -361,10 +361,4 @@ def judge(
 
 
 def _without_checks(who: Submission | SubmissionFolder, setup: GradingSetup, state: State, message: str) -> Verdict:
-    return Verdict(
-        exercise=who.exercise,
-        student=who.student,
-        base=setup.base.name,
-        state=state,
-        message=message,
-    )
+    return Verdict(exercise=who.exercise, student=who.student, base=setup.base.name, state=state, message=message)

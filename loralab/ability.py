@@ -53,11 +53,6 @@ class Ability:
     ppl: float | None = None
 
 
-def are_records(pairs: Sequence[Pair]) -> bool:
-    """Tell whether every right answer is a record, so that exact match makes sense."""
-    return bool(pairs) and all(parse_record(pair.output) is not None for pair in pairs)
-
-
 def measure(
     model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -75,7 +70,7 @@ def measure(
     choices = min(CHOICES, len({pair.output for pair in some}))
     control = chosen = None
     with suppress(ValueError):  # most answers are the same, or a pair is too long, which another point reports
-        if choices > 1 and not are_records(some):
+        if choices > 1 and any(parse_record(pair.output) is None for pair in some):  # records are scored exactly
             chosen = recall(model, tokenizer, some, choices, max_length)
         control = question_control(model, tokenizer, some, max_length)
     scores = score_answers(model, tokenizer, pairs[:recompute]) if recompute else score(answers, few)

@@ -159,8 +159,7 @@ def profile_source(name: str) -> str:
 
 def asked_for(base: Base) -> str:
     """Return what BASE must be in a notebook for it to take `base`: a profile's name, a hub id or a folder."""
-    known = base.name in PROFILES and profile_source(base.name) == base.source
-    return base.name if known else base.source
+    return base.name if is_profile(base) else base.source
 
 
 @cache
@@ -211,7 +210,7 @@ def _located(base: Base, reason: str) -> Base:
 
 
 def hub_has(source: str, timeout: float = 5.0) -> bool:
-    """Whether the model `source` (a hub id) can be had, from the hub within `timeout` seconds or from its cache."""
+    """Tell whether the Hub, within `timeout` seconds, or its cache has the model `source` (a hub id)."""
     try:
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)  # asks once; a download, six times

@@ -105,12 +105,12 @@ def _describe(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, limit: 
     typer.echo(_histogram([len(one["input_ids"]) for one in encode_all(pairs, tokenizer, limit)], limit))
 
 
-def _histogram(lengths: Sequence[int], limit: int, bins: int = 8, width: int = 40) -> str:
-    """Draw how long the pairs are, in tokens, one line per bin."""
-    step = max(1, -(-max(lengths) // bins))
+def _histogram(lengths: Sequence[int], limit: int) -> str:
+    """Draw how long the pairs are, in tokens, one line for each of at most 8 bins."""
+    step = -(-max(lengths) // 8)
     counts = [sum(start < length <= start + step for length in lengths) for start in range(0, max(lengths), step)]
     rows = [
-        f"{start + 1:>6} to {start + step:<6} {'█' * round(width * count / max(counts))} {count}"
+        f"{start + 1:>6} to {start + step:<6} {'█' * round(40 * count / max(counts))} {count}"
         for start, count in zip(range(0, max(lengths), step), counts, strict=True)
     ]
     middle = sorted(lengths)[len(lengths) // 2]

@@ -85,7 +85,7 @@ def _run_on(address: str, function: Callable[[Job], Any], jobs: Iterable[Job], g
 
 
 def at_once(address: str, gpu: bool = False) -> int:
-    """How many jobs the busiest worker does at a time, at least 1; with `gpu`, of those that take a GPU.
+    """Return how many jobs the busiest worker does at a time, at least 1; with `gpu`, of those that take a GPU.
 
     Raises `LoralabError`, in one line, if the scheduler cannot be reached.
     """
@@ -138,7 +138,7 @@ def _check_workers(client: Client, address: str, module: str, gpu: bool) -> None
 
 
 def _wanted(client: Client, address: str) -> int:
-    """How many jobs should be in flight; workers come and go, so it is computed each time."""
+    """Return how many jobs should be in flight; workers come and go, so it is computed each time."""
     threads: dict[str, int] = _ask(address, client.nthreads)
     return max(1, AHEAD * sum(threads.values()))
 
@@ -156,7 +156,7 @@ def _submit(client: Client, function: Callable[[Job], Any], job: Job, gpu: bool)
 
 
 def _next(done: queue.SimpleQueue[Future[Any]], client: Client, address: str) -> Key:
-    """The key of the next job to end."""
+    """Return the key of the next job to end."""
     while True:
         try:
             return done.get(timeout=QUIET_SECONDS).key
@@ -219,7 +219,7 @@ def _report(wanted: str, module: str, dask_worker: Worker) -> _Report:
 
 
 def _problem(wanted: str, module: str, worker: Worker) -> str:
-    """Why `worker`, in whose process this runs, cannot do the work; empty if it can."""
+    """Return why `worker`, in whose process this runs, cannot do the work; empty if it can."""
     if (found := describe(module)) != wanted:
         return f"worker {worker.address} has {found}, but here is {wanted}: install the same there as here"
     if multiprocessing.current_process().daemon:
@@ -228,7 +228,7 @@ def _problem(wanted: str, module: str, worker: Worker) -> str:
 
 
 def _work(module: str, wanted: str, job: bytes) -> bytes:
-    """The pickled outcome of a job, which has a process of its own: the worker outlives it, and its memory."""
+    """Return the pickled outcome of a job, which has a process of its own: the worker outlives it, and its memory."""
     from distributed import Reschedule, get_worker
     from distributed.core import Status
 

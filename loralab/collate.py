@@ -38,5 +38,5 @@ class AnswersAtTheEnd:
 
 
 def _learned(labels: list[int]) -> int:
-    """How many of the last tokens hold every label that is learned."""
+    """Return how many of the last tokens hold every label that is learned."""
     return next((len(labels) - i for i, label in enumerate(labels) if label != IGNORED), 0)

@@ -58,6 +58,10 @@ def _exact(record: RunRecord) -> Share | None:
     return record.scores_after.exact_match if record.scores_after and record.scores_after.count else None
 
 
+def _shares(runs: Mapping[str, RunRecord]) -> dict[str, Share]:
+    return {name: share for name, record in runs.items() if (share := _exact(record))}
+
+
 def conclusions(runs: Mapping[str, RunRecord]) -> list[str]:
     """Say whether the best exact match differs from each other one, or why that cannot be compared; then warn."""
     lines = _of_exact_match(runs)
@@ -73,8 +77,7 @@ def conclusions(runs: Mapping[str, RunRecord]) -> list[str]:
 
 
 def _of_exact_match(runs: Mapping[str, RunRecord]) -> list[str]:
-    found = {name: _exact(record) for name, record in runs.items()}
-    shares = {name: share for name, share in found.items() if share is not None}
+    shares = _shares(runs)
     if problem := _incomparable(runs, shares):
         return [f"Exact match cannot be compared: {problem}."]
     best = max(shares, key=lambda name: shares[name].value)
@@ -104,8 +107,7 @@ def _difference(best: str, other: str, shares: Mapping[str, Share]) -> str:
 def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:
     """Draw perplexity and exact match with its intervals into a file. Raises `LoralabError` or `OSError` in one line."""
     ppl = {name: record.ppl_after for name, record in runs.items() if record.ppl_after is not None}
-    found = {name: _exact(record) for name, record in runs.items()}
-    shares = {name: share for name, share in found.items() if share is not None}
+    shares = _shares(runs)
     if not (ppl or shares):
         raise LoralabError("none of the runs was measured on evaluation pairs, so there is nothing to plot")
     figure = Figure(figsize=(11, 1 + 0.45 * len(runs)), layout="constrained")

@@ -9,7 +9,7 @@ _CLONE = Path(__file__).parents[1] / "data"
 
 
 def data_path(name: str = "") -> Path:
-    """The absolute path of a file or folder of the course's data, e.g. `data_path("pairs/train.jsonl")`.
+    """Return the absolute path of a file or folder of the course's data, e.g. `data_path("pairs/train.jsonl")`.
 
     Raises `FileNotFoundError` if the course does not carry it.
     """

@@ -115,11 +115,8 @@ def _caches() -> Iterator[Finding]:
         if damage:
             yield Finding(name, f"damaged ({damage}): run loralab fetch {name}", False)
         else:
-            yield Finding(
-                name,
-                "fetched" if damage is None else f"not fetched; loralab fetch {name} does it",
-                damage is None or None,
-            )
+            text = "fetched" if damage is None else f"not fetched; loralab fetch {name} does it"
+            yield Finding(name, text, damage is None or None)
 
 
 def _folder(name: str, folder: Path) -> Finding:

@@ -32,17 +32,9 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
 
     Raises `OSError`, and leaves nothing beside it, if `path` is a folder or cannot be written.
     """
-    path = Path(path)
-    if path.is_dir():  # else only the last step would find out
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 @contextmanager
@@ -52,7 +44,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     For content that is too large for `write_whole`. Raises `OSError` as it does.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir():  # else only the last step would find out
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")

@@ -151,12 +151,12 @@ def _stored(model: str, source: str) -> Quantization | None:
 
 
 def known_models() -> list[str]:
-    """Names of the configs that the course carries."""
+    """Return the names of the configs that the course carries."""
     return ["embedded", *sorted(path.parent.name for path in data_path("configs").glob("*/config.json"))]
 
 
 def _source(model: str) -> str:
-    """Where the config of `model` is: a folder, or a hub id."""
+    """Return where the config of `model` is: a folder, or a hub id."""
     owner, _, name = model.rpartition("/")
     name = re.sub("-(instruct|chat|hf)", "", name.lower())  # trained further, in the same shape
     if owner in ("", "Qwen", "HuggingFaceTB", "meta-llama") and name in known_models()[1:]:
@@ -192,7 +192,7 @@ def _memory(source: str, settings: Settings) -> Memory:
 
 
 def _counts(source: str, settings: Settings) -> tuple[int, int]:
-    """Parameters that are trained, and all of them, as peft counts them."""
+    """Return the parameters that are trained, and all of them, as peft counts them."""
     shape = adapter_shape(source, settings.rank, modules(settings.targets))
     if settings.method == "full":
         base = shape.parameters - shape.trainable
@@ -317,10 +317,8 @@ def _advice(found: Fit) -> list[str]:
         return ["This would make it fit, what costs least first:", *(f"  {change}" for change in found.changes), asked]
     if found.leanest.settings == found.settings:
         return [f"Nothing is left to be changed. {asked}"]
-    return [
-        f"Nothing makes it fit. Everything at once: {found.leanest}; {_smallest(found.leanest.total)}.",
-        asked,
-    ]
+    all_at_once = f"Nothing makes it fit. Everything at once: {found.leanest}; {_smallest(found.leanest.total)}."
+    return [all_at_once, asked]
 
 
 def _several(found: Fit) -> str:

@@ -14,16 +14,12 @@ from .hardware import Precision, precision
 if TYPE_CHECKING:
     from .record import RunRecord
 
-FORMATS = (
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-)  # what the weights become
+# What the weights become.
+FORMATS = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
 
 def nf4(hardware: Precision | None = None) -> BitsAndBytesConfig:
-    """QLoRA's settings (arXiv:2305.14314): NF4 with double quantisation, computing in the machine's number format."""
+    """Return QLoRA's settings (arXiv:2305.14314): NF4, double quantisation, computing in the machine's number format."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

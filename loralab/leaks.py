@@ -88,7 +88,11 @@ def _near(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
     found = {}
     for i, bag in enumerate(bags):
         candidates = sorted({j for word in _rarest(bag, count) for j in by_word[word]})
-        alike = (j for j in candidates if not (texts is others and i == j) and _share(bag, other_bags[j]) >= NEAR)
+        alike = (
+            j
+            for j in candidates
+            if not (texts is others and i == j) and len(bag & other_bags[j]) / len(bag | other_bags[j]) >= NEAR
+        )
         if (first := next(alike, None)) is not None:
             found[i] = first
     return found
@@ -97,7 +101,3 @@ def _near(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
 def _rarest(bag: set[str], count: Counter[str]) -> list[str]:
     """Return the words of which a set that is nearly the same must have at least one."""
     return sorted(bag, key=lambda word: (count[word], word))[: len(bag) - math.ceil(NEAR * len(bag)) + 1]
-
-
-def _share(one: set[str], other: set[str]) -> float:
-    return len(one & other) / len(one | other)

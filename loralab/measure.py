@@ -79,7 +79,7 @@ def held_out(
     max_length: int = 512,
     batch_size: int = 16,
 ) -> HeldOut:
-    """The model's loss on the answers of `pairs`, each given its instruction.
+    """Return the model's loss on the answers of `pairs`, each given its instruction.
 
     The mean over batches that `Trainer` reports as eval_loss depends on the batch size; these sums do not.
     """
@@ -92,7 +92,7 @@ def loss_of(
     encoded: Sequence[dict[str, list[int]]],
     batch_size: int = 16,
 ) -> HeldOut:
-    """The model's loss on the labels of texts that are encoded already (see `encode`); -100 leaves a token out."""
+    """Return the model's loss on the labels of encoded texts (see `encode`); -100 leaves a token out."""
     losses = token_losses(model, tokenizer, encoded, batch_size)
     return HeldOut(tuple(sum(text) for text in losses), tuple(len(text) for text in losses))
 
@@ -103,7 +103,7 @@ def token_losses(
     encoded: Sequence[dict[str, list[int]]],
     batch_size: int = 16,
 ) -> list[list[float]]:
-    """For each text the negative log-likelihood of every token that has a label, in nats, in the order of the text.
+    """Return for each text the negative log-likelihood, in nats, of every token that has a label, in their order.
 
     A text's first token is predicted by nothing: it has none, whatever its label.
     """
@@ -126,12 +126,12 @@ def token_losses(
 def perplexity(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int = 512
 ) -> float:
-    """Token-weighted perplexity of the answers of `pairs`; see `HeldOut`."""
+    """Return the token-weighted perplexity of the answers of `pairs`; see `HeldOut`."""
     return held_out(model, tokenizer, pairs, max_length).ppl
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters, adapters included in both. 4-bit weights count as what they stand for."""
+    """Return (trainable, all) parameters, adapters included in both. 4-bit weights count as what they stand for."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(_true_size(p) for p in model.parameters())
 
@@ -142,7 +142,7 @@ def _true_size(parameter: torch.nn.Parameter) -> int:
 
 
 def adapter_bytes(folder: str | Path) -> int:
-    """The size on disk of the adapter in `folder`, in bytes."""
+    """Return the size on disk of the adapter in `folder`, in bytes."""
     return (Path(folder) / ADAPTER_FILE).stat().st_size
 
 
@@ -156,7 +156,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Peak memory in bytes: allocated by torch on a GPU, resident in this process on a CPU."""
+    """Return the peak memory in bytes: allocated by torch on a GPU, resident in this process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with suppress(OSError, IndexError):  # Linux

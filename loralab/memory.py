@@ -60,6 +60,10 @@ class Memory:
         """The peak, in bytes."""
         return self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.logits
 
+    def on_cpu(self, method: str) -> float:
+        """Return the peak on a CPU, where weights and activations take 32 bits; weights in 4 bits stay as they are."""
+        return self.total + self.activations + self.logits + (0 if method == "qlora" else self.weights)
+
 
 def estimate(
     source: str,
@@ -130,7 +134,7 @@ def at_rest(source: str, method: str, rank: int, targets: tuple[str, ...], upcas
 
 
 def _extended(shallow: Peak, deep: Peak, depth: int) -> tuple[float, float]:
-    """The peak at `depth` blocks, on the line through those at SHALLOW and at DEEP."""
+    """Return the peak at `depth` blocks, on the line through those at SHALLOW and at DEEP."""
     share = (depth - SHALLOW) / (DEEP - SHALLOW)
     return shallow[0] + share * (deep[0] - shallow[0]), shallow[1] + share * (deep[1] - shallow[1])
 
@@ -193,7 +197,7 @@ def _weights(source: str, quantization: Quantization | None) -> _Weights:
 def _traced(
     source: str, blocks: int, lora: Lora | None, batch: int, length: int, checkpointing: bool
 ) -> tuple[Peak, Peak]:
-    """The peaks of the forward and of the backward pass of one step of the base, cut to so many blocks."""
+    """Return the peaks of the forward and of the backward pass of one step of the base, cut to so many blocks."""
     config = AutoConfig.from_pretrained(source)
     text = config.get_text_config()
     text.num_hidden_layers = blocks
@@ -255,11 +259,7 @@ class _Alive(TorchDispatchMode):
         self.peak = (0, 0)
 
     def __torch_dispatch__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         outputs = function(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}

@@ -187,7 +187,7 @@ def _too_long(prompt: int, answer: int, max_length: int) -> str:
 def encode_all(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int = 512
 ) -> list[dict[str, list[int]]]:
-    """Every pair encoded; the message of a `PairsError` names the pair's place in the list."""
+    """Return every pair encoded; the message of a `PairsError` names the pair's place in the list."""
     encoded = []
     for number, pair in enumerate(pairs, start=1):
         try:

@@ -35,7 +35,8 @@ def read_rows(source: str | Path) -> Iterator[Found]:
     if path.is_dir():
         return _of_dataset(str(source), _from_folder(path))
     if not path.exists() and _is_hub_id(str(source)):
-        return _of_dataset(str(source), _from_hub(str(source)))
+        name, _, split = str(source).partition(":")
+        return _of_dataset(str(source), _load(source, name, wanted=split))
     if not path.is_file():
         raise PairsError(
             f"{source}: no such file; give a file with training data, a folder, or a dataset's id (owner/name)"
@@ -145,11 +146,6 @@ def _from_folder(path: Path) -> Dataset:
         return _split(load_from_disk(str(path)), str(path), "")
     except (OSError, ValueError) as error:
         raise PairsError(f"{path}: cannot be read by datasets: {first_line(error)}") from None
-
-
-def _from_hub(source: str) -> Dataset:
-    name, _, split = source.partition(":")
-    return _load(source, name, wanted=split)
 
 
 def _load(source: str | Path, name: str, wanted: str = "", **options: Any) -> Dataset:

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import LoralabError
+from .tuning import interval
 
 if TYPE_CHECKING:  # torch is slow to import, and who reads scores needs none
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # torch is slow to import, and who reads scores needs none
     from .pairs import Pair
 
 CONFIDENCE = 0.95
+SLACK = 8  # tokens that a generated answer may be longer than the longest right one
 MIXED = 2  # a question with another pair's answer is at most twice as long as the longest pair
 
 
@@ -75,16 +77,12 @@ def paired_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float
     Values at the same place belong together: two runs with one seed, or two models on one message. Raises
     `LoralabError` if the lists differ in length or have fewer than two values.
     """
-    from scipy import stats  # slow to import
-
     if len(one) != len(other) or len(one) < 2:
         raise LoralabError(
             f"a paired interval needs two lists of the same length, 2 or more: got {len(one)} and {len(other)}"
         )
-    differences = np.subtract(one, other)
-    mean, n = float(differences.mean()), len(differences)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * differences.std(ddof=1) / math.sqrt(n))
-    return mean, mean - reach, mean + reach
+    mean, low, high = interval(np.subtract(one, other))
+    return mean, low, high
 
 
 def parse_record(text: str) -> dict[str, str] | None:
@@ -180,17 +178,15 @@ def score(answers: Sequence[Answer], pairs: Sequence[Pair]) -> Scores:
     )
 
 
-def score_answers(
-    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], slack: int = 8
-) -> Scores:
+def score_answers(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Scores:
     """Generate an answer to each pair's instruction and score it.
 
-    Generation stops `slack` tokens after the length of the longest right answer.
+    Generation stops `SLACK` tokens after the length of the longest right answer.
     """
     from .answers import generate_answers
 
     longest = max((len(tokenizer(p.output, add_special_tokens=False)["input_ids"]) for p in pairs), default=0)
-    return score(generate_answers(model, tokenizer, pairs, longest + slack), pairs)
+    return score(generate_answers(model, tokenizer, pairs, longest + SLACK), pairs)
 
 
 @dataclass(frozen=True)
@@ -254,12 +250,7 @@ def _other_questions(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def recall(
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    k: int = 8,
-    max_length: int = 512,
-    seed: int = 0,
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], k: int = 8, max_length: int = 512
 ) -> Share:
     """Return how often a pair's own answer is the likeliest per token among `k`; chance is 1/k.
 
@@ -268,7 +259,7 @@ def recall(
     """
     from .measure import held_out
 
-    rng = random.Random(seed)
+    rng = random.Random(0)
     texts = sorted({pair.output for pair in pairs})
     if len(texts) < k:
         raise LoralabError(f"{k} different answers are needed to choose from, but there are {len(texts)}")

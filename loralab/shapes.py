@@ -6,7 +6,7 @@ import warnings
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -24,7 +24,7 @@ LinearLayer = torch.nn.Linear | Conv1D
 
 
 def modules(words: str) -> tuple[str, ...]:
-    """The layers that `words` name: keys of `TARGETS` and names of layers, with commas; `all` is every linear layer.
+    """Return the layers that `words` name: keys of `TARGETS` or names of layers, with commas; `all`: every linear layer.
 
     Raises `LoralabError` if there is no word.
     """
@@ -52,7 +52,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: PeftModel) -> Shape:
-        """The shape of the adapter that this model wears."""
+        """Return the shape of the adapter that this model wears."""
         return cls(tensor_shapes(model), *model.get_nb_trainable_parameters())
 
     @property
@@ -61,7 +61,7 @@ class Shape:
         return 100 * self.trainable / self.parameters
 
     def file_bytes(self, dtype: torch.dtype) -> int:
-        """The exact size of the safetensors file that peft writes for it."""
+        """Return the exact size of the safetensors file that peft writes for it."""
         tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.tensors.items()}
         return len(save(tensors, metadata={"format": "pt"}))
 
@@ -83,27 +83,31 @@ def without_weights(config: PretrainedConfig, settings: LoraConfig) -> PeftModel
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, LinearLayer]:
-    """The linear layers by their full names (GPT-2 has them under the name of a convolution)."""
+    """Return the linear layers by their full names (GPT-2 has them under the name of a convolution)."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LinearLayer)}
 
 
 def adapted(model: PreTrainedModel, rank: int, targets: tuple[str, ...], dropout: float = 0.0) -> PeftModel:
-    """The model with a LoRA adapter; on the meta device the adapter has no weights either.
+    """Return the model with a LoRA adapter; on the meta device the adapter has no weights either.
 
     Raises `LoralabError`, in one line, for a target that this model does not have.
     """
     if targets != ALL_LINEAR:
         check_targets(model, targets)
-    config = LoraConfig(
-        r=rank,
-        target_modules=targets[0] if targets == ALL_LINEAR else list(targets),
-        lora_dropout=dropout,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(model, targets, r=rank, lora_dropout=dropout)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # nothing is merged here
         return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+
+
+def lora_config(model: PreTrainedModel, targets: tuple[str, ...], **settings: Any) -> LoraConfig:
+    """Return the configuration of an adapter on `targets` of this model, with further arguments of `LoraConfig`."""
+    return LoraConfig(
+        target_modules=targets[0] if targets == ALL_LINEAR else list(targets),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
+        task_type="CAUSAL_LM",
+        **settings,
+    )
 
 
 def check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
@@ -126,7 +130,7 @@ def _shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
 
 
 def adapter_shape(source: str, rank: int, targets: tuple[str, ...]) -> Shape:
-    """The exact shape of a LoRA adapter, from the base's config alone (no weights are loaded).
+    """Return the exact shape of a LoRA adapter, from the base's config alone (no weights are loaded).
 
     `source` is a folder with a config.json, or a hub id; `targets` are names of layers, or `ALL_LINEAR`.
     """

@@ -64,7 +64,7 @@ def _in_16_bits(path: Path) -> bytes:
 
 
 def _notebook(path: str | Path | None) -> bytes | None:
-    """The notebook as it was last saved (in Colab: as it is on the screen), or None if this is not run in one."""
+    """Return the notebook as last saved (in Colab: as on the screen), or None if this is not run in one."""
     if path is not None and not (Path(path).suffix == ".ipynb" and Path(path).is_file()):
         raise LoralabError(
             f"{path} is no notebook: give the path of your .ipynb file, from the folder that this runs in"

@@ -276,7 +276,7 @@ def check_pissa(base: Base, rank: int, modules: tuple[str, ...]) -> None:
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have still to be trained. Raises `LoralabError` as `Job.record` does."""
+    """Return the jobs that have still to be trained. Raises `LoralabError` as `Job.record` does."""
     return [job for job in jobs if job.record() is None]
 
 
@@ -303,13 +303,12 @@ def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None 
 
 
 def _needed(job: Job, room: float) -> float:
-    """The bytes of a job at its peak, trained as `train` does it where one run at a time has `room` bytes."""
+    """Return the bytes of a job at its peak, trained as `train` does it where one run at a time has `room` bytes."""
+    plain = _peak(job, checkpointing=False)
     if not torch.cuda.is_available():
-        memory = _peak(job, checkpointing=False)
-        # The estimate is a GPU's, in 16 bits; here weights and activations take 32. Those in 4 bits stay as they are.
-        return memory.total + memory.activations + memory.logits + (0 if job.method == "qlora" else memory.weights)
-    plain = _peak(job, checkpointing=False).total
-    return OVERHEAD[0] + (plain if verdict(plain, room) == "fits" else _peak(job, checkpointing=True).total)
+        return plain.on_cpu(job.method)
+    fits = verdict(plain.total, room) == "fits"
+    return OVERHEAD[0] + (plain if fits else _peak(job, checkpointing=True)).total
 
 
 def _peak(job: Job, checkpointing: bool) -> Memory:

@@ -120,15 +120,9 @@ def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, A
     targets, methods = (list(dict.fromkeys(table[column])) for column in ("targets", "method"))
     for (method, group), rows in table.groupby(["method", "targets"], sort=False):
         which = methods.index(method)
-        yield (
-            f"{group}, {method}",
-            rows,
-            {
-                "color": COLOURS[(targets.index(group) if len(targets) > 1 else which) % len(COLOURS)],
-                "marker": MARKERS[which % len(MARKERS)],
-                "linestyle": LINES[which % len(LINES)],
-            },
-        )
+        colour = COLOURS[(targets.index(group) if len(targets) > 1 else which) % len(COLOURS)]
+        style = {"color": colour, "marker": MARKERS[which % len(MARKERS)], "linestyle": LINES[which % len(LINES)]}
+        yield f"{group}, {method}", rows, style
 
 
 def plot_quality(runs: pd.DataFrame) -> Figure:

@@ -16,16 +16,8 @@ from typing import Any
 
 import psutil
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.pytorch_utils import Conv1D
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .bases import UNKNOWN_RATE, Base, base_to_train, is_profile, load_model, load_tokenizer
@@ -35,7 +27,7 @@ from .fourbit import nf4
 from .memory import OVERHEAD, Untraceable, estimate
 from .pairs import encode_all, write_pairs
 from .record import EVAL_FILE, RECORD_FILE, RunRecord
-from .shapes import ALL_LINEAR, adapter_shape, linear_layers, modules
+from .shapes import adapter_shape, lora_config, modules
 from .split import SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
 from .training import StopOnInterrupt, last_checkpoint, train
@@ -276,19 +268,8 @@ def adapted_model(plan: Plan) -> PeftModel:
     """Load the base and put the adapter of the plan on it."""
     model = load_model(plan.base, quantization=nf4() if plan.method == "qlora" else None)
     torch.manual_seed(plan.seed)
-    return get_peft_model(model, _config(plan, model))
-
-
-def _config(plan: Plan, model: PreTrainedModel) -> LoraConfig:
-    usual: dict[str, Any] = {
-        "r": plan.rank,
-        "lora_alpha": 2 * plan.rank,
-        "lora_dropout": DROPOUT,
-        "target_modules": plan.targets[0] if plan.targets == ALL_LINEAR else list(plan.targets),
-        "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),
-        "task_type": "CAUSAL_LM",
-    }
-    return LoraConfig(**usual | METHODS[plan.method])
+    usual: dict[str, Any] = {"r": plan.rank, "lora_alpha": 2 * plan.rank, "lora_dropout": DROPOUT}
+    return get_peft_model(model, lora_config(model, plan.targets, **usual | METHODS[plan.method]))
 
 
 def show_result(record: RunRecord, plan: Plan) -> str:
@@ -317,9 +298,8 @@ def show_result(record: RunRecord, plan: Plan) -> str:
         lines.append("nothing was measured: hold pairs out with --eval 0.1, or give a file")
     size = f", adapter of {record.adapter_bytes / 1e6:.2f} MB" if record.adapter_bytes else ""
     lines.append(f"saved: {plan.out} ({record.seconds:.0f} s of training{size})")
-    lines.append(
-        f"next: loralab gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"next: loralab chat {plan.out}"
-    )
+    following = f"gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"chat {plan.out}"
+    lines.append(f"next: loralab {following}")
     return "\n".join(lines)
 
 
@@ -350,12 +330,8 @@ def dry_run(plan: Plan) -> str:
     if not fits:
         return "\n".join([*lines, "time: not measured, as it would not fit"])
     seconds = _seconds_per_step(plan)
-    return "\n".join(
-        [
-            *lines,
-            f"time: about {_duration(seconds * plan.steps)} ({seconds:.2f} s per step, measured); evaluation comes on top",
-        ]
-    )
+    whole = _duration(seconds * plan.steps)
+    return "\n".join([*lines, f"time: about {whole} ({seconds:.2f} s per step, measured); evaluation comes on top"])
 
 
 def _room() -> float:
@@ -375,23 +351,17 @@ def _needed(plan: Plan, longest: int) -> float:
         dropout=DROPOUT,
         checkpointing=False,
     )
-    if torch.cuda.is_available():
-        return memory.total + OVERHEAD[1]
-    # The estimate is a GPU's, in 16 bits; a CPU takes 32, but 4-bit weights stay as they are.
-    return memory.total + memory.activations + memory.logits + (0 if plan.method == "qlora" else memory.weights)
+    return memory.total + OVERHEAD[1] if torch.cuda.is_available() else memory.on_cpu(plan.method)
 
 
 class _Stopwatch(TrainerCallback):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def _tick(self, *_: Any, **__: Any) -> None:
         self.times.append(time.perf_counter())
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
+    on_train_begin = on_step_end = _tick
 
 
 def _seconds_per_step(plan: Plan) -> float:

@@ -197,7 +197,8 @@ def _check_saved(model: PeftModel, base: Base) -> None:
             "the adapter is frozen, so there is nothing to train: load it with "
             "PeftModel.from_pretrained(..., is_trainable=True)"
         )
-    saved = {tensor.data_ptr() for tensor in _saved_tensors(model).values()}
+    tensors = cast(dict[str, torch.Tensor], get_peft_model_state_dict(model, save_embedding_layers=False))
+    saved = {tensor.data_ptr() for tensor in tensors.values()}
     lost = [name for name, parameter in trained.items() if parameter.data_ptr() not in saved]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -206,10 +207,6 @@ def _check_saved(model: PeftModel, base: Base) -> None:
             "them, or name their layers in LoraConfig(modules_to_save=...)"
         )
     _check_vocabulary(model, base)
-
-
-def _saved_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
-    return cast(dict[str, torch.Tensor], get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def _check_vocabulary(model: PeftModel, base: Base) -> None:
@@ -301,7 +298,7 @@ def _epochs(trainer: Trainer) -> float:
 
 
 def _ends(examples: Sequence[dict[str, list[int]]], end: int) -> int:
-    """How many examples have the token `end` as their last label."""
+    """Return how many examples have the token `end` as their last label."""
     learned = ([label for label in example["labels"] if label != IGNORED] for example in examples)
     return sum(labels[-1:] == [end] for labels in learned)
 
@@ -328,13 +325,7 @@ def method_of(config: LoraConfig) -> str:
 
 
 def training_arguments(
-    folder: Path,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    hardware: Precision,
-    **arguments: Any,
+    folder: Path, epochs: float, batch_size: int, learning_rate: float, seed: int, hardware: Precision, **arguments: Any
 ) -> TrainingArguments:
     """Cosine decay after 5 % of warm-up, AdamW without weight decay, a loss at every step, no checkpoints."""
     usual: dict[str, Any] = {
@@ -363,7 +354,7 @@ def training_arguments(
 def checkpointing_for(
     model: LanguageModel, base: Base, batch_size: int, longest: int, room: float | None = None
 ) -> dict[str, Any]:
-    """The settings that recompute activations in the backward pass, if the estimate says that they would not fit.
+    """Return the settings that recompute activations in the backward pass if, by the estimate, they would not fit.
 
     `room` is the GPU's memory in bytes (default: this one's). Recomputing costs a second forward pass, so it is left
     where it is not needed, and on a CPU. AdamW stays as it is: in 8 bits it would save 6 bytes a trainable parameter,
@@ -395,9 +386,7 @@ def attention_for(model: LanguageModel, longest: int) -> Iterator[None]:
     """
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     hardware = precision_for(base)
-    slow = (
-        hardware.device == "cpu" and hardware.compute == torch.bfloat16 and base.config._attn_implementation == "sdpa"
-    )
+    slow = (hardware.device, hardware.compute, base.config._attn_implementation) == ("cpu", torch.bfloat16, "sdpa")
     if not slow or longest > SHORT:
         yield
         return
@@ -459,9 +448,7 @@ def _checkpoint_at(args: TrainingArguments, step: int | None) -> Path:
 class _BestHere(TrainerCallback):
     """Finds the best checkpoint in the run folder if that was moved, where `Trainer` expects it at its old path."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         best = _checkpoint_at(args, state.best_global_step)
         if best.is_dir():
             state.best_model_checkpoint = str(best)
@@ -473,12 +460,10 @@ class _Clock(TrainerCallback):
     FILE = "seconds.txt"
     earlier = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.started = time.perf_counter()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         folder = _checkpoint_at(args, state.global_step)
         if folder.is_dir():
             (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
@@ -500,25 +485,19 @@ class StopOnInterrupt(TrainerCallback):
         self.interrupted = False
         self._usual: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             self._usual = signal.signal(signal.SIGINT, self._stop)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.interrupted and state.global_step < state.max_steps and not float(state.epoch).is_integer():
             control.should_evaluate = False  # it ends inside an epoch, where an uninterrupted run measures nothing
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.restore()
 
     def restore(self) -> None:
@@ -535,14 +514,7 @@ class StopOnInterrupt(TrainerCallback):
 class _Bar(ProgressCallback):
     """Trainer's progress bar with the loss beside it, instead of a printed line for every step."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
         if self.training_bar is not None and "loss" in (logs or {}):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
 
@@ -566,7 +538,7 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]
 
 
 def _targets(model: PeftModel) -> list[str]:
-    """The names of the layers that have an adapter; its config may have them as a pattern."""
+    """Return the names of the layers that have an adapter; its config may have them as a pattern."""
     return sorted({name.rpartition(".")[2] for name in _adapted(model)})
 
 
@@ -577,10 +549,9 @@ def _adapted(model: PeftModel) -> list[str]:
 
 def _partly_adapted(model: PeftModel) -> list[str] | None:
     """Return the full names of the adapted layers if other layers of the same names have no adapter."""
-    targets = set(_targets(model))
-    adapted = set(_adapted(model))
-    base = model.get_base_model()
-    alike = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in targets}
+    targets, adapted = set(_targets(model)), set(_adapted(model))
+    modules = model.get_base_model().named_modules()
+    alike = {name for name, _ in modules if name.rpartition(".")[2] in targets}
     return sorted(adapted) if alike - adapted else None
 
 

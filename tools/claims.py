@@ -78,7 +78,7 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _checkable(self) -> Self:
-        """A computed claim has a check; a check is known, and comes with its arguments and its result."""
+        """Check that a computed claim has a check, and that a check is known and has its arguments and result."""
         parts = [self.check, self.args, self.expected]
         if self.basis == "computed" and self.check is None:
             raise ValueError(f"{self.id}: a computed claim needs a check")
@@ -98,7 +98,7 @@ class Claim(BaseModel):
         return self.expected if isinstance(self.expected, list) else [self.expected]
 
     def recomputed(self) -> list[Any]:
-        """What the check gives today, as a list. Raises `ValueError` if the claim has none."""
+        """Return what the check gives today, as a list. Raises `ValueError` if the claim has none."""
         if self.check is None or self.args is None:
             raise ValueError(f"{self.id} has no check")
         calls = self.args if isinstance(self.args, list) else [self.args]
@@ -106,7 +106,7 @@ class Claim(BaseModel):
         return results[0] if len(results) == 1 and isinstance(results[0], list) else results
 
     def agrees(self) -> bool:
-        """Does the check give what is expected, to the last digit that is written down?"""
+        """Tell whether the check gives what is expected, to the last digit that is written down?"""
         found = self.recomputed()
         return len(found) == len(self.expected_values) and all(map(_same, found, self.expected_values))
 
@@ -126,7 +126,7 @@ class Rerun(BaseModel):
 
 
 def _same(found: Any, expected: Number) -> bool:
-    """Counts and answers must be equal; a float must round to the digits of the one expected."""
+    """Tell whether both agree: counts and answers are equal, a float rounds to the digits of the expected one."""
     if isinstance(found, bool) or isinstance(expected, bool):
         return found is expected
     if isinstance(found, int):
@@ -154,7 +154,7 @@ def _model(name: str) -> PreTrainedModel:
 
 
 def _shape(model: str, rank: int, targets: str) -> Shape:
-    """The adapter's shape. Targets are written `q,v` for q_proj and v_proj, `all` for every linear layer of a block."""
+    """Return the adapter's shape; targets are written `q,v` for q_proj and v_proj, `all` for every linear layer."""
     return adapter_shape(str(CONFIGS / model), rank, modules(targets))
 
 
@@ -183,12 +183,12 @@ def trainable_parameters(model: str, rank: int, targets: str) -> int:
 
 
 def all_parameters(model: str, rank: int, targets: str) -> int:
-    """What peft prints as "all params": base and adapter together."""
+    """Return what peft prints as "all params": base and adapter together."""
     return _shape(model, rank, targets).parameters
 
 
 def trainable_percent(model: str, rank: int, targets: str) -> float:
-    """What peft prints as "trainable%": the adapter's share of base and adapter together."""
+    """Return what peft prints as "trainable%": the adapter's share of base and adapter together."""
     return _shape(model, rank, targets).trainable_percent
 
 
@@ -200,7 +200,7 @@ def factor_shapes(model: str, target: str, rank: int) -> list[int]:
 
 
 def matrix_percent(model: str, target: str, rank: int) -> float:
-    """The adapter of one matrix, in percent of that matrix: r * (d_in + d_out) / (d_in * d_out)."""
+    """Return the adapter of one matrix, in percent of that matrix: r * (d_in + d_out) / (d_in * d_out)."""
     _, d_in, d_out, _ = factor_shapes(model, target, rank)
     return 100 * rank * (d_in + d_out) / (d_in * d_out)
 
@@ -211,7 +211,7 @@ def target_ratio(model: str, rank: int, targets: str, over: str) -> float:
 
 
 def ffn_percent(model: str) -> float:
-    """The feed-forward layers' share of the weights of all linear layers, in percent."""
+    """Return the feed-forward layers' share of the weights of all linear layers, in percent."""
     return 100 * _linear_parameters(model, ("gate_proj", "up_proj", "down_proj")) / _linear_parameters(model)
 
 
@@ -228,9 +228,9 @@ def adapter_megabytes(model: str, rank: int, targets: str, parameter_bytes: int 
     return trainable_parameters(model, rank, targets) * parameter_bytes / 1e6
 
 
-def checkpoint_gigabytes(model: str, parameter_bytes: int = 2) -> float:
-    """GB of the base's weights; two bytes a parameter in bf16 or fp16."""
-    return base_parameters(model) * parameter_bytes / 1e9
+def checkpoint_gigabytes(model: str) -> float:
+    """GB of the base's weights in bf16 or fp16, two bytes per parameter."""
+    return base_parameters(model) * 2 / 1e9
 
 
 def state_comparison(model: str, rank: int, targets: str) -> list[float]:
@@ -296,7 +296,7 @@ def logits_gigabytes(model: str, batch: int, length: int) -> float:
 
 
 def optimizer_steps(pairs: int, epochs: int, batch: int = 4, accumulation: int = 4) -> int:
-    """Updates that Trainer makes; what is left over at the end of an epoch makes one as well."""
+    """Return the updates that Trainer makes; what is left over at the end of an epoch makes one as well."""
     return epochs * math.ceil(math.ceil(pairs / batch) / accumulation)
 
 
@@ -311,7 +311,7 @@ def padding_percent(tokens: int, length: int) -> float:
 
 
 def accepts(name: str, argument: str) -> bool:
-    """Does this class of the installed transformers take the argument?"""
+    """Tell whether this class of the installed transformers takes the argument."""
     return argument in inspect.signature(getattr(transformers, name)).parameters
 
 
@@ -345,9 +345,9 @@ CHECKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def load_reruns(path: Path = LEDGER) -> list[Rerun]:
+def load_reruns() -> list[Rerun]:
     """Return the published findings that the course reran. Raises `ValueError` on a malformed one."""
-    return [Rerun.model_validate(raw) for raw in tomllib.loads(path.read_text("utf-8")).get("rerun", [])]
+    return [Rerun.model_validate(raw) for raw in tomllib.loads(LEDGER.read_text("utf-8")).get("rerun", [])]
 
 
 # The page.
@@ -378,13 +378,10 @@ def page(claims: list[Claim], reruns: list[Rerun]) -> str:
     lines += ["", "## Published findings, rerun here", ""]
     lines += ["What others found about why LoRA works, and what the embedded base gives over three seeds or more.", ""]
     lines += ["| finding | published | here | agrees | shown in |", "| --- | --- | --- | --- | --- |"]
-    lines += [_rerun_row(one) for one in reruns]
+    for one in reruns:
+        published = f"{one.published}<br><sub>{one.source}</sub>"
+        lines.append(_cells(one.finding, published, one.ours, one.agrees, _link(one.chapter)))
     return "\n".join(lines) + "\n"
-
-
-def _rerun_row(one: Rerun) -> str:
-    published = f"{one.published}<br><sub>{one.source}</sub>"
-    return _cells(one.finding, published, one.ours, one.agrees, _link(one.chapter))
 
 
 def _link(chapter: str) -> str:

@@ -63,7 +63,7 @@ class Machine:
         self.before = self.versions()
 
     def versions(self) -> dict[str, str]:
-        """The installed packages and their versions."""
+        """Return the installed packages and their versions."""
         lines = run(self.bin / "pip", "list", "--format=freeze").splitlines()
         return dict(line.split("==") for line in lines if "==" in line)
 
@@ -76,7 +76,8 @@ class Machine:
         (self.packages / "torchao" / "__init__.py").write_text(f'__version__ = "{OLD_TORCHAO}"\n')
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torchao\nVersion: {OLD_TORCHAO}\n")
         (info / "INSTALLER").write_text("pip\n")
-        (info / "RECORD").write_text("".join(f"{path},,\n" for path in ("torchao/__init__.py", *_files(info))))
+        files = ["torchao/__init__.py", *(f"{info.name}/{name}" for name in ("METADATA", "INSTALLER", "RECORD"))]
+        (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
 
     def execute(self, notebook: Path, commit: Path) -> None:
         """Run a notebook from an empty folder, with an empty home. Raises `RuntimeError` with its last lines."""
@@ -98,7 +99,7 @@ class Machine:
         run(self.bin / "jupyter-execute", notebook.name, cwd=place, env=settings | pip)
 
     def complaints(self) -> list[str]:
-        """What a notebook should not have done to the machine, and what it should have."""
+        """Return what a notebook should not have done to the machine, and what it should have."""
         after = self.versions()
         found = [
             f"{name} {self.before[name]} became {after.get(name)}"
@@ -120,12 +121,8 @@ def frozen(path: Path) -> dict[str, str | None]:
     return PREINSTALLED | {name: listed[name] for name in PREINSTALLED if name in listed}
 
 
-def _files(info: Path) -> list[str]:
-    return [f"{info.name}/{name}" for name in ("METADATA", "INSTALLER", "RECORD")]
-
-
 def _course(notebook: Path) -> tuple[str, str]:
-    """The address and the ref from which a notebook installs the course."""
+    """Return the address and the ref from which a notebook installs the course."""
     found = COURSE.search(cell(nbformat.read(notebook, as_version=4), "bootstrap").source)
     if found is None:
         raise typer.BadParameter(f"{notebook.name}: its bootstrap cell installs no course; run make generate")
@@ -133,7 +130,7 @@ def _course(notebook: Path) -> tuple[str, str]:
 
 
 def _commit(folder: Path, ref: str) -> Path:
-    """A bare clone of this repository in which `ref` is the current commit."""
+    """Return a bare clone of this repository in which `ref` is the current commit."""
     bare = folder / "course.git"
     run("git", "clone", "--quiet", "--bare", ROOT, bare)
     run("git", "-C", bare, "update-ref", f"refs/heads/{ref}", "HEAD")

@@ -28,22 +28,22 @@ app = typer.Typer(help="Keep the notebooks in order.", no_args_is_help=True, pre
 
 
 def chapters() -> list[Path]:
-    """The chapters in their order."""
+    """Return the chapters in their order."""
     return sorted(ROOT.glob("chapters/[0-9][0-9]_*.ipynb"))
 
 
 def learner_notebooks() -> list[Path]:
-    """Every notebook that a learner opens in Colab, and the solutions that exercises are made from."""
+    """Return every notebook that a learner opens in Colab, and the solutions that exercises are made from."""
     return [*chapters(), *sorted(ROOT.glob("solutions/*/*.ipynb"))]
 
 
 def public_path(path: Path) -> str:
-    """Where a learner finds the notebook: a solution stands for the exercise that is generated from it."""
+    """Return where a learner finds the notebook: a solution stands for the exercise that is generated from it."""
     return path.relative_to(ROOT).as_posix().replace("solutions/", "exercises/", 1)
 
 
 def cell(notebook: NotebookNode, name: str) -> NotebookNode:
-    """The cell with the id `name`. Raises `KeyError` if there is none."""
+    """Return the cell with the id `name`. Raises `KeyError` if there is none."""
     for candidate in notebook.cells:
         if candidate.id == name:
             return candidate
@@ -51,7 +51,7 @@ def cell(notebook: NotebookNode, name: str) -> NotebookNode:
 
 
 def dressed(notebook: NotebookNode, path: Path, repo: str, ref: str) -> NotebookNode:
-    """The notebook with its bootstrap cell and its badge for the repository `repo` at `ref`."""
+    """Return the notebook with its bootstrap cell and its badge for the repository `repo` at `ref`."""
     source = BOOTSTRAP.read_text("utf-8").rstrip("\n")
     bootstrap = cell(notebook, "bootstrap")
     bootstrap.source = source.replace("{repo}", repo).replace("{ref}", ref)
@@ -119,7 +119,7 @@ def run(path: Path, folder: Path, base: str, **parameters: object) -> NotebookNo
 
 
 def _published(notebook: NotebookNode) -> NotebookNode:
-    """What is committed of an executed notebook: no injected cell, no timestamps, no progress bars, no widget state."""
+    """Return what is committed of a run notebook: no injected cell, timestamps, progress bars or widget state."""
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec",) if name in notebook.metadata}
     notebook.metadata["language_info"] = {"name": "python"}
@@ -134,7 +134,7 @@ def _published(notebook: NotebookNode) -> NotebookNode:
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    """Whether an output is a progress bar: tqdm's on stderr, Trainer's HTML table, or tqdm's widget."""
+    """Tell whether an output is a progress bar: tqdm's on stderr, Trainer's HTML table, or tqdm's widget."""
     if output.output_type == "stream":
         return output.name == "stderr" and TQDM.search(output.text) is not None
     data = output.get("data", {})

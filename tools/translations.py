@@ -26,17 +26,17 @@ app = typer.Typer(help="Keep the translations in step.", no_args_is_help=True, p
 
 
 def originals() -> list[Path]:
-    """The notebooks that are translated: chapters, and exercises as students get them."""
+    """Return the notebooks that are translated: chapters, and exercises as students get them."""
     return [*chapters(), *sorted(ROOT.glob("exercises/*/*.ipynb"))]
 
 
 def translation_of(path: Path, language: str) -> Path:
-    """The Markdown file with the translated cells of a notebook."""
+    """Return the Markdown file with the translated cells of a notebook."""
     return (ROOT / language / path.relative_to(ROOT)).with_suffix(".md")
 
 
 def fingerprint(text: str) -> str:
-    """A short hash of the English text of a cell; Colab's badge and trailing spaces do not count."""
+    """Return a short hash of the English text of a cell; Colab's badge and trailing spaces do not count."""
     words = "\n".join(line.rstrip() for line in text.splitlines() if "colab-badge.svg" not in line)
     return hashlib.sha256(words.strip().encode()).hexdigest()[:12]
 

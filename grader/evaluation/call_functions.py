@@ -56,21 +56,21 @@ def plain(value: Any) -> Any:
 
 
 def a_tokenizer(base: str) -> Any:
-    """The tokenizer of a base, by what BASE must be for it."""
+    """Return the tokenizer of a base, by what BASE must be for it."""
     from loralab import choose_base, load_tokenizer
 
     return load_tokenizer(choose_base(base))
 
 
 def a_pair(instruction: str, output: str) -> Any:
-    """A pair of a message and its record."""
+    """Return a pair of a message and its record."""
     from loralab import Pair
 
     return Pair(instruction=instruction, output=output)
 
 
 def a_model(seed: int, **sizes: Any) -> Any:
-    """A small language model with random weights."""
+    """Return a small language model with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -79,52 +79,44 @@ def a_model(seed: int, **sizes: Any) -> Any:
 
 
 def a_config(kind: str, **sizes: Any) -> Any:
-    """The config of a model of this kind."""
+    """Return the config of a model of this kind."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(kind, **sizes)
 
 
 def a_four_bit_layer(seed: int, d_out: int, d_in: int) -> Any:
-    """A linear layer of random weights in NF4 with double quantisation, on the CPU."""
+    """Return a linear layer of random weights in NF4 with double quantisation, on the CPU."""
     from loralab.check.ex4 import small_layer
 
     return small_layer(d_out, d_in, seed)
 
 
 def a_tensor(rows: list[list[float]]) -> Any:
-    """A matrix of floats."""
+    """Return a matrix of floats."""
     import torch
 
     return torch.tensor(rows)
 
 
 def a_record(**fields: Any) -> Any:
-    """A run record with these fields."""
+    """Return a run record with these fields."""
     from loralab import RunRecord
 
-    usual = {
-        "name": "a run",
-        "base": "a base",
-        "trainable": 1,
-        "parameters": 10**9,
-        "train_pairs": 1,
-        "tokens": 1,
-        "epochs": 1,
-    }
-    usual |= {"batch_size": 1, "learning_rate": 0.1, "seed": 0, "losses": [1.0], "seconds": 1, "peak_memory": 1}
-    return RunRecord(**usual | {"dtype": "float32", "hardware": "none", "versions": {}} | fields)
+    usual = {"name": "a run", "base": "a base", "trainable": 1, "parameters": 10**9, "train_pairs": 1, "tokens": 1}
+    usual |= {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "seed": 0, "losses": [1.0], "seconds": 1}
+    return RunRecord(**usual | {"peak_memory": 1, "dtype": "float32", "hardware": "none", "versions": {}} | fields)
 
 
 def try_each(function: Any, arguments: list[Any]) -> list[Any]:
-    """What a function returns for each of these."""
+    """Return what a function returns for each of these."""
     return [function(one) for one in arguments]
 
 
 def try_lora_linear(
     layer_class: Any, seed: int, d_in: int, d_out: int, r: int, alpha: int, bias: bool
 ) -> dict[str, Any]:
-    """What a LoRA layer around a linear one gives: new, with other A and B, and merged."""
+    """Return what a LoRA layer around a linear one gives: new, with other A and B, and merged."""
     import torch
 
     torch.manual_seed(seed)
@@ -142,14 +134,4 @@ def try_lora_linear(
     return found | {"trainable": trainable, "type of merged": type(merged).__name__}
 
 
-BUILDERS = (
-    a_tokenizer,
-    a_pair,
-    a_model,
-    a_config,
-    a_four_bit_layer,
-    a_tensor,
-    a_record,
-    try_each,
-    try_lora_linear,
-)
+BUILDERS = (a_tokenizer, a_pair, a_model, a_config, a_four_bit_layer, a_tensor, a_record, try_each, try_lora_linear)

@@ -105,7 +105,7 @@ def check_all(
     refused: dict[str, str],
     bands: BaseBands | None,
     base: Base,
-    functions: Sequence[Outcome] | None = None,
+    functions: Sequence[Outcome] | None,
 ) -> list[Check]:
     """Return every check of an exercise in report order; the points sum to 100, and all runs weigh the same.
 
@@ -209,15 +209,14 @@ def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
         for field in ("seed", "train_pairs", "epochs", "batch_size", "learning_rate", "tokens"):
             values = {name: getattr(evidence[name].claim, field) for name in names}
             if len(set(values.values())) > 1:
-                differing.append(
-                    f"{field} differs: " + ", ".join(f"{name} {value:g}" for name, value in values.items())
-                )
+                shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                differing.append(f"{field} differs: {shown}")
     missing = [run.name for run in exercise.runs if run.name not in evidence]
+    gaps = f"; {len(missing)} of {len(exercise.runs)} runs are missing" if missing else ""
     return Check(
         name="one thing changed",
         expected="same seed, pairs, epochs, batch and learning rate",
-        found=f"{len(differing)} settings differ"
-        + (f"; {len(missing)} of {len(exercise.runs)} runs are missing" if missing else ""),
+        found=f"{len(differing)} settings differ{gaps}",
         points=ACROSS,
         passed=not differing and not missing,
         message="; ".join(differing) or (f"missing runs: {', '.join(missing)}" if missing else ""),
@@ -363,8 +362,8 @@ def _loss(evidence: Evidence, believed: bool) -> Check:
 
 
 def _template(evidence: Evidence) -> Check:
-    own, other = evidence.probes.answer, evidence.probes.formats[evidence.probes.best_format]
     other_format = evidence.probes.best_format
+    own, other = evidence.probes.answer, evidence.probes.formats[other_format]
     return _check(
         "chat template",
         expected="lower loss of the answers in the chat template than in other prompt formats",
@@ -414,12 +413,11 @@ def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
         for one in (evidence.public, evidence.fresh)
     )
     p = float(stats.mannwhitneyu(public, fresh, alternative="less").pvalue)
-    passed = p >= MIN_UNSEEN_P
     return _check(
         "evaluation pairs unseen",
         expected=f"losses on eval.jsonl like those on fresh pairs (Mann-Whitney p at least {MIN_UNSEEN_P:g})",
         found=f"p = {p:.2g}",
-        passed=passed,
+        passed=p >= MIN_UNSEEN_P,
         measured=[p, *public, *fresh],
         message="better on eval.jsonl than on fresh pairs: it was trained on the evaluation pairs",
     )
@@ -478,12 +476,11 @@ def _question(evidence: Evidence, bands: RunBands | None) -> Check:
     before, after = evidence.control_before.gain, evidence.control.gain
     limit = max(0.0, HONEST_SHARE * bands.question_gain.low if bands else before)
     low = evidence.control.interval[0]
-    passed = after >= limit and low > 0 and low > before
     return _check(
         QUESTION,
         expected=f"the right answer at least {limit:.2f} nats per token more likely than after another question",
         found=f"{after:.2f} nats per token ({before:.2f} without the adapter)",
-        passed=passed,
+        passed=after >= limit and low > 0 and low > before,
         measured=[before, after, low],
         message="it answers without reading the question: are the answers paired with their own questions?",
     )
@@ -524,8 +521,9 @@ def _why_held_out(run: RunSpec, evidence: Evidence, base: Base) -> str:
 
 def paired_upper_bound(evidence: Evidence) -> float:
     """Return the upper end of a 95 % bootstrap interval (over pairs) of the change in loss, in nats per token."""
-    before, after = np.array(evidence.fresh.before.nll), np.array(evidence.fresh.after.nll)
-    tokens = np.array(evidence.fresh.before.tokens)
+    before, after, tokens = map(
+        np.array, (evidence.fresh.before.nll, evidence.fresh.after.nll, evidence.fresh.before.tokens)
+    )
 
     def change(difference: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
         mean: np.ndarray = difference.sum(axis=axis) / count.sum(axis=axis)
@@ -581,13 +579,12 @@ def _forgetting(evidence: Evidence, band: Band) -> Check | None:
 
 def _honest(run: RunSpec, evidence: Evidence) -> Check:
     claim, public, settings = evidence.claim, evidence.public, evidence.adapter.settings
-    wrong, unmeasured = [], claim.ppl_before is None or claim.ppl_after is None
-    for name, claimed, true in (
-        ("PPL before", claim.ppl_before, public.before.ppl),
-        ("PPL after", claim.ppl_after, public.after.ppl),
-    ):
-        if claimed is not None and not same_ppl(claimed, true):
-            wrong.append(f"{name} {claimed:.2f}, recomputed {true:.2f}")
+    ppls = {"before": (claim.ppl_before, public.before.ppl), "after": (claim.ppl_after, public.after.ppl)}
+    wrong = [
+        f"PPL {when} {claimed:.2f}, recomputed {true:.2f}"
+        for when, (claimed, true) in ppls.items()
+        if claimed is not None and not same_ppl(claimed, true)
+    ]
     if claim.rank != settings.r or set(claim.targets) != set(settings.targets):
         wrong.append(f"rank {claim.rank} on {listed(claim.targets)}, but the adapter has rank {settings.r}")
     if claim.method != run.method:
@@ -596,7 +593,7 @@ def _honest(run: RunSpec, evidence: Evidence) -> Check:
         "claims of run.json",
         expected=f"PPL {public.before.ppl:.1f} and {public.after.ppl:.2f} on eval.jsonl",
         found=f"PPL {claim.ppl_before or math.nan:.1f} and {claim.ppl_after or math.nan:.2f}",
-        passed=not wrong and not unmeasured,
+        passed=not wrong and claim.ppl_before is not None and claim.ppl_after is not None,
         measured=[public.before.loss, public.after.loss],
         message="run.json does not match its own adapter: " + "; ".join(wrong)
         if wrong

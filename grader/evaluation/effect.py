@@ -27,10 +27,15 @@ def effects(model: PreTrainedModel, texts: Sequence[list[int]], changes: Mapping
     changes. Inner products over the tokens weight directions of the input by their second moment.
     """
     seen: dict[str, dict[str, list[torch.Tensor]]] = {name: {matrix: [] for matrix in c} for name, c in changes.items()}
+
+    def note(matrix: str, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2).T.cpu().double()
+        for name, change in changes.items():
+            if matrix in change:
+                seen[name][matrix].append(change[matrix][0] @ x)
+
     hooks = [
-        model.get_submodule(matrix.removeprefix(PREFIX)).register_forward_pre_hook(
-            partial(_note, matrix, changes, seen)
-        )
+        model.get_submodule(matrix.removeprefix(PREFIX)).register_forward_pre_hook(partial(note, matrix))
         for matrix in {matrix for change in changes.values() for matrix in change}
     ]
     try:
@@ -44,19 +49,6 @@ def effects(model: PreTrainedModel, texts: Sequence[list[int]], changes: Mapping
         name: {matrix: (torch.cat(seen[name][matrix], 1), b) for matrix, (_, b) in change.items()}
         for name, change in changes.items()
     }
-
-
-def _note(
-    matrix: str,
-    changes: Mapping[str, Factors],
-    seen: dict[str, dict[str, list[torch.Tensor]]],
-    module: torch.nn.Module,
-    inputs: tuple[torch.Tensor, ...],
-) -> None:
-    x = inputs[0].flatten(0, -2).T.cpu().double()
-    for name, change in changes.items():
-        if matrix in change:
-            seen[name][matrix].append(change[matrix][0] @ x)
 
 
 def sketch(effect: Factors) -> str:

@@ -197,7 +197,7 @@ class Evaluator:
         return effects(self._model("lora"), [one["input_ids"] for one in encoded], changes)
 
     def _epoch_tokens(self, run: RunSpec) -> int:
-        encoded = encode_all(_training_pairs(run.subject)[: run.pairs], self.tokenizer, self.base.max_length)
+        encoded = encode_all(_stored(run.subject, "train")[: run.pairs], self.tokenizer, self.base.max_length)
         return sum(len(one["input_ids"]) for one in encoded)
 
     def _elsewhere(self, run: RunSpec, adapter: Adapter) -> HeldOut:
@@ -211,19 +211,16 @@ def _pairs(subject: Subject, seed: int) -> dict[str, list[Pair]]:
 
     General pairs are drawn too: on public ones a student could train, and forgetting would not show.
     """
-    if subject == "codes":
-        fresh = public = locker_codes()
-    else:
-        fresh = draw(seed, FRESH_PAIRS)
-        fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
-        public = read_pairs(data_path("pairs/far/eval.jsonl" if subject == "far" else "pairs/eval.jsonl"))
-    return {"fresh": fresh, "public": public, "general": list(draw_general(seed, FRESH_PAIRS))}
+    fresh = locker_codes() if subject == "codes" else draw(seed, FRESH_PAIRS)
+    fresh = [far_pair(pair) for pair in fresh] if subject == "far" else fresh
+    return {"fresh": fresh, "public": _stored(subject, "eval"), "general": list(draw_general(seed, FRESH_PAIRS))}
 
 
-def _training_pairs(subject: Subject) -> list[Pair]:
+def _stored(subject: Subject, kind: str) -> list[Pair]:
+    """Return the pairs of a subject that students have, for training ("train") or evaluation ("eval")."""
     if subject == "codes":
         return locker_codes()
-    return read_pairs(data_path("pairs/far/train.jsonl" if subject == "far" else "pairs/train.jsonl"))
+    return read_pairs(data_path(f"pairs/far/{kind}.jsonl" if subject == "far" else f"pairs/{kind}.jsonl"))
 
 
 def _read_claim(folder: Path, base: Base) -> RunRecord:

@@ -133,7 +133,7 @@ def _same(wanted: Any, found: Any) -> bool:
 
 @cache
 def _reference(exercise: str) -> dict[str, Any]:
-    """The functions of the solved notebook: the cell of its imports and the cells of its tasks, run here."""
+    """Return the functions of the solved notebook: the cell of its imports and the cells of its tasks, run here."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -240,11 +240,6 @@ def _losses_and_statements(rng: random.Random, base: str) -> str:
     return f"{dict(zip(groups, losses, strict=True))}, {statements}"
 
 
-def _record(rng: random.Random, **fields: Any) -> str:
-    words = ", ".join(f"{name}={value}" for name, value in fields.items())
-    return f"a_record({words})"
-
-
 def _block_sizes(rng: random.Random, base: str) -> str:
     double = rng.choice((None, 2 ** rng.randint(5, 10)))
     return f"{2 ** rng.randint(4, 9)}, {double}"
@@ -284,7 +279,7 @@ def _nats(rng: random.Random, base: str) -> str:
 
 @cache
 def _broken_runs() -> dict[str, list[dict[str, Any]]]:
-    """The records of real runs by the fault that each was trained with; tools/broken_runs.py writes them."""
+    """Return the records of real runs by the fault that each was trained with; tools/broken_runs.py writes them."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for one in json.loads(BROKEN_RUNS.read_text("utf-8")):
         runs.setdefault(one["fault"], []).append(one["record"])

@@ -39,14 +39,14 @@ class Band(BaseModel):
         return cls._on_scale(values, math.log, math.exp)
 
     @classmethod
-    def shares(cls, values: list[float], of: int = FRESH_PAIRS) -> Band:
-        """Return the band of at least two shares out of `of`, on the scale of log-odds, so that it stays within 0 and 1.
+    def shares(cls, values: list[float]) -> Band:
+        """Return the band of at least two shares of the fresh pairs, on the scale of log-odds, so that it stays within 0 and 1.
 
         Half a count is added on both sides, so that 0 and 1 have log-odds.
         """
         return cls._on_scale(
             values,
-            lambda share: math.log((share * of + 0.5) / (of - share * of + 0.5)),
+            lambda share: math.log((share * FRESH_PAIRS + 0.5) / (FRESH_PAIRS - share * FRESH_PAIRS + 0.5)),
             lambda odds: 1 / (1 + math.exp(-odds)),
         )
 
@@ -107,7 +107,7 @@ class ExerciseBands(BaseModel):
         return cls.model_validate_json(path.read_text("utf-8")) if path.exists() else cls()
 
     def of(self, base: Base) -> BaseBands | None:
-        """The bands that were measured on `base`; None if there are none, or if it had other weights then."""
+        """Return the bands that were measured on `base`; None if there are none, or if it had other weights then."""
         found = self.bases.get(asked_for(base))
         return found if found and found.base_sha256 == weights_of(base) else None
 

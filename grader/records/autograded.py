@@ -8,8 +8,7 @@ from pathlib import Path
 
 from loralab.files import write_whole
 
-from ..exercises import Exercise
-from ..submission.sanitize import OURS
+from ..exercises import ABOUT, Exercise
 from .gradebook import check_name
 
 
@@ -24,7 +23,7 @@ def write_autograded(student: str, exercise: Exercise, notebook: bytes, course: 
 def origin_of(student: str, exercise: Exercise, course: Path) -> str:
     """Return what the notebook there was made from; "" if there is none, or if it is not ours."""
     try:
-        found = json.loads(_path(student, exercise, course).read_bytes())["metadata"][OURS]["origin"]
+        found = json.loads(_path(student, exercise, course).read_bytes())["metadata"][ABOUT]["origin"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     return found if isinstance(found, str) else ""

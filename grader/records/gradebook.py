@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 from nbgrader import utils
-from nbgrader.api import Comment, Grade, Gradebook, InvalidEntry, MissingEntry
+from nbgrader.api import Gradebook, InvalidEntry, MissingEntry
 from nbgrader.preprocessors import SaveCells
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, ProgrammingError, SAWarning, SQLAlchemyError
@@ -151,23 +151,13 @@ def _enter(gradebook: Gradebook, verdict: Verdict, sheet: Sheet) -> None:
     entries = gradebook.find_submission_notebook(verdict.exercise, verdict.exercise, verdict.student)
     share = (verdict.final_points or 0.0) / MAX_POINTS
     for grade in entries.grades:
-        if grade.name in sheet.scored:
-            _score(grade, share * sheet.scored[grade.name])
+        if grade.name in sheet.scored and grade.auto_score != (score := share * sheet.scored[grade.name]):
+            grade.auto_score = score
+            grade.needs_manual_grade = grade.manual_score is not None  # it changed below a manual one: look again
     for comment in entries.comments:
         if comment.name == sheet.commented:
-            _comment(comment, verdict)
+            comment.auto_comment = code_block("\n".join(_lines(verdict)), MAX_COMMENT)
     gradebook.db.commit()
-
-
-def _score(grade: Grade, score: float) -> None:
-    """Set the automatic score; if it changes below a manual one, somebody is to look again, as nbgrader has it."""
-    if grade.auto_score != score:
-        grade.auto_score = score
-        grade.needs_manual_grade = grade.manual_score is not None
-
-
-def _comment(comment: Comment, verdict: Verdict) -> None:
-    comment.auto_comment = code_block("\n".join(_lines(verdict)), MAX_COMMENT)
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
@@ -175,7 +165,8 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     outcome = "every check passed." if verdict.passed else stopped if verdict.message else "what did not pass:"
     yield f"{verdict.final_points:g} of {MAX_POINTS} points: {outcome}"
     if verdict.adjustments:
-        yield f"{_earned(verdict)}; {verdict.reasons}"
+        earned = "no points yet" if verdict.points is None else f"{verdict.points:g} before adjustment"
+        yield f"{earned}; {verdict.reasons}"
     if verdict.other_version:
         yield verdict.other_version
     if verdict.message:
@@ -183,10 +174,6 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     for check in verdict.checks:
         if not check.passed:
             yield f"{check.label}: {check.for_students.reason}"
-
-
-def _earned(verdict: Verdict) -> str:
-    return "no points yet" if verdict.points is None else f"{verdict.points:g} before adjustment"
 
 
 @contextmanager

@@ -256,11 +256,9 @@ def _storable_value(value: Value) -> bytes | Value:
     """Return a name that is no valid text, or a number beyond SQLite's, as bytes, which it keeps apart from all else."""
     if isinstance(value, int) and value >= 2**63:
         return value.to_bytes(SEED_BITS // 8, "big")
-    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) and _is_no_text(value) else value
-
-
-def _is_no_text(value: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return value.encode("utf-8", "surrogatepass")
+    return value
 
 
 def decides(name: str) -> bool:
@@ -285,12 +283,8 @@ def decisive_parts() -> dict[str, str]:
 
 
 def _decisive_files(package: str) -> dict[str, Path]:
-    files = files_below(ROOT / package, CODE)
-    return {
-        name: path
-        for name, path in files.items()
-        if decides(f"{package}/{name}") and not f"{package}/{name}".startswith(f"{BANDS}/")
-    }
+    whole = {f"{package}/{name}": (name, path) for name, path in files_below(ROOT / package, CODE).items()}
+    return dict(one for name, one in whole.items() if decides(name) and not name.startswith(f"{BANDS}/"))
 
 
 def _hash(parts: dict[str, str]) -> str:

@@ -31,16 +31,18 @@ class Alike:
 def alike(verdicts: Sequence[Verdict]) -> list[Alike]:
     """Return the groups of similar adapters; each student's adapter is similar to that of at least one other."""
     vectors: dict[tuple[str, str], dict[str, np.ndarray]] = defaultdict(dict)
+    found = []
     for verdict in verdicts:
         for run, sketch in verdict.sketches.items():
             if (vector := _vector(sketch)) is not None:
                 vectors[verdict.exercise, run][verdict.student] = vector
-    return [
-        Alike(exercise, run, tuple(sorted(names[i] for i in group)), float(cosines[np.ix_(group, group)].min()))
-        for (exercise, run), of_run in sorted(vectors.items())
-        for names, cosines in [(list(of_run), _cosines(list(of_run.values())))]
-        for group in _groups(cosines >= LIMIT)
-    ]
+    for (exercise, run), of_run in sorted(vectors.items()):
+        names, matrix = list(of_run), np.stack([*of_run.values()])
+        cosines = np.clip(matrix @ matrix.T, -1, 1)
+        for group in _groups(cosines >= LIMIT):
+            students = tuple(sorted(names[i] for i in group))
+            found.append(Alike(exercise, run, students, float(cosines[np.ix_(group, group)].min())))
+    return found
 
 
 def _vector(sketch: str) -> np.ndarray | None:
@@ -49,12 +51,6 @@ def _vector(sketch: str) -> np.ndarray | None:
     except (binascii.Error, ValueError):
         return None
     return vector if vector.size and np.isfinite(vector).all() else None
-
-
-def _cosines(vectors: list[np.ndarray]) -> np.ndarray:
-    matrix = np.stack(vectors)
-    cosines: np.ndarray = np.clip(matrix @ matrix.T, -1, 1)
-    return cosines
 
 
 def _groups(linked: np.ndarray) -> list[list[int]]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from markupsafe import Markup
+from urllib.parse import quote
 
 from ..exercises import EXERCISES
 from ..submission import similarity
 from ..submission.similarity import Fingerprint
 from ..verdict import MAX_POINTS, Verdict
 from .alike import alike
-from .class_stats import Reason, Summary, by_exercise, in_order
-from .html import link, write_page
+from .class_stats import Summary, by_exercise, in_order
+from .html import write_page
 from .student_feedback import feedback_path
-from .svg import Bar, LossPlot, histogram, loss_plot, perplexity_bars
+from .svg import histogram, loss_plot, perplexity_bars
 
 FEW = 10  # verdicts, each of which then has a section of its own on the report
 
@@ -27,25 +26,6 @@ class _Cell:
 
     verdict: Verdict
     href: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What the report shows of one exercise of a class."""
-
-    summary: Summary
-    picture: Markup
-    reasons: list[Reason]
-
-
-@dataclass(frozen=True)
-class _Section:
-    """What the report shows of one verdict where there are few."""
-
-    verdict: Verdict
-    anchor: str
-    losses: LossPlot
-    bars: list[Bar]
 
 
 def write_report(
@@ -76,8 +56,17 @@ def write_report(
         cells=cells,
         names=names or {},
         adjusted=[verdict for verdict in verdicts if verdict.adjustments],
-        parts=[] if few else [_part(summary) for summary in summaries],
-        sections=[_section(verdict, f"s{i}") for i, verdict in enumerate(verdicts)] if few else [],
+        parts=[] if few else [(one, histogram(one.points, one.counts["submission failed"])) for one in summaries],
+        sections=[
+            (
+                v,
+                f"s{i}",
+                loss_plot({run: claim.losses for run, claim in v.claims.items()}),
+                perplexity_bars(v.perplexities),
+            )
+            for i, v in enumerate(verdicts)
+            if few
+        ],
         groups=similarity.groups(fingerprints or {}, reference),
         compared=len(fingerprints or {}),
         alike=alike(verdicts),
@@ -87,14 +76,4 @@ def write_report(
 
 def _href(verdict: Verdict, anchor: str, folder: Path) -> str:
     path = feedback_path(verdict.student, verdict.exercise)
-    return anchor or (link(path) if (folder / path).exists() else "")
-
-
-def _part(summary: Summary) -> _Part:
-    counts = summary.counts
-    return _Part(summary, histogram(summary.points, counts["submission failed"], MAX_POINTS), summary.reasons())
-
-
-def _section(verdict: Verdict, anchor: str) -> _Section:
-    losses = loss_plot({run: claim.losses for run, claim in verdict.claims.items()})
-    return _Section(verdict, anchor, losses, perplexity_bars(verdict.perplexities))
+    return anchor or (quote(path.as_posix()) if (folder / path).exists() else "")

@@ -7,12 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
+from typing import get_args
 
 from ..verdict import State, Verdict
 
 NUMBER = re.compile(r"\d[\d.,]*(?:e[-+]?\d+)?")
 ONLY_WHERE_IT_FAILS = "can be evaluated"
-STATES: tuple[State, ...] = ("graded", "submission failed", "grader failed")
+MOST_REASONS = 5
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,14 @@ class Summary:
         names = dict.fromkeys(check.name for verdict in graded for check in verdict.checks)
         return [CheckCount(name, ran[name] - failed[name], ran[name]) for name in names]
 
-    def reasons(self, most: int = 5) -> list[Reason]:
+    def reasons(self) -> list[Reason]:
         """Return the most frequent reasons; a submission counts once for each, however many of its runs have it."""
         wordings: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for verdict in self.verdicts:
             mine = {(where, NUMBER.sub("#", message)): message for where, message in _reasons(verdict)}
             for key, message in mine.items():
                 wordings[key][message] += 1
-        ordered = sorted(wordings.items(), key=lambda one: -one[1].total())[:most]
+        ordered = sorted(wordings.items(), key=lambda one: -one[1].total())[:MOST_REASONS]
         return [Reason(key[0], same.most_common(1)[0][0], same.total(), len(same) > 1) for key, same in ordered]
 
     def costs(self) -> list[Cost]:
@@ -119,8 +121,7 @@ class Summary:
         costs = []
         for what, each in spent.items():
             times = [seconds for seconds, _ in each]
-            slowest, verdict = max(each, key=lambda one: one[0])
-            costs.append(Cost(what, len(each), sum(times), median(times), slowest, verdict))
+            costs.append(Cost(what, len(each), sum(times), median(times), *max(each, key=lambda one: one[0])))
         return sorted(costs, key=lambda cost: -cost.total)
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from loralab.files import write_whole
+from loralab.files import whole_file, write_whole
 
 from ..text import spreadsheet_cell
 from ..verdict import MAX_POINTS, Verdict
@@ -19,13 +19,12 @@ def write_results(verdicts: Sequence[Verdict], folder: Path) -> None:
 
     NaN and infinity are written as Python's json does, a name that is no UTF-8 with \\u escapes: both can be read back.
     """
-    unfinished = folder / "results.json.part"  # verdict by verdict, since all at once may be much
-    with unfinished.open("w", encoding="ascii") as file:
+    # Verdict by verdict, since all at once may be much.
+    with whole_file(folder / "results.json") as path, path.open("w", encoding="ascii") as file:
         for i, verdict in enumerate(verdicts):
             file.write("[\n" if i == 0 else ",\n")
             file.write(json.dumps(verdict.published(), indent=1))
         file.write("\n]\n" if verdicts else "[]\n")
-    unfinished.replace(folder / "results.json")
 
 
 def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -33,11 +32,6 @@ def duration(seconds: float) -> str:
 
 
 PAGES.filters["duration"] = duration
-
-
-def link(path: Path) -> str:
-    """Return a relative path as the target of a link."""
-    return quote(path.as_posix())
 
 
 def write_page(template: str, path: Path, **content: Any) -> Path:

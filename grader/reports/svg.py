@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from ..verdict import MAX_POINTS
+
 WIDTH, HEIGHT = 640, 310
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 20, 58  # room for the larger letters on a narrow screen
 MAX_DRAWN = 300  # points per line; of longer runs, means over that many stretches
@@ -77,25 +79,17 @@ def loss_plot(losses: Mapping[str, Sequence[float]]) -> LossPlot:
 
 def perplexity_bars(perplexities: Mapping[str, float]) -> list[Bar]:
     """Return perplexities as bars on a log scale that starts at 1."""
-    finite = [value for value in perplexities.values() if math.isfinite(value) and value > 0]
-    longest = math.log(max([*finite, math.e]))
-    return [
-        Bar(
-            name,
-            value,
-            100 * max(0.0, math.log(value)) / longest if math.isfinite(value) and value > 0 else None,
-            not name.endswith("before"),
-        )
-        for name, value in perplexities.items()
-    ]
+    logs = {name: math.log(value) for name, value in perplexities.items() if math.isfinite(value) and value > 0}
+    percents = {name: 100 * max(0.0, log) / max(1.0, *logs.values()) for name, log in logs.items()}
+    return [Bar(name, value, percents.get(name), not name.endswith("before")) for name, value in perplexities.items()]
 
 
-def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Markup:
+def histogram(points: Sequence[float], failed: int) -> Markup:
     """Plot how many submissions have how many points; full marks have a bar of their own, failed ones are in the first."""
     bins = 11
     counts = [0] * bins
     for one in points:
-        counts[min(bins - 1, int(one * (bins - 1) / max_points))] += 1
+        counts[min(bins - 1, int(one * (bins - 1) / MAX_POINTS))] += 1
     top = max([*counts[1:], counts[0] + failed, 1])
     levels = _ticks(0, top, whole=True)
     frame = _Frame((0, bins), (0, 1.1 * levels[-1]))  # room for the number above the highest bar
@@ -106,7 +100,7 @@ def histogram(points: Sequence[float], failed: int, max_points: int = 100) -> Ma
         x = frame.x(i + 0.5)
         # Each bar begins at its number of points; the last one has those with all of them.
         at = x if i == bins - 1 else frame.x(i)
-        parts.append(_text(at, HEIGHT - BOTTOM + 20, f"{max_points * i // 10}", "middle"))
+        parts.append(_text(at, HEIGHT - BOTTOM + 20, f"{MAX_POINTS * i // 10}", "middle"))
         if count + below:
             parts.append(_text(x, frame.y(count + below) - 4, str(count + below), "middle", "count"))
     return _svg(parts, "Distribution of points")
@@ -137,11 +131,8 @@ class _Frame:
         parts += [_text(self.x(step), HEIGHT - BOTTOM + 20, f"{step:,.0f}", "end") for step in steps[-1:]]
         parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, below, "middle"))
         middle = (TOP + HEIGHT - BOTTOM) / 2
-        parts.append(
-            Markup('<text text-anchor="middle" transform="translate(18 {}) rotate(-90)">{}</text>').format(
-                middle, beside
-            )
-        )
+        turned = Markup('<text text-anchor="middle" transform="translate(18 {}) rotate(-90)">{}</text>')
+        parts.append(turned.format(middle, beside))
         return Markup().join(parts)
 
     def line(self, xs: np.ndarray, ys: np.ndarray, kind: str) -> Markup:
@@ -179,23 +170,17 @@ def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = np.arange(1, len(values) + 1, dtype=float)
     if len(values) <= MAX_DRAWN:
         return steps, values
-    stretches = np.array_split(values, MAX_DRAWN)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is a gap
-        return np.array([s.mean() for s in np.array_split(steps, MAX_DRAWN)]), np.array(
-            [np.nanmean(s) for s in stretches]
-        )
+        steps, values = (np.array([np.nanmean(s) for s in np.array_split(x, MAX_DRAWN)]) for x in (steps, values))
+    return steps, values
 
 
-def _running_mean(values: np.ndarray, window: int = 5) -> np.ndarray:
-    """Return the mean over the last `window` values (fewer at the start), as in the chapters; missing ones are left out."""
-    present = np.isfinite(values)
-    if not present.any():
-        return values
-    sums, counts = (
-        np.convolve(each, np.ones(window))[: len(values)] for each in (np.where(present, values, 0.0), present)
-    )
-    return np.where(present, sums / np.maximum(counts, 1), np.nan)
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the last five values (fewer at the start), as in the chapters; missing ones are left out."""
+    from pandas import Series  # slow to import
+
+    return Series(values).rolling(5, min_periods=1).mean().where(np.isfinite(values)).to_numpy()
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:

@@ -17,9 +17,8 @@ MARKS = {"yes": "green", "partly": "yellow", "no": "red"}
 STYLES: dict[State, str] = {"graded": "green", "submission failed": "red", "grader failed": "magenta"}
 
 
-def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
+def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print one verdict as a table: check, expected, found, points, pass; below it the reason for each failure."""
-    console = console or Console(emoji=False)
     title = Text(
         f"{verdict.exercise}: {display_name(verdict.student)} on the {display_name(verdict.base)} base", style="bold"
     )
@@ -45,9 +44,8 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     _print_adjustment(console, verdict)
 
 
-def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
+def print_class(verdicts: Sequence[Verdict], console: Console) -> None:
     """Print a class as one table, one exercise per row; below it every submission that the grader failed on."""
-    console = console or Console(emoji=False)
     students = len({verdict.student for verdict in verdicts})
     table = Table(title=f"{len(verdicts)} submissions of {students} students", title_justify="left", title_style="bold")
     table.add_column("exercise")
@@ -71,17 +69,15 @@ def print_class(verdicts: Sequence[Verdict], console: Console | None = None) -> 
         console.print(
             f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.", highlight=False
         )
-    for verdict in total.of_other_versions[:FEW]:
-        what = f"another version: {display_name(verdict.student)}, {verdict.exercise}"
-        _print_reason(console, what, verdict.other_version)
-    if len(total.of_other_versions) > FEW:
-        more = len(total.of_other_versions) - FEW
-        console.print(f"and {more} more made from other versions, in report.html", highlight=False)
-    broken = total.of_state("grader failed")
-    for verdict in broken[:FEW]:
-        _print_reason(console, f"grader failed: {display_name(verdict.student)}, {verdict.exercise}", verdict.message)
-    if len(broken) > FEW:
-        console.print(f"and {len(broken) - FEW} more that the grader failed at, in report.html", highlight=False)
+    for what, those, others in (
+        ("another version", total.of_other_versions, "made from other versions"),
+        ("grader failed", total.of_state("grader failed"), "that the grader failed at"),
+    ):
+        for verdict in those[:FEW]:
+            why = verdict.message if what == "grader failed" else verdict.other_version
+            _print_reason(console, f"{what}: {display_name(verdict.student)}, {verdict.exercise}", why)
+        if len(those) > FEW:
+            console.print(f"and {len(those) - FEW} more {others}, in report.html", highlight=False)
 
 
 def _print_adjustment(console: Console, verdict: Verdict) -> None:

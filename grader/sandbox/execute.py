@@ -128,7 +128,7 @@ def execute_in_sandbox(
     name: str,
     base: Base,
     seed: int,
-    limits: Limits | None = None,
+    limits: Limits,
     afterwards: Afterwards | None = None,
 ) -> Execution:
     """Run `notebook`, called `name`, with BASE, SEED and RUNS set, in the sandbox and in an emptied `folder`.
@@ -137,7 +137,6 @@ def execute_in_sandbox(
     Raises `NotebookFailed` with what went wrong and where, and the last lines below; `SandboxMissing` or
     `SandboxFailed` if it could not be run, which is not the student's fault.
     """
-    limits = limits or Limits()
     empty(folder)
     (folder / "runs").mkdir()
     file = folder / f"{name}.ipynb"
@@ -213,12 +212,8 @@ def _read_own(path: Path, most: int) -> bytes | None:
 def _where(notebook: NotebookNode, name: str, outcome: _Outcome | None) -> str:
     if outcome is None or outcome.cell >= len(notebook.cells):
         return f"{name}.ipynb"
-    own = [
-        cell
-        for cell in notebook.cells[: outcome.cell + 1]
-        if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
-    number = sum(cell.cell_type == "code" for cell in own)
+    code = [cell for cell in notebook.cells[: outcome.cell + 1] if cell.cell_type == "code"]
+    number = sum("injected-parameters" not in cell.metadata.get("tags", []) for cell in code)
     called = notebook.cells[outcome.cell].metadata.get("nbgrader", {}).get("grade_id")
     return f"{name}.ipynb, cell {number}" + (f" ({called})" if called else "")
 

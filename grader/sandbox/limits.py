@@ -165,7 +165,7 @@ def _proportional(pid: int) -> int:
 
 
 def _sum_fields(pid: int, file: str, *fields: str) -> int:
-    """The sum of these fields of a file that the kernel keeps on a process, in bytes; 0 where there are none."""
+    """Return the sum of these fields of a file that the kernel keeps on a process, in bytes; 0 where there are none."""
     try:
         lines = Path(f"/proc/{pid}/{file}").read_text(errors="replace").splitlines()
     except OSError:

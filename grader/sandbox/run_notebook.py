@@ -1,7 +1,8 @@
 """Runs a notebook inside the sandbox: `python -I run_notebook.py NOTEBOOK OUTCOME OUTPUT_LIMIT AFTERWARDS`.
 
-The code AFTERWARDS is run in the same kernel when the notebook has ended, or stopped at an error. It stands alone, for nothing else of the grader is there to be imported. The student's code can change whatever it
-writes, so the outcome is a message for the student and nothing else.
+The code AFTERWARDS is run in the same kernel when the notebook has ended, or stopped at an error. This script stands alone:
+nothing else of the grader can be imported there. Student code can change whatever it writes, so the outcome is a message
+for the student and nothing else.
 """
 
 from __future__ import annotations

@@ -176,10 +176,6 @@ def _unpack_bounded(
     return content
 
 
-def _bzip2(packed: bytes) -> tuple[bz2.BZ2Decompressor, bytes]:
-    return bz2.BZ2Decompressor(), packed
-
-
 def _lzma(packed: bytes) -> tuple[lzma.LZMADecompressor, bytes]:
     """Return a decompressor and the data in the form of a .lzma file.
 
@@ -192,7 +188,7 @@ def _lzma(packed: bytes) -> tuple[lzma.LZMADecompressor, bytes]:
 METHODS: dict[int, Callable[[zipfile.ZipFile, zipfile.ZipInfo, int], bytes]] = {
     zipfile.ZIP_STORED: _unpack,
     zipfile.ZIP_DEFLATED: _unpack,
-    zipfile.ZIP_BZIP2: partial(_unpack_bounded, _bzip2),
+    zipfile.ZIP_BZIP2: partial(_unpack_bounded, lambda packed: (bz2.BZ2Decompressor(), packed)),
     zipfile.ZIP_LZMA: partial(_unpack_bounded, _lzma),
 }
 

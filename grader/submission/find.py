@@ -61,7 +61,7 @@ def _survey(submitted: Path) -> Iterator[SubmissionFolder | str]:
         where = f"{submitted.name}/{printable(folder.name)}"
         try:
             if folder.name.startswith("."):
-                if _holds_an_exercise(folder):
+                if folder.is_dir() and not folder.is_symlink() and _holds_an_exercise(folder):
                     yield f"{where}: a name that begins with a dot is that of a hidden folder: rename it"
             elif folder.is_symlink():
                 yield f"{where}: a symlink, which is not followed: put the folder itself there"
@@ -74,8 +74,6 @@ def _survey(submitted: Path) -> Iterator[SubmissionFolder | str]:
 
 
 def _holds_an_exercise(folder: Path) -> bool:
-    if folder.is_symlink() or not folder.is_dir():
-        return False
     return any(entry.name.lower() in EXERCISES for entry in folder.iterdir())
 
 

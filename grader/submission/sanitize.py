@@ -21,7 +21,6 @@ MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
 MAX_SIDE, MAX_PIXELS = 20_000, 40_000_000  # a browser takes four bytes for each, however small the file is
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # how every one begins; width and height follow
-OURS = ABOUT  # in a notebook's metadata: what it was made from
 
 
 def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: Iterable[dict[str, Any]] = ()) -> bytes:
@@ -40,7 +39,7 @@ def harmless(exercise: Exercise, rebuilt: NotebookNode, origin: str, executed: I
             cell.source = _answer(cell, answered.source)
         if cell.cell_type == "code":
             cell.outputs = list(_outputs(outputs.get(cell.id)))
-    notebook.metadata[OURS] = notebook.metadata.get(OURS, {}) | {"origin": origin}
+    notebook.metadata[ABOUT] = notebook.metadata.get(ABOUT, {}) | {"origin": origin}
     return f"{nbformat.writes(notebook)}\n".encode()
 
 
@@ -63,15 +62,13 @@ def _outputs(outputs: object) -> Iterator[NotebookNode]:
             yield new_output("display_data", {"image/png": picture})
         elif why_not:
             yield new_output("stream", name="stdout", text=f"({why_not})\n")
-        elif text := _plain(_output_text(output, data)):
+        elif text := _plain(
+            _text(output.get("text")) or _text(output.get("traceback"), "\n") or _text(data.get("text/plain"))
+        ):
             error = output.get("name") == "stderr" or output.get("output_type") == "error"
             yield new_output("stream", name="stderr" if error else "stdout", text=text)
     if len(found) > MAX_OUTPUTS:
         yield new_output("stream", name="stdout", text=f"... ({len(found) - MAX_OUTPUTS:,} more outputs)\n")
-
-
-def _output_text(output: dict[str, Any], data: dict[str, Any]) -> str:
-    return _text(output.get("text")) or _text(output.get("traceback"), "\n") or _text(data.get("text/plain"))
 
 
 def _text(value: object, between: str = "") -> str:

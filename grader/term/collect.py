@@ -87,7 +87,7 @@ def _bring(
     before = roster.get((entry.student, exercise))
     who = f"{_who(upload)}, {exercise}"
     try:
-        there = _digest_in(folder) if folder.is_dir() or folder.is_symlink() else ""
+        there = _digest(_read(folder)) if folder.is_dir() or folder.is_symlink() else ""
     except BadSubmission as problem:
         yield Note("left out", f"{who}: {printable(str(folder))} exists and cannot be read ({problem}): move it away")
         return
@@ -190,10 +190,6 @@ def _digest(content: dict[Parts, bytes]) -> str:
 def _read(folder: Path) -> dict[Parts, bytes]:
     with open_folder(folder) as opened:
         return {file.path: file.content() for file in walk(opened)}
-
-
-def _digest_in(folder: Path) -> str:
-    return _digest(_read(folder))
 
 
 def _earlier(entry: Entry, course: Path) -> Path:

@@ -87,7 +87,7 @@ class Upload:
     """Everything in a download that one student uploaded."""
 
     owner: Owner
-    files: list[Uploaded] = field(default_factory=list)
+    files: list[Uploaded]
 
 
 def read_download(path: Path) -> Iterator[Upload | Note]:
@@ -116,9 +116,7 @@ def _from_zip(path: Path) -> Iterator[Upload | Note]:
             try:
                 with report_archive_errors("its files"):
                     files = files_in_zip(archive, infos, sum(info.compress_size for info in infos))
-                    found = [
-                        Uploaded(names[file.path], file.content(), _entry_time(entries[file.path][0])) for file in files
-                    ]
+                    found = [Uploaded(names[f.path], f.content(), _entry_time(entries[f.path][0])) for f in files]
             except BadSubmission as problem:
                 yield _note_left_out(owner, str(problem))
             else:
@@ -137,12 +135,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _from_folder(path: Path) -> Iterator[Upload | Note]:
-    while (
-        len(inner := _visible(path)) == 1
-        and inner[0].is_dir()
-        and not inner[0].is_symlink()
-        and not _is_known(inner[0])
-    ):
+    while len(inner := _visible(path)) == 1 and _is_around(inner[0]):
         path = inner[0]
     owned, notes = _assign_owners(((one.name,) for one in inner), folders={one.name for one in inner if one.is_dir()})
     yield from notes
@@ -159,8 +152,10 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(one for one in folder.iterdir() if not one.name.startswith(HIDDEN))
 
 
-def _is_known(path: Path) -> bool:
-    return bool(MOODLE.fullmatch(_nfc(path.name)) or CANVAS.fullmatch(_nfc(path.name)))
+def _is_around(path: Path) -> bool:
+    """Tell whether this is a folder around the download, not one of a student."""
+    known = MOODLE.fullmatch(_nfc(path.name)) or CANVAS.fullmatch(_nfc(path.name))
+    return path.is_dir() and not path.is_symlink() and not known
 
 
 def _from_entry(path: Path, parsed: ParsedName) -> Iterator[Uploaded]:

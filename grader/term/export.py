@@ -37,7 +37,6 @@ TIME_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d %H:%M:%S",
 )
-TIME_FORMATS_IN_WORDS = "download the worksheet in English, or write the time into students.csv"
 POINTS_POSSIBLE = "Points Possible"
 NOT_TO_BE_GRADED = {"EX": "excused", "N/A": "not assigned to this student"}
 
@@ -90,15 +89,16 @@ def submission_times(worksheet: Path) -> tuple[dict[str, str], list[str]]:
     identifier, column = (sheet.row(0).index(name) for name in ("Identifier", SUBMITTED))
     times: dict[str, str] = {}
     lines: list[str] = []
-    for row in map(sheet.row, range(1, len(sheet.rows))):
-        match = PARTICIPANT.fullmatch(row[identifier]) if len(row) == len(sheet.row(0)) else None
+    for _, row in sheet.whole_rows():
+        match = PARTICIPANT.fullmatch(row[identifier])
         if match is None or row[column].strip() in ("", "-"):
             continue
         if time := _time(row[column]):
             times[match[1]] = time
         else:
             lines.append(
-                f"{match[1]}: time {display_line(row[column], 60)!r} is not understood: {TIME_FORMATS_IN_WORDS}"
+                f"{match[1]}: time {display_line(row[column], 60)!r} is not understood: download the worksheet in "
+                "English, or write the time into students.csv"
             )
     return times, lines
 
@@ -121,30 +121,27 @@ def export_moodle(worksheet: Path, grades: Grades, out: Path) -> Exported:
     names: dict[str, str] = {}
     lines: list[str] = []
     written: set[str] = set()
-    for number in range(1, len(sheet.rows)):
-        row = sheet.row(number)
-        match = PARTICIPANT.fullmatch(row[columns["identifier"]]) if len(row) == len(header) else None
-        if match is None:
-            continue
-        verdict = grades.verdicts.get(match[1])
+    for number, row in sheet.whole_rows():
+        match = PARTICIPANT.fullmatch(row[columns["identifier"]])
+        verdict = grades.verdicts.get(match[1]) if match else None
         if verdict is None or verdict.final_points is None:
             continue
-        names[verdict.student] = row[columns["full name"]] if "full name" in columns else ""
+        names[verdict.student] = _cell(row, columns, "full name")
         if _cell(row, columns, "grade can be changed").casefold() == "no":
             lines.append(f"{verdict.student}: Moodle says that the grade cannot be changed: left as it is")
             continue
         largest = _cell(row, columns, "maximum grade")
         sheet.put(number, columns["grade"], _grade(verdict.final_points, largest))
         written.add(verdict.student)
-        if "feedback comments" in columns:
-            if row[columns["feedback comments"]] and not OURS.match(row[columns["feedback comments"]]):
-                lines.append(f"{verdict.student}: has a comment by hand, which stays")
-            else:
-                sheet.put(number, columns["feedback comments"], _comment(verdict))
+        comment = _cell(row, columns, "feedback comments")
+        if comment and not OURS.match(comment):
+            lines.append(f"{verdict.student}: has a comment by hand, which stays")
+        elif "feedback comments" in columns:
+            sheet.put(number, columns["feedback comments"], _comment(verdict))
 
     def name_of(student: str) -> str:
         download = _download(grades, student, "moodle")
-        if download and not _is_folder(download):  # of a download without folders
+        if download and not re.search(r"_assignsubmission_file_?$", download):  # of a download without folders
             return f"{download.partition('assignsubmission_file_')[0]}assignsubmission_file_{grades.exercise}.html"
         folder = download or f"{UNSAFE.sub(' ', names[student]) or 'Participant'}_{student}_assignsubmission_file_"
         return f"{folder}/{grades.exercise}.html"
@@ -152,17 +149,14 @@ def export_moodle(worksheet: Path, grades: Grades, out: Path) -> Exported:
     return _write(sheet, worksheet, grades, out, written, lines, name_of)
 
 
-def export_canvas(gradebook: Path, grades: Grades, out: Path, assignment: str | None = None) -> Exported:
+def export_canvas(gradebook: Path, grades: Grades, out: Path, assignment: str | None) -> Exported:
     """Fill one assignment's column of Canvas's gradebook. Raises `GraderError`."""
     sheet = Sheet.read(gradebook, ["ID"])
     header = sheet.row(0)
     column = _assignment(header, grades.exercise, assignment, gradebook)
     identifier = header.index("ID")
     largest, lines, written = str(MAX_POINTS), [], set()
-    for number in range(1, len(sheet.rows)):
-        row = sheet.row(number)
-        if len(row) != len(header):
-            continue
+    for number, row in sheet.whole_rows():
         if row[0].strip() == POINTS_POSSIBLE:
             largest = row[column]
         verdict = grades.verdicts.get(row[identifier])
@@ -217,26 +211,15 @@ def _grade(points: float, largest: str) -> str:
 
 def _comment(verdict: Verdict) -> str:
     """Return what the student reads in Moodle, on one line: the points, why they were adjusted, and what did not pass."""
-    parts = [f"{verdict.final_points:g} of {MAX_POINTS} points"]
-    if verdict.adjustments:
-        parts.append(
-            f"{verdict.points:g} before adjustment; {verdict.reasons}"
-            if verdict.points is not None
-            else verdict.reasons
-        )
-    parts += [verdict.other_version] if verdict.other_version else []
-    parts += [without_folders(verdict.message)] if verdict.message else []
-    parts += [check.label for check in verdict.checks if not check.passed]
-    return spreadsheet_cell(html.escape(display_line("; ".join(parts), MAX_COMMENT), quote=False))
+    earned = f"{verdict.points:g} before adjustment" if verdict.adjustments and verdict.points is not None else ""
+    parts = [f"{verdict.final_points:g} of {MAX_POINTS} points", earned, verdict.reasons, verdict.other_version]
+    parts += [without_folders(verdict.message), *(check.label for check in verdict.checks if not check.passed)]
+    return spreadsheet_cell(html.escape(display_line("; ".join(filter(None, parts)), MAX_COMMENT), quote=False))
 
 
 def _download(grades: Grades, student: str, lms: Platform) -> str:
     entry = grades.roster.get((student, grades.exercise))
     return entry.download if entry and entry.lms == lms else ""
-
-
-def _is_folder(download: str) -> bool:
-    return bool(re.search(r"_assignsubmission_file_?$", download))
 
 
 def _write(
@@ -252,10 +235,8 @@ def _write(
     if target.exists() and target.samefile(source):
         raise GraderError(f"--out {out}: the sheet is in this folder and would be overwritten: name another folder")
     graded = {student for student, verdict in grades.verdicts.items() if verdict.final_points is not None}
-    lines += [
-        f"{student}: graded, and has no row in {source.name}"
-        for student in sorted(graded - written - _mentioned(lines))
-    ]
+    mentioned = {line.partition(":")[0] for line in lines}
+    lines += [f"{one}: graded, and has no row in {source.name}" for one in sorted(graded - written - mentioned)]
     pages = list(_pages(grades, sorted(written), name_of, lines))
     try:
         write_whole(target, sheet.content())
@@ -263,10 +244,6 @@ def _write(
     except OSError as error:
         raise GraderError(f"--out {out}: cannot be written ({error.strerror}): name another folder") from None
     return Exported(target, out / FEEDBACK, len(written), lines)
-
-
-def _mentioned(lines: Sequence[str]) -> set[str]:
-    return {line.partition(":")[0] for line in lines}
 
 
 def _pages(

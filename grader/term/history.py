@@ -156,11 +156,8 @@ class History:
         if AGAIN.sub("", old) != AGAIN.sub("", new):
             yield "how it was run"
         else:
-            notes = [
-                one.note
-                for one in self.decisions()
-                if (one.student, one.exercise, one.kind) == (verdict.student, verdict.exercise, "again")
-            ]
+            who = verdict.student, verdict.exercise, "again"
+            notes = [one.note for one in self.decisions() if (one.student, one.exercise, one.kind) == who]
             yield f"judged again: {notes[-1]}" if notes else "judged again"
 
     def _of_version(self, old: str, new: str) -> Iterator[str]:
@@ -187,8 +184,7 @@ def _differences(before: Verdict, after: Verdict) -> Iterator[tuple[str, str, st
         ("adjustment", before.reasons, after.reasons),
     ]
     old, new = ({one.label: one for one in verdict.checks} for verdict in (before, after))
-    for name in dict.fromkeys([*old, *new]):
-        pairs.append((name, _earned(old.get(name)), _earned(new.get(name))))
+    pairs += [(name, _earned(old.get(name)), _earned(new.get(name))) for name in dict.fromkeys([*old, *new])]
     return (pair for pair in pairs if pair[1] != pair[2])
 
 
@@ -202,9 +198,8 @@ def _number(points: float | None) -> str:
 
 def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
     """Return the verdict with the points of a decision instead of its own."""
-    one = Adjustment(
-        kind="by hand", points=decision.points or 0.0, reason=f"{decision.note} ({decision.recorded[:10]})"
-    )
+    reason = f"{decision.note} ({decision.recorded[:10]})"
+    one = Adjustment(kind="by hand", points=decision.points or 0.0, reason=reason)
     return verdict.model_copy(update={"adjustments": [*verdict.adjustments, one]})
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote, unquote
 
 from ..errors import GraderError
@@ -19,8 +18,6 @@ from ..text import spreadsheet_cell
 FILE = "students.csv"
 Platform = Literal["moodle", "canvas"]
 Late = Literal["yes", "no", ""]
-PLATFORMS: tuple[Platform, ...] = ("moodle", "canvas")
-LATE: tuple[Late, ...] = ("yes", "no", "")
 # What a spreadsheet might run, or a file's name might break a row with.
 UNSAFE = re.compile(r"^\W|[%;\x00-\x1f]")
 
@@ -72,8 +69,8 @@ def read_roster(course: Path) -> Roster:
 
 
 def _entry(row: dict[str, str]) -> Entry:
-    lms: Platform | None = next((one for one in PLATFORMS if one == row["lms"]), None)
-    late: Late | None = next((one for one in LATE if one == row["late"]), None)
+    lms: Platform | None = next((one for one in get_args(Platform) if one == row["lms"]), None)
+    late: Late | None = next((one for one in get_args(Late) if one == row["late"]), None)
     if lms is None or late is None:
         raise ValueError(f"lms {row['lms']!r}, late {row['late']!r}")
     if row["timestamp"]:
@@ -88,12 +85,11 @@ def write_roster(roster: Roster, course: Path) -> None:
     Raises `GraderError` if it cannot be written.
     """
     rows = []
-    for entry in _sorted(roster.values()):
+    for entry in sorted(roster.values(), key=lambda entry: (in_order(entry.student), entry.exercise)):
         row = dict(zip(COLUMNS, astuple(entry), strict=True))
         row["name"] = spreadsheet_cell(entry.name)
-        row["download"] = UNSAFE.sub(
-            _percent, entry.download.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        )
+        download = entry.download.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        row["download"] = UNSAFE.sub(lambda found: quote(found[0], safe=""), download)
         rows.append(row.values())
     try:
         write_table(course / FILE, COLUMNS, rows)
@@ -101,11 +97,3 @@ def write_roster(roster: Roster, course: Path) -> None:
         raise GraderError(
             f"{course / FILE}: cannot be written ({error.strerror}): make room there, or permit it"
         ) from None
-
-
-def _percent(found: re.Match[str]) -> str:
-    return quote(found[0], safe="")
-
-
-def _sorted(entries: Iterable[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: (in_order(entry.student), entry.exercise))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,11 @@ class Sheet:
     def row(self, number: int) -> list[str]:
         """Return the texts of a row's cells; none if there is no such row."""
         return [_text(cell) for cell in self.rows[number]] if number < len(self.rows) else []
+
+    def whole_rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows below the header that have a cell for each column: their numbers and texts."""
+        rows = ((number, self.row(number)) for number in range(1, len(self.rows)))
+        return (one for one in rows if len(one[1]) == len(self.rows[0]))
 
     def put(self, number: int, column: int, text: str) -> None:
         """Write a text into a cell; the same text leaves it as it is."""

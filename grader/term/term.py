@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,6 @@ class Term:
         self._late = lateness(rules, roster) if rules else {}
         self.history = History(ledger)
         self._points_by_hand = self.history.points_by_hand()
-
-    @property
-    def again(self) -> Mapping[tuple[str, str], int]:
-        """Count how often each submission is to be judged again."""
-        return self.history.again()
 
     def adjust(self, verdict: Verdict) -> Verdict:
         """Return the verdict with the cost of being late, and then with the points set by hand."""

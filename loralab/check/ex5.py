@@ -131,12 +131,7 @@ def diagnosis(diagnose: Callable[..., Any], runs: Mapping[str, RunRecord]) -> No
         unknown = [value for value in found.values() if value not in FAULTS.values()]
         check.need(not unknown, f"diagnose returned {brief(unknown and unknown[0])}", "spell faults as the table does")
         for name, fault in FAULTS.items():
-            check(
-                found[name] == fault,
-                f"run {name}: {fault}",
-                f"run {name} is not {found[name]!r}",
-                LOOK[fault],
-            )
+            check(found[name] == fault, f"run {name}: {fault}", f"run {name} is not {found[name]!r}", LOOK[fault])
 
 
 def repair(

@@ -268,7 +268,7 @@ def _ppl_before(run: Run, trial: Trial, recompute: bool) -> Point:
 
 
 def _unmeasured(name: str, run: Run, trial: Trial) -> Point:
-    """The point of a measure that neither the training nor the gate has taken."""
+    """Return the point of a measure that neither the training nor the gate has taken."""
     if run.pairs:
         return _not_judged(name, trial)
     return Point(name, None, "not measured in training" if run.record else NO_RECORD, MEASURE_IT)
