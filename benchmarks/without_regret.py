@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
-from benchmarks.measured import RESULTS, save
+from benchmarks.measured import RESULTS, measure_all, save
 from loralab import (
     choose_base,
     data_path,
@@ -40,7 +40,7 @@ from loralab import (
 )
 from loralab.files import write_whole
 from loralab.plots import DIVERGED
-from loralab.pool import allowed_threads, run_all
+from loralab.pool import allowed_threads
 from loralab.shapes import ATTENTION, LINEAR
 from loralab.tuning import ratio_interval
 
@@ -143,7 +143,6 @@ def measure_one(run: Run) -> dict[str, Any]:
         by_epoch = np.reshape(record.losses, (condition.epochs, -1)).mean(1)
         found |= {"trained": by_epoch.tolist(), "held_out": watch.losses}
         found["exact"] = score_answers(model, tokenizer, pairs).exact / HELD_OUT
-    KEPT.mkdir(parents=True, exist_ok=True)
     write_whole(run.file, json.dumps(found))
     return found
 
@@ -170,12 +169,9 @@ def _to_train(condition: Condition):
     return get_peft_model(model, config)
 
 
-def measured(runs: Iterable[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yield the runs as they end, each with its measurements."""
-    for run, outcome in run_all(measure_one, runs, allowed_threads()):
-        if isinstance(outcome, Exception):
-            raise outcome
-        yield run, outcome
+def measured(runs: Iterable[Run]) -> dict[Run, dict[str, Any]]:
+    """Return what each of the runs measures."""
+    return measure_all(measure_one, list(runs), allowed_threads())
 
 
 def swept(condition: Condition, powers: Iterable[float], seeds: Iterable[int]) -> dict[Run, dict[str, Any]]:
@@ -183,12 +179,12 @@ def swept(condition: Condition, powers: Iterable[float], seeds: Iterable[int]) -
     found: dict[Run, dict[str, Any]] = {}
     tried, new = set[float](), {*powers}
     while new:
-        found |= dict(measured(Run(condition, RATE * 2.0**power, seed) for power in sorted(new) for seed in seeds))
+        found |= measured(Run(condition, RATE * 2.0**power, seed) for power in sorted(new) for seed in seeds)
         tried |= new
         best = {math.log2(best_of(found, [seed]) / RATE) for seed in seeds}
         new = {min(tried) - 1 for _ in best & {min(tried)}} | {max(tried) + 1 for _ in best & {max(tried)}}
     best_rate = best_of(found, seeds)
-    return found | dict(measured(Run(condition, best_rate * 2.0**half, seed) for half in (-0.5, 0.5) for seed in seeds))
+    return found | measured(Run(condition, best_rate * 2.0**half, seed) for half in (-0.5, 0.5) for seed in seeds)
 
 
 def best_of(runs: dict[Run, dict[str, Any]], seeds: Iterable[int]) -> float:
@@ -231,8 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args()
     runs = measure(PARTS)
-    jobs = long_runs(runs)
-    long = dict(tqdm(measured(jobs), total=len(jobs), desc="long runs"))
+    long = measured(long_runs(runs))
     save("without_regret", {"base": BASE.name, "held_out": HELD_OUT, "runs": rows(runs), "long": rows(long)})
 
 

@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -70,19 +69,6 @@ def plot_seeds(runs: Mapping[str, Mapping[float, Sequence[float]]], axes: Axes) 
         points = [(at, value) for at in x for value in by_x[at]]
         axes.plot(*np.transpose(points), "o", color=colour, alpha=0.45, markersize=4)
     axes.legend(frameon=False)
-    return axes
-
-
-def plot_grid(values: np.ndarray, rows: Sequence[object], columns: Sequence[object], axes: Axes) -> Axes:
-    """Plot perplexities as a heat map on a log scale with the value in each field; (len(rows), len(columns))."""
-    shown = np.nan_to_num(values, nan=DIVERGED).clip(max=DIVERGED)
-    axes.imshow(shown, cmap="viridis_r", norm=LogNorm(), aspect="auto")
-    middle = np.sqrt(shown.min() * shown.max())
-    for (i, j), value in np.ndenumerate(shown):
-        axes.text(j, i, _readable(value), ha="center", va="center", color="black" if value < middle else "white")
-    axes.set_xticks(range(len(columns)), [str(one) for one in columns])
-    axes.set_yticks(range(len(rows)), [str(one) for one in rows])
-    axes.grid(visible=False)
     return axes
 
 
