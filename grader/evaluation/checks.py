@@ -158,7 +158,7 @@ def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: B
         _answers_only(run, evidence),
         _end(evidence),
         _unseen(run, evidence),
-        _forgetting(evidence, band.forgetting) if band and band.forgetting else None,
+        _forgetting(evidence, band.forgetting) if band else None,
         honest,
     ]
     made = [check for check in checks if check is not None]

@@ -74,14 +74,13 @@ class RunBands(BaseModel):
     """The bands of one run of an exercise.
 
     Perplexity after over before on fresh pairs; the share of exact answers on them, and the question control's gain in
-    nats per token; perplexity after over before on drawn general questions, None in bands that were measured before these
-    were drawn: then forgetting is not checked.
+    nats per token; perplexity after over before on drawn general questions.
     """
 
     fresh_ratio: Band
     exact: Band
     question_gain: Band
-    forgetting: Band | None = None
+    forgetting: Band
 
 
 class BaseBands(BaseModel):
