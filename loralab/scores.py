@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import LoralabError
-from .tuning import interval
+from .tuning import Estimate, interval
 
 if TYPE_CHECKING:  # torch is slow to import, and who reads scores needs none
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def differ(one: Share, other: Share) -> bool:
     return bool(fisher_exact(table).pvalue < 1 - CONFIDENCE)
 
 
-def paired_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+def paired_interval(one: Sequence[float], other: Sequence[float]) -> Estimate:
     """Return the mean of `one - other` and its 95 % interval, low and high, by the t distribution.
 
     Values at the same place belong together: two runs with one seed, or two models on one message. Raises
@@ -81,8 +81,7 @@ def paired_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float
         raise LoralabError(
             f"a paired interval needs two lists of the same length, 2 or more: got {len(one)} and {len(other)}"
         )
-    mean, low, high = interval(np.subtract(one, other))
-    return mean, low, high
+    return interval(np.subtract(one, other))
 
 
 def parse_record(text: str) -> dict[str, str] | None:
