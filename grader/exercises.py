@@ -95,7 +95,7 @@ class Exercise:
 
 
 QV = ("q_proj", "v_proj")
-QKVO = RunSpec("qkvo-8", 8)
+QKVO = RunSpec("qkvo-8", 8, own_epochs=0.6)
 
 EXERCISES = {
     exercise.id: exercise
@@ -109,18 +109,18 @@ EXERCISES = {
         Exercise(
             "ex2_rank_sweep",
             "Which rank is enough?",
-            tuple(RunSpec(f"rank-{r}", r) for r in (4, 16, 64)),
+            tuple(RunSpec(f"rank-{r}", r, LINEAR, own_epochs=0.5) for r in (4, 16, 64)),
             ("adapter_parameters", "next_rate", "paired_difference", "smallest_enough"),
         ),
         Exercise(
             "ex3_target_modules",
             "Rank or spread?",
             (
-                RunSpec("qv-8", 8, QV),
+                RunSpec("qv-8", 8, QV, own_epochs=0.6),
                 QKVO,
-                RunSpec("all-8", 8, LINEAR),
-                RunSpec("qv-same-size", targets=QV, size_of=QKVO),
-                RunSpec("all-same-size", targets=LINEAR, size_of=QKVO),
+                RunSpec("all-8", 8, LINEAR, own_epochs=0.6),
+                RunSpec("qv-same-size", targets=QV, size_of=QKVO, own_epochs=0.6),
+                RunSpec("all-same-size", targets=LINEAR, size_of=QKVO, own_epochs=0.6),
             ),
             ("cost_of_rank", "rank_for", "carried"),
         ),

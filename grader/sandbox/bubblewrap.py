@@ -222,6 +222,7 @@ def _cage(limits: Limits, words: int, telling: int, calls: int) -> list[str]:
     ]
     bounds = [
         *("choom", "-n", "1000", "--"),  # where memory runs out, this goes first
+        *("nice", "-n", "10", "--"),  # what watches it gets the processor, however many processes it starts
         *("prlimit", "--core=0", "--nofile=1024", f"--fsize={limits.file}", f"--nproc={limits.processes * THREADS}", "--"),
     ]  # fmt: skip
     return [

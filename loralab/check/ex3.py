@@ -64,10 +64,12 @@ def _cost_hint(config: PretrainedConfig, targets: Sequence[str], found: object, 
     return f"print the base and write down both sizes of {', '.join(targets)}: from which entries of its config do they come?"
 
 
-def equal_rank(train_groups: Callable[..., Any], rank: int, groups: Groups, seeds: Sequence[int], base: Base) -> Any:
+def equal_rank(
+    train_groups: Callable[..., Any], rank: int, groups: Groups, seeds: Sequence[int], epochs: float, base: Base
+) -> Any:
     """Check task 2 and return what `train_groups` returned: each group at `rank` with every seed."""
     with SelfCheck("Task 2") as check:
-        return _trained(check, train_groups, dict.fromkeys(groups, rank), str(rank), groups, seeds, base)
+        return _trained(check, train_groups, dict.fromkeys(groups, rank), str(rank), groups, seeds, epochs, base)
 
 
 def ranks(rank_for: Callable[..., Any], config: PretrainedConfig, groups: Groups, rank: int) -> None:
@@ -105,11 +107,16 @@ def ranks(rank_for: Callable[..., Any], config: PretrainedConfig, groups: Groups
 
 
 def equal_size(
-    train_groups: Callable[..., Any], ranks: Mapping[str, int], groups: Groups, seeds: Sequence[int], base: Base
+    train_groups: Callable[..., Any],
+    ranks: Mapping[str, int],
+    groups: Groups,
+    seeds: Sequence[int],
+    epochs: float,
+    base: Base,
 ) -> Any:
     """Check the runs at equal size and return them: each group in `ranks` at its rank with every seed."""
     with SelfCheck("Task 3, trained") as check:
-        return _trained(check, train_groups, ranks, "same-size", groups, seeds, base)
+        return _trained(check, train_groups, ranks, "same-size", groups, seeds, epochs, base)
 
 
 def _trained(
@@ -119,6 +126,7 @@ def _trained(
     kind: str,
     groups: Groups,
     seeds: Sequence[int],
+    epochs: float,
     base: Base,
 ) -> Any:
     """Call `train_groups` and check its records: rank, targets, seeds, and that nothing else differs."""
@@ -145,7 +153,7 @@ def _trained(
         )
     same = {(run.learning_rate, run.epochs, run.train_pairs) for _, run in runs}
     check(
-        same == {(base.learning_rate, base.epochs, 100)},
+        same == {(base.learning_rate, epochs, 100)},
         "nothing else differs",
         f"learning rate, epochs and pairs are {brief(sorted(same))}",
         "leave them to train_on",

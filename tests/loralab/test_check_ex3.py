@@ -111,20 +111,20 @@ def trained(base, **changes):
     ],
 )
 def test_runs_of_equal_rank_differ_in_their_targets_alone(told, base, changes, message):
-    assert message in told(ex3.equal_rank, trained(base, **changes), 8, GROUPS, SEEDS, base)
+    assert message in told(ex3.equal_rank, trained(base, **changes), 8, GROUPS, SEEDS, base.epochs, base)
 
 
 @pytest.mark.parametrize(
     "wrong", [lambda *_: None, lambda *_: {"qv": []}, lambda ranks, _: dict.fromkeys(ranks, 5), lambda *_: [1]]
 )
 def test_what_are_no_records_is_said(told, base, wrong):
-    assert "return a dict: group -> list of the records" in told(ex3.equal_rank, wrong, 8, GROUPS, SEEDS, base)
+    assert "return a dict: group -> list of the records" in told(ex3.equal_rank, wrong, 8, GROUPS, SEEDS, base.epochs, base)
 
 
 def test_runs_of_equal_size_have_their_own_ranks_and_are_returned(told, base):
     ranks = {"qv": 14, "all": 3}
-    assert "all: rank 3 on its 7 kinds" in told(ex3.equal_size, trained(base), ranks, GROUPS, SEEDS, base)
-    assert list(ex3.equal_size(trained(base), ranks, GROUPS, SEEDS, base)) == ["qv", "all"]
+    assert "all: rank 3 on its 7 kinds" in told(ex3.equal_size, trained(base), ranks, GROUPS, SEEDS, base.epochs, base)
+    assert list(ex3.equal_size(trained(base), ranks, GROUPS, SEEDS, base.epochs, base)) == ["qv", "all"]
 
 
 def carried(losses, statements, high=lambda one, other: paired_interval(one, other)[2]):
