@@ -80,7 +80,7 @@ def estimate(
 
     "lora": the base in 16 bits, the adapter in 32. "qlora": the linear layers of the blocks in NF4 with double
     quantisation; a backward pass reads them back one at a time. "full": mixed precision, where weights, gradients and
-    AdamW's two averages take 16 bytes a parameter and a 16-bit copy of the weights is among the activations; the
+    AdamW's two averages take 16 bytes per parameter and a 16-bit copy of the weights is among the activations; the
     gradients count as if they were always there, as when they are accumulated. `targets` may be "all-linear".
     `batch` texts of `length` tokens go through at once; `dropout` is the adapter's (any but 0 keeps a copy of what
     goes into each adapted layer); `checkpointing` keeps only each block's input; `upcast` is what

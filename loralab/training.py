@@ -357,7 +357,7 @@ def checkpointing_for(
     """Return the settings that recompute activations in the backward pass if, by the estimate, they would not fit.
 
     `room` is the GPU's memory in bytes (default: this one's). Recomputing costs a second forward pass, so it is left
-    where it is not needed, and on a CPU. AdamW stays as it is: in 8 bits it would save 6 bytes a trainable parameter,
+    where it is not needed, and on a CPU. AdamW stays as it is: in 8 bits it would save 6 bytes per trainable parameter,
     which are few.
     """
     if room is None:

@@ -236,7 +236,7 @@ def checkpoint_gigabytes(model: str) -> float:
 def state_comparison(model: str, rank: int, targets: str) -> list[float]:
     """GB of weights, gradients and Adam's two moments in full and with LoRA, and the one divided by the other.
 
-    In full: fp32, 16 bytes a parameter. LoRA: 2 bytes a frozen parameter, 16 a trainable one. No activations.
+    In full: fp32, 16 bytes per parameter. LoRA: 2 bytes per frozen parameter, 16 per trainable one. No activations.
     """
     full, lora = (_at_rest(model, method, rank, targets).total / 1e9 for method in ("full", "lora"))
     return [full, lora, full / lora]

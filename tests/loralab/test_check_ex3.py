@@ -118,7 +118,9 @@ def test_runs_of_equal_rank_differ_in_their_targets_alone(told, base, changes, m
     "wrong", [lambda *_: None, lambda *_: {"qv": []}, lambda ranks, _: dict.fromkeys(ranks, 5), lambda *_: [1]]
 )
 def test_what_are_no_records_is_said(told, base, wrong):
-    assert "return a dict: group -> list of the records" in told(ex3.equal_rank, wrong, 8, GROUPS, SEEDS, base.epochs, base)
+    assert "return a dict: group -> list of the records" in told(
+        ex3.equal_rank, wrong, 8, GROUPS, SEEDS, base.epochs, base
+    )
 
 
 def test_runs_of_equal_size_have_their_own_ranks_and_are_returned(told, base):

@@ -8,7 +8,7 @@ from loralab.quantized import NF4_BITS
 from loralab.shapes import ATTENTION
 from tests.conftest import CONFIGS
 
-# GB for LoRA, QLoRA and QLoRA after the up-cast at r = 16 on q, k, v, o, 512 tokens a text: traced independently
+# GB for LoRA, QLoRA and QLoRA after the up-cast at r = 16 on q, k, v, o, 512 tokens per text: traced independently
 # with torch's memory tracker at full depth or from 2 and 4 layers.
 TRACED = {
     ("smollm2-135m", 4, False): (3.54, 3.39, 3.44),
