@@ -13,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from grader.evaluation.evaluator import Evaluator
@@ -48,7 +49,14 @@ def eval_pairs() -> list[Pair]:
 
 
 class Remembering(Evaluator):
-    """An evaluator that measures the same weights once: many tests change nothing but the record beside them."""
+    """An evaluator for tests: it draws half as many pairs, and measures the same weights once.
+
+    Many tests change nothing but the record beside them.
+    """
+
+    def pairs(self, subject):
+        drawn = super().pairs(subject)
+        return drawn | {"fresh": drawn["fresh"][:50], "general": drawn["general"][:50]}
 
     def after(self, adapter, method, subject):
         self.known = getattr(self, "known", {})
@@ -100,8 +108,12 @@ def trained(base, tokenizer, train_pairs, eval_pairs, tmp_path_factory) -> Calla
 
 
 @pytest.fixture(scope="session")
-def _honest(trained) -> Path:
-    return trained("honest")
+def _honest(trained, tmp_path_factory) -> Path:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return trained("honest")
+    shared = tmp_path_factory.getbasetemp().parent / "honest"  # the workers' own folders lie beside it
+    with FileLock(f"{shared}.lock"):
+        return shared if shared.exists() else shutil.copytree(trained("honest"), shared)
 
 
 @pytest.fixture

@@ -29,14 +29,16 @@ HONEST_SHARE = 0.6
 # The share of the lower end of the references' exact match that earns all its points. References have batches of 4; where
 # their band ends at 0.40, batches of 8 reached 0.36 and of 16 0.37 (at twice the rate), and half the pairs 0.20.
 EXACT_SHARE = 0.8
-# Cosines of what the changes of two runs of one submission do to the inputs of the layers. Measured on 22 pairs of honest
-# runs of one method and seed: 0.37 to 0.74, whatever rank and layers. A copy under noise of a tenth, half and all of its
-# standard deviation has 0.999, 0.96 and 0.86, one cut to a quarter of its rank 0.99, and one with three times as much
-# added where the inputs have no energy 0.99 (0.32 as a matrix).
-MAX_LIKENESS = 0.85
-# Of the matrices themselves, inside the spaces of one of the two they come closer: up to 0.93, up to 0.96 for rank 1; a copy under noise of its own
-# size 0.997.
+# Cosines of what the changes of two runs of one submission do to the inputs of the layers. Measured on honest runs of one
+# method and seed: 0.37 to 0.74 with alpha twice the rank, and up to 0.96 for ranks 16 and 64 with an equal alpha, which
+# learn nearly the same. A copy under noise of a tenth of its standard deviation has 0.999, one cut to a quarter of its rank
+# 0.99, and one with three times as much added where the inputs have no energy 0.99 (0.32 as a matrix).
+MAX_LIKENESS = 0.98
+# Of the matrices themselves, inside the spaces of one of the two they come closer: up to 0.93, up to 0.96 for rank 1; a
+# copy padded with noise of its own size 0.999.
 MAX_CONTAINED = 0.99
+# Both at once: honest runs reach 0.94 and 0.90 together, a copy under noise as large as itself 0.86 and 0.98.
+BOTH = 0.8, 0.95
 # With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
 COPIED = 0.9999
 RANK_AND_TARGETS, QUESTION = "rank and targets", "reads the question"
@@ -85,8 +87,8 @@ def submitted_twice(
     twice: dict[str, str] = {}
     for one, other in combinations(fitting, 2):
         if exercise.run(one).method == exercise.run(other).method:
-            copied = likeness(effects[one], effects[other]) > MAX_LIKENESS
-            copied = copied or contained(changes[one], changes[other]) > MAX_CONTAINED
+            alike, inside = likeness(effects[one], effects[other]), contained(changes[one], changes[other])
+            copied = alike > MAX_LIKENESS or inside > MAX_CONTAINED or (alike > BOTH[0] and inside > BOTH[1])
         else:
             copied = likeness(changes[one], changes[other]) > COPIED
         if copied:

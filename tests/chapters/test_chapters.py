@@ -121,9 +121,13 @@ def test_it_asks_for_a_guess_answers_and_leads_on(path, committed):
 
 
 # IPython runs this in the kernel before the first cell. Trainings on every fourth example take a quarter of the steps, and
-# those of a sweep, too, if they are not in processes of their own; `make chapters` and `make proof` run them whole.
+# those of a sweep, too, if they are not in processes of their own; perplexity is measured on every fourth pair, and the
+# base's own number of epochs is 2. `make chapters` and `make proof` run them whole.
 SHORTER = """
-def shorten(trainer, pool):
+def shorten(trainer, pool, measure, profiles):
+    profiles["embedded"] = replace(profiles["embedded"], epochs=2)
+    of_all = measure.perplexity
+    measure.perplexity = lambda model, tokenizer, pairs, *rest: of_all(model, tokenizer, pairs[::4], *rest)
     whole = trainer.__init__
 
     def quarter(examples):
@@ -136,10 +140,12 @@ def shorten(trainer, pool):
     trainer.__init__ = on_a_quarter
     pool.run_all = lambda function, jobs, *settings, **others: ((job, function(job)) for job in jobs)
 
-from loralab import pool
+from dataclasses import replace
+from loralab import measure, pool
+from loralab.bases import PROFILES
 from transformers import Trainer
-shorten(Trainer, pool)
-del pool, shorten
+shorten(Trainer, pool, measure, PROFILES)
+del PROFILES, measure, pool, replace, shorten
 """
 
 

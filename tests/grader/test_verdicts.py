@@ -41,7 +41,7 @@ def test_grading_leaves_the_base_as_it_was(base, evaluator, honest):
     plain = Evaluator(base, 123, baselines={("lora", "triage"): evaluator.before("lora", "triage")})
     assert plain.evaluate(run, honest).fresh == plain.evaluate(run, honest).fresh
     again = plain._measure(plain.models["lora"], "triage")
-    assert again.fresh.ppl == pytest.approx(evaluator.before("lora", "triage").fresh.ppl)
+    assert again.public.ppl == pytest.approx(evaluator.before("lora", "triage").public.ppl)
 
 
 def test_an_untrained_adapter_is_refused(verdict, honest, model):
@@ -63,13 +63,15 @@ def test_a_learning_rate_a_hundred_times_too_small_is_refused(verdict, trained, 
     assert "fresh held-out PPL" in messages
 
 
-def test_a_wrong_rank_is_refused(verdict, trained):
-    messages = failed(verdict(trained("rank", epochs=1, adapter={"rank": 4})))
+def test_a_wrong_rank_is_refused(verdict, honest, model):
+    with_adapter(model, rank=4).save_pretrained(honest)
+    messages = failed(verdict(honest))
     assert messages["rank and targets"] == "the adapter has rank 4; set r=16 in LoraConfig"
 
 
-def test_missing_targets_are_refused(verdict, trained):
-    messages = failed(verdict(trained("targets", epochs=1, adapter={"targets": ["q_proj", "v_proj"]})))
+def test_missing_targets_are_refused(verdict, honest, model):
+    with_adapter(model, targets=["q_proj", "v_proj"]).save_pretrained(honest)
+    messages = failed(verdict(honest))
     assert messages["rank and targets"] == "target_modules lacks k_proj, o_proj"
 
 

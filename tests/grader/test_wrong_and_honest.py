@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from grader.exercises import EXERCISES
 from grader.pipeline import judge
 from loralab import encode_all, load_model, nf4
-from tests.conftest import with_adapter
+from loralab.layers import LINEAR
 
 RUN = "first-adapter"
 ONE = EXERCISES["ex1_first_adapter"]
@@ -36,14 +36,11 @@ def make(trained):
     return run
 
 
-@pytest.fixture(scope="session")
-def _sound(make):
-    return make("sound")
-
-
 @pytest.fixture
-def sound(_sound, tmp_path):
-    return shutil.copytree(_sound, tmp_path / "sound")
+def sound(_honest, tmp_path):
+    """The folder that holds a sound run folder of exercise 1, to be spoilt at will."""
+    shutil.copytree(_honest, tmp_path / "sound" / RUN)
+    return tmp_path / "sound"
 
 
 @pytest.fixture
@@ -66,14 +63,9 @@ def plain_text(pair, tokenizer):
     return {"input_ids": question + reply, "labels": [-100] * len(question) + reply}
 
 
-def test_no_training(failures, sound, model):
-    with_adapter(model).save_pretrained(sound / RUN)
-    assert "B is still all zeros" in failures(sound)["lora_B moved"]
-
-
 def test_prompt_not_masked(failures, make, encoded):
     whole = [{"input_ids": one["input_ids"], "labels": one["input_ids"]} for one in encoded]
-    found = failures(make("prompt", encoded=whole))
+    found = failures(make("prompt", epochs=2, encoded=whole))
     assert "prompt masked" in found
     assert "the labels of the prompt must be -100" in found["prompt masked"]
 
@@ -93,11 +85,10 @@ def test_wrong_template(failures, make, train_pairs, tokenizer):
     assert "it answers better as plain text" in found["chat template"]
 
 
-@pytest.mark.parametrize(("factor", "size"), [(0.01, "small"), (100, "large")])
-def test_a_learning_rate_a_hundred_times_off(failures, make, base, factor, size):
-    found = failures(make("rate", epochs=1, learning_rate=factor * base.learning_rate))
+def test_a_learning_rate_a_hundred_times_too_large(failures, make, base):
+    found = failures(make("rate", epochs=1, learning_rate=100 * base.learning_rate))
     said = found.get("fresh held-out PPL") or found["submission failed"]
-    assert f"far too {size} for this base" in said or "the training diverged, lower its learning rate" in said
+    assert "far too large for this base" in said or "the training diverged, lower its learning rate" in said
 
 
 def test_answers_of_other_messages(evaluator, make, train_pairs):
@@ -114,31 +105,6 @@ def test_answers_of_other_messages(evaluator, make, train_pairs):
     assert verdict.points < 15
 
 
-def test_swapped_targets(failures, make):
-    found = failures(make("swapped", epochs=1, adapter={"targets": ["gate_proj", "up_proj", "down_proj"]}))
-    assert "target_modules lacks q_proj, k_proj, v_proj, o_proj" in found["rank and targets"]
-
-
-def test_a_rank_that_does_not_match_the_claim(failures, make, sound):
-    smaller = make("rank-8", epochs=1, adapter={"rank": 8})
-    shutil.copy(sound / RUN / "run.json", smaller / RUN)
-    found = failures(smaller)
-    assert found["rank and targets"] == "the adapter has rank 8; set r=16 in LoraConfig"
-    assert "rank 16 on" in found["claims of run.json"]
-
-
-def test_an_adapter_saved_before_training(failures, sound, model):
-    with_adapter(model).save_pretrained(sound / RUN)
-    found = failures(sound)
-    assert "it was saved before training" in found["lora_B moved"]
-    assert "recomputed" in found["claims of run.json"]
-
-
-def test_trained_on_the_evaluation_pairs(failures, make, eval_pairs):
-    found = failures(make("on-eval", pairs=eval_pairs[:100]))
-    assert "it was trained on the evaluation pairs" in found["evaluation pairs unseen"]
-
-
 def test_a_merged_model_instead_of_an_adapter(failures, sound, base):
     adapter = sound / RUN
     merged = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
@@ -148,10 +114,16 @@ def test_a_merged_model_instead_of_an_adapter(failures, sound, base):
     assert "holds a whole model" in failures(sound)["submission failed"]
 
 
-def test_the_same_adapter_for_all_three_ranks(evaluator, sound):
+@pytest.fixture(scope="session")
+def rank_16(make):
+    """A run as exercise 2 asks for."""
+    return make("rank-16", epochs=4, adapter={"targets": list(LINEAR)}) / RUN
+
+
+def test_the_same_adapter_for_all_three_ranks(evaluator, rank_16, tmp_path):
     for rank in (4, 16, 64):
-        shutil.copytree(sound / RUN, sound / f"rank-{rank}")
-    verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", sound)
+        shutil.copytree(rank_16, tmp_path / f"rank-{rank}")
+    verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", tmp_path)
     assert verdict.points == pytest.approx(30)
     refused = {check.run: check.message for check in verdict.checks if check.name == "can be evaluated"}
     assert list(refused) == ["rank-4", "rank-64"]
@@ -165,9 +137,9 @@ def test_one_rank_was_trained_for_fewer_epochs_than_another(failures, make, soun
     assert "epochs differs: rank-4 1, rank-16 8" in found["one thing changed"]
 
 
-def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, sound):
-    (sound / RUN).rename(sound / "rank-16")
-    verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", sound)
+def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, rank_16, tmp_path):
+    shutil.copytree(rank_16, tmp_path / "rank-16")
+    verdict = judge(evaluator, EXERCISES["ex2_rank_sweep"], "student", tmp_path)
     assert verdict.state == "graded"
     assert verdict.points == pytest.approx(30)
     missing = {check.run: check.message for check in verdict.checks if check.name == "can be evaluated"}
@@ -209,7 +181,7 @@ HONEST = {
 }
 
 
-ALWAYS = {"batch 16, with the rate that goes with it", "accumulation"}  # the others are run by `make proof`
+ALWAYS = {"accumulation"}  # the others are run by `make proof`
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from loralab.gate import gate, trial
 from loralab.gate.model_card import MARK, write_card
 from loralab.gate.run import read_run
 from loralab.pairs import digest
-from loralab.sweep import METHODS, plan, train_job
+from loralab.sweep import plan, train_job
 
 ADAPTER = "adapter_model.safetensors"
 POINTS = [
@@ -135,7 +135,14 @@ def test_a_good_run_passes_all_nine_points(run):
     assert not any(point.advice for point in points)
 
 
-@pytest.mark.parametrize(("method", "rank"), [("rslora", 1), ("rslora", 64), *((method, 4) for method in METHODS)])
+@pytest.mark.parametrize(
+    ("method", "rank"),
+    [
+        ("rslora", 64),
+        *((method, 4) for method in ("dora", "pissa", "qlora")),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("rslora", 1), ("rslora", 4), ("lora", 4))),
+    ],
+)
 def test_a_run_of_every_method_of_the_sweep_is_found_complete_and_true(
     method, rank, base, tokenizer, eval_pairs, tmp_path
 ):
