@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -30,8 +30,10 @@ UTF_8 = 0x800  # the bit that says in what its name is written
 # What a name without that bit may be written in: programs of East Asia use their system's, in which the second byte of a
 # letter can be a backslash.
 CODECS = ("ascii", "utf-8", "cp932", "cp949", "gb18030", "cp437")
+HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # katakana that names do not have: what Korean bytes are in cp932
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 FORGED = re.compile(r"[A-Za-z]:|[/\\]")  # how an absolute path begins
+Entry = tuple[zipfile.ZipInfo, str]  # an entry of a zip and its name, decoded
 
 
 class _Bounded(io.BytesIO):
@@ -97,7 +99,7 @@ def _room(packed: int) -> int:
 @contextmanager
 def _open_zip(content: bytes) -> Iterator[list[File]]:
     with open_contents(content) as archive:
-        yield files_in_zip(archive, archive.infolist(), len(content))
+        yield files_in_zip(archive, named_entries(archive), len(content))
 
 
 @contextmanager
@@ -109,16 +111,34 @@ def open_contents(content: bytes) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def files_in_zip(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], packed: int) -> list[File]:
+def named_entries(archive: zipfile.ZipFile) -> list[Entry]:
+    """Return the entries and their names, with / between folders, in the one encoding that fits all of them."""
+    names = [(info.orig_filename, bool(info.flag_bits & UTF_8)) for info in archive.infolist()]
+    old = [name.encode("cp437") for name, is_utf_8 in names if not is_utf_8]
+    codec = next(codec for codec in CODECS if all(_can_be(name, codec) for name in old))
+    decoded = (name if is_utf_8 else name.encode("cp437").decode(codec) for name, is_utf_8 in names)
+    slashed = (name.replace("\\", "/") for name in decoded)  # PowerShell writes backslashes
+    return list(zip(archive.infolist(), slashed, strict=True))
+
+
+def _can_be(name: bytes, codec: str) -> bool:
+    try:
+        decoded = name.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return codec != "cp932" or not HALF_WIDTH.search(decoded)
+
+
+def files_in_zip(archive: zipfile.ZipFile, entries: list[Entry], packed: int) -> list[File]:
     """Return the files among these entries, which take `packed` bytes in the zip. Raises `BadSubmission`."""
-    _refuse_if_a_bomb(len(entries), sum(info.file_size for info in entries), packed)
-    return list(_entries(archive, entries))
+    _refuse_if_a_bomb(len(entries), sum(info.file_size for info, _ in entries), packed)
+    return list(_files(archive, entries))
 
 
-def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:
+def _files(archive: zipfile.ZipFile, entries: list[Entry]) -> Iterator[File]:
     """Yield the files of a zip, except hidden ones."""
     seen: set[Parts] = set()
-    for info, name in zip(entries, _names(entries), strict=True):
+    for info, name in entries:
         path = _path(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
         _refuse_unless_file_or_folder(path, kind)
@@ -132,22 +152,6 @@ def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterat
             )
         _refuse_if_twice(path, seen)
         yield File(path, info.file_size, partial(METHODS[info.compress_type], archive, info))
-
-
-def _names(entries: Iterable[zipfile.ZipInfo]) -> list[str]:
-    """Return the names of the entries, with / between folders, in the one encoding that fits all of them."""
-    names = [(info.orig_filename, bool(info.flag_bits & UTF_8)) for info in entries]
-    old = [name.encode("cp437") for name, is_utf_8 in names if not is_utf_8]
-    codec = next(codec for codec in CODECS if all(_can_be(name, codec) for name in old))
-    decoded = (name if is_utf_8 else name.encode("cp437").decode(codec) for name, is_utf_8 in names)
-    return [name.replace("\\", "/") for name in decoded]  # as PowerShell writes them
-
-
-def _can_be(name: bytes, codec: str) -> bool:
-    try:
-        return bool(name.decode(codec)) or not name
-    except UnicodeDecodeError:
-        return False
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:

@@ -85,6 +85,29 @@ def test_its_folder_is_the_same_as_the_zip(course, moodle_zip, tmp_path, around)
     assert tree(other / "submitted") == tree(course / "submitted")
 
 
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-8", "김민준"), ("utf-8", "José"), ("cp949", "김민준"), ("cp932", "表ソ")],
+)
+def test_names_without_the_flag_of_utf_8_lose_no_submission(course, tmp_path, encoding, name, separator):
+    files = {moodle(name, 1, f"{RUN}/run.json"): b"{}", moodle(name, 1, ZIP): packed(), moodle("Ann", 2, ZIP): packed()}
+    raw = {path.replace("/", separator).encode(encoding): content for path, content in files.items()}
+    raw |= {moodle(name, 1).replace("/", separator).encode(encoding): b""}
+    write_zip(tmp_path / "moodle.zip", [stored(path, content, flags=0) for path, content in raw.items()])
+    status, said = collected(course, tmp_path / "moodle.zip")
+    assert status == 0 and "2 students, 2 new" in said, said
+    assert set(tree(course / "submitted")) == {f"1/{EX1}/{RUN}/run.json", f"1/{EX1}/{ZIP}", f"2/{EX1}/{ZIP}"}
+    assert read_roster(course)["1", EX1].name == name
+
+
+def test_the_exercise_is_seen_in_a_zip_with_backslashes(course, tmp_path):
+    write_zip(tmp_path / "work.zip", [stored(f"homework\\{RUN}\\run.json", b"{}")])
+    files = {moodle("Ann", 1, "work.zip"): (tmp_path / "work.zip").read_bytes()}
+    status, said = collected(course, write_download(tmp_path / "moodle.zip", files))
+    assert status == 0 and set(tree(course / "submitted")) == {f"1/{EX1}/work.zip"}, said
+
+
 def test_a_canvas_zip_has_its_late_ones_and_resubmissions_and_the_last_counts(course, tmp_path):
     download = write_download(
         tmp_path / "canvas.zip",
