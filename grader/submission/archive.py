@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
+from typing import Any
 
 from loralab.errors import first_line
 
@@ -25,6 +26,8 @@ from .files import KINDS, MAX_DEPTH, MAX_ENTRIES, MAX_TOTAL, ONLY, File, Parts, 
 MAX_RATIO, ALWAYS_ALLOWED = 100, 5_000_000  # an archive unpacks to at most 100 times its size, or to 5 MB
 MAX_DIRECTORY = 500_000  # bytes of a zip's table of contents; zipfile reads it whole, 46 bytes and a name an entry
 MAX_DICTIONARY = 2**27  # bytes that an LZMA reader may need; the strongest setting of common programs needs 64 MiB
+MAX_STREAMS = 10_000  # in a compressed tar; bgzip's hold the least, 64 KiB, and 5,000 of them make MAX_TOTAL
+PIECE = 2**16  # bytes that are unpacked at a time
 ENCRYPTED = 0x41  # the bits of an entry's flags that say so
 UTF_8 = 0x800  # the bit that says in what its name is written
 # What a name without that bit may be written in: programs of East Asia use their system's, in which the second byte of a
@@ -202,22 +205,36 @@ METHODS: dict[int, Callable[[zipfile.ZipFile, zipfile.ZipInfo, int], bytes]] = {
 
 @contextmanager
 def _open_tar(content: bytes) -> Iterator[list[File]]:
-    room = _room(len(content))
-    unpacked = _decompressed(content, room + 1)
-    _refuse_if_a_bomb(0, len(unpacked), len(content))
-    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
+    unpacked = _decompressed(content, _room(len(content)) + 1)
+    _refuse_if_a_bomb(0, unpacked.seek(0, io.SEEK_END), len(content))
+    unpacked.seek(0)
+    with tarfile.open(fileobj=unpacked, mode="r:") as archive:
         yield list(_members(archive, len(content)))
 
 
-def _decompressed(content: bytes, most: int) -> bytes:
-    """Return at most so many bytes of a .gz, .bz2 or .xz; anything else as it is."""
-    if content.startswith(b"\x1f\x8b"):
-        return zlib.decompressobj(wbits=31).decompress(content, most)
-    if content.startswith(b"BZh"):
-        return bz2.BZ2Decompressor().decompress(content, most)
-    if content.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY).decompress(content, most)
-    return content
+# Parallel programs (pbzip2, bgzip) write a stream per block, and joined files have one per file.
+STREAMS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": partial(zlib.decompressobj, wbits=31),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY),
+}
+
+
+def _decompressed(content: bytes, most: int) -> io.BytesIO:
+    """Return at most so many bytes of a .gz, .bz2 or .xz, from all its streams; anything else as it is."""
+    start = next((start for start in STREAMS if content.startswith(start)), None)
+    if start is None:
+        return io.BytesIO(content)
+    unpacked, place = io.BytesIO(), 0
+    for _ in range(MAX_STREAMS):
+        stream = STREAMS[start]()
+        while not stream.eof and place < len(content) and unpacked.tell() < most:
+            piece = content[place : place + PIECE]
+            unpacked.write(stream.decompress(piece, most - unpacked.tell()))
+            place += len(piece) - len(stream.unused_data)
+        if unpacked.tell() == most or not content.startswith(start, place):
+            return unpacked
+    raise BadSubmission(f"it has more than {MAX_STREAMS:,} compressed streams: pack it again")
 
 
 def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:
