@@ -185,11 +185,17 @@ class _Class:
                 self.known.append(one)
             else:
                 folder, submission = one
-                baselines = self._baselines(EXERCISES[submission.exercise])
+                baselines = self._baselines(submission)
                 yield GradingJob(folder, submission, self.setup, baselines, self.setup.key(submission).origin, root)
 
-    def _baselines(self, exercise: Exercise) -> Baselines:
-        needed = {(run.method, run.subject) for run in exercise.runs}
+    def _baselines(self, submission: Submission) -> Baselines:
+        """Measure the base for the runs that can be evaluated: those that were submitted, or that a notebook trains."""
+        runs = EXERCISES[submission.exercise].runs
+        if self.setup.mode == "artifacts":
+            runs = tuple(run for run in runs if run.name in submission.runs)
+        elif submission.notebook is None:
+            runs = ()
+        needed = {(run.method, run.subject) for run in runs}
         self.baselines |= measure_bases(self.setup, needed - self.baselines.keys(), self.workers, self.cluster)
         return {which: self.baselines[which] for which in needed}
 

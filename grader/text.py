@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]")
 MAX_TEXT, MAX_NAME, MAX_FILE_NAME = 2000, 80, 100  # characters, characters, bytes
+MAX_LISTED, MAX_ITEM = 8, 130  # items, and characters of one
 CODE_WIDTH = 100  # characters
 MAX_MARKS = 4  # combining marks on one letter; scripts use up to three, and a tower of them hides other lines
 FORMULA_STARTS = "=+-@＝＋－＠﹦﹢﹣﹫⁼⁺⁻₌₊₋"  # with the forms that some spreadsheets take for the plain ones
@@ -54,11 +55,11 @@ def display_line(text: str, limit: int = MAX_TEXT) -> str:
     return " ".join(display(text, limit).split())
 
 
-def listed(items: Iterable[object], most: int = 8, limit: int = 40) -> str:
-    """Return at most `most` items on one line, none longer than `limit` characters, and how many more there are."""
+def listed(items: Iterable[object]) -> str:
+    """Return the first items on one line, cut where they are long, and how many more there are."""
     texts = list(items)
-    shown = ", ".join(display_line(str(one), limit) for one in texts[:most])
-    return shown + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+    shown = ", ".join(display_line(str(one), MAX_ITEM) for one in texts[:MAX_LISTED])
+    return shown + (f" and {len(texts) - MAX_LISTED:,} more" if len(texts) > MAX_LISTED else "")
 
 
 def display_name(text: str) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 20_000  # of one returned value
+MAX_LENGTH = 100_000  # characters of one answer: all of them must fit into what the grader reads
 
 
 def call_all(calls: Sequence[str], functions: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -34,9 +36,12 @@ def main(calls: str, answers: str, functions: Mapping[str, Any]) -> None:
 
 def _answer(call: str, scope: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"value": plain(eval(call, dict(scope)))}
-    except Exception as error:  # whatever a student's function raises
-        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        answer = {"value": plain(eval(call, dict(scope)))}
+        if (length := len(json.dumps(answer))) > MAX_LENGTH:
+            raise ValueError(f"returned {length:,} characters as JSON")
+        return answer
+    except (Exception, SystemExit) as error:  # whatever one call does, the others keep their answers
+        return {"error": " ".join("".join(traceback.format_exception_only(error)).split())[:300]}
 
 
 def plain(value: Any) -> Any:

@@ -211,7 +211,7 @@ def _one_change(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
         for field in ("seed", "train_pairs", "epochs", "batch_size", "learning_rate", "tokens"):
             values = {name: getattr(evidence[name].claim, field) for name in names}
             if len(set(values.values())) > 1:
-                shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                shown = ", ".join(f"{name} {value:,.15g}" for name, value in values.items())
                 differing.append(f"{field} differs: {shown}")
     missing = [run.name for run in exercise.runs if run.name not in evidence]
     gaps = f"; {len(missing)} of {len(exercise.runs)} runs are missing" if missing else ""

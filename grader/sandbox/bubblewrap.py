@@ -98,17 +98,45 @@ def run(
     if os.geteuid() == 0:
         _give_away(folder)
     told, telling = os.pipe()
+    with os.fdopen(told) as answer:
+        with os.fdopen(telling, "wb") as report:
+            process = _start(command, folder, limits, shown or {}, environment or {}, refused_calls, report.fileno())
+        assert process.stdout is not None, "it is a pipe"
+        try:
+            with process:
+                init = _first_process(answer.read(), process)
+                try:
+                    watch = Watch(limits, folder, init.pid)
+                    output, breach = _follow(process.stdout.fileno(), init, watch)
+                finally:
+                    init.kill()
+                output += process.stdout.read(max(0, limits.output - len(output)))  # no more than a pipe holds
+        finally:
+            process.kill()
+    overfull = watch.left()  # it may have filled its folder just before it ended
+    status = process.wait()
+    return Ended(status, breach or overfull, bytes(output), watch.seconds, watch.memory, bool(overfull))
+
+
+def _start(
+    command: Sequence[str],
+    folder: Path,
+    limits: Limits,
+    shown: Mapping[Path, str],
+    environment: Mapping[str, str],
+    refused_calls: bytes,
+    telling: int,
+) -> subprocess.Popen[bytes]:
+    """Start bubblewrap with the command; on `telling` it reports the process it made."""
     with contextlib.ExitStack() as opened:
-        opened.callback(os.close, telling)
         # What bubblewrap reads of files: the filter of system calls, and what would show our folders in its command line.
         calls = opened.enter_context(_readable(refused_calls))
         fonts = {path.name: opened.enter_context(_readable(path.read_bytes())).fileno() for path in _fonts()}
-        variables = (_environment() | dict(environment or {})).items()
-        hidden = [word for pair in variables for word in ("--setenv", *pair)]
-        hidden += _scene(folder, limits, shown or {}, fonts)
+        hidden = [word for pair in {**_environment(), **environment}.items() for word in ("--setenv", *pair)]
+        hidden += _scene(folder, limits, shown, fonts)
         bounded = kernel_limits.prefix(limits.memory + limits.memory // 4, limits.processes * THREADS)
         words = opened.enter_context(_readable(b"".join(os.fsencode(word) + b"\0" for word in hidden)))
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*bounded, *_cage(limits, words.fileno(), telling, calls.fileno()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -118,21 +146,6 @@ def run(
             # Bubblewrap's own can be read, as /proc/1/environ, whatever it passes on; the prefix takes its variables away.
             env=kernel_limits.environment() if bounded else {"PATH": os.defpath},
         )
-    assert process.stdout is not None, "it is a pipe"
-    try:
-        with process, os.fdopen(told) as answer:
-            init = _first_process(answer.read(), process)
-            try:
-                watch = Watch(limits, folder, init.pid)
-                output, breach = _follow(process.stdout.fileno(), init, watch)
-            finally:
-                init.kill()
-            output += process.stdout.read(max(0, limits.output - len(output)))  # no more than a pipe holds
-    finally:
-        process.kill()
-    overfull = watch.left()  # it may have filled its folder just before it ended
-    status = process.wait()
-    return Ended(status, breach or overfull, bytes(output), watch.seconds, watch.memory, bool(overfull))
 
 
 class _Init:

@@ -11,10 +11,11 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
+from typing import Any
 
 from loralab.errors import first_line
 
@@ -25,13 +26,17 @@ from .files import KINDS, MAX_DEPTH, MAX_ENTRIES, MAX_TOTAL, ONLY, File, Parts, 
 MAX_RATIO, ALWAYS_ALLOWED = 100, 5_000_000  # an archive unpacks to at most 100 times its size, or to 5 MB
 MAX_DIRECTORY = 500_000  # bytes of a zip's table of contents; zipfile reads it whole, 46 bytes and a name an entry
 MAX_DICTIONARY = 2**27  # bytes that an LZMA reader may need; the strongest setting of common programs needs 64 MiB
+MAX_STREAMS = 10_000  # in a compressed tar; bgzip's hold the least, 64 KiB, and 5,000 of them make MAX_TOTAL
+PIECE = 2**16  # bytes that are unpacked at a time
 ENCRYPTED = 0x41  # the bits of an entry's flags that say so
 UTF_8 = 0x800  # the bit that says in what its name is written
 # What a name without that bit may be written in: programs of East Asia use their system's, in which the second byte of a
 # letter can be a backslash.
 CODECS = ("ascii", "utf-8", "cp932", "cp949", "gb18030", "cp437")
+HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # katakana that names do not have: what Korean bytes are in cp932
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 FORGED = re.compile(r"[A-Za-z]:|[/\\]")  # how an absolute path begins
+Entry = tuple[zipfile.ZipInfo, str]  # an entry of a zip and its name, decoded
 
 
 class _Bounded(io.BytesIO):
@@ -97,7 +102,7 @@ def _room(packed: int) -> int:
 @contextmanager
 def _open_zip(content: bytes) -> Iterator[list[File]]:
     with open_contents(content) as archive:
-        yield files_in_zip(archive, archive.infolist(), len(content))
+        yield files_in_zip(archive, named_entries(archive), len(content))
 
 
 @contextmanager
@@ -109,16 +114,34 @@ def open_contents(content: bytes) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def files_in_zip(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], packed: int) -> list[File]:
+def named_entries(archive: zipfile.ZipFile) -> list[Entry]:
+    """Return the entries and their names, with / between folders, in the one encoding that fits all of them."""
+    names = [(info.orig_filename, bool(info.flag_bits & UTF_8)) for info in archive.infolist()]
+    old = [name.encode("cp437") for name, is_utf_8 in names if not is_utf_8]
+    codec = next(codec for codec in CODECS if all(_can_be(name, codec) for name in old))
+    decoded = (name if is_utf_8 else name.encode("cp437").decode(codec) for name, is_utf_8 in names)
+    slashed = (name.replace("\\", "/") for name in decoded)  # PowerShell writes backslashes
+    return list(zip(archive.infolist(), slashed, strict=True))
+
+
+def _can_be(name: bytes, codec: str) -> bool:
+    try:
+        decoded = name.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return codec != "cp932" or not HALF_WIDTH.search(decoded)
+
+
+def files_in_zip(archive: zipfile.ZipFile, entries: list[Entry], packed: int) -> list[File]:
     """Return the files among these entries, which take `packed` bytes in the zip. Raises `BadSubmission`."""
-    _refuse_if_a_bomb(len(entries), sum(info.file_size for info in entries), packed)
-    return list(_entries(archive, entries))
+    _refuse_if_a_bomb(len(entries), sum(info.file_size for info, _ in entries), packed)
+    return list(_files(archive, entries))
 
 
-def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[File]:
+def _files(archive: zipfile.ZipFile, entries: list[Entry]) -> Iterator[File]:
     """Yield the files of a zip, except hidden ones."""
     seen: set[Parts] = set()
-    for info, name in zip(entries, _names(entries), strict=True):
+    for info, name in entries:
         path = _path(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
         _refuse_unless_file_or_folder(path, kind)
@@ -132,22 +155,6 @@ def _entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterat
             )
         _refuse_if_twice(path, seen)
         yield File(path, info.file_size, partial(METHODS[info.compress_type], archive, info))
-
-
-def _names(entries: Iterable[zipfile.ZipInfo]) -> list[str]:
-    """Return the names of the entries, with / between folders, in the one encoding that fits all of them."""
-    names = [(info.orig_filename, bool(info.flag_bits & UTF_8)) for info in entries]
-    old = [name.encode("cp437") for name, is_utf_8 in names if not is_utf_8]
-    codec = next(codec for codec in CODECS if all(_can_be(name, codec) for name in old))
-    decoded = (name if is_utf_8 else name.encode("cp437").decode(codec) for name, is_utf_8 in names)
-    return [name.replace("\\", "/") for name in decoded]  # as PowerShell writes them
-
-
-def _can_be(name: bytes, codec: str) -> bool:
-    try:
-        return bool(name.decode(codec)) or not name
-    except UnicodeDecodeError:
-        return False
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
@@ -198,22 +205,36 @@ METHODS: dict[int, Callable[[zipfile.ZipFile, zipfile.ZipInfo, int], bytes]] = {
 
 @contextmanager
 def _open_tar(content: bytes) -> Iterator[list[File]]:
-    room = _room(len(content))
-    unpacked = _decompressed(content, room + 1)
-    _refuse_if_a_bomb(0, len(unpacked), len(content))
-    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
+    unpacked = _decompressed(content, _room(len(content)) + 1)
+    _refuse_if_a_bomb(0, unpacked.seek(0, io.SEEK_END), len(content))
+    unpacked.seek(0)
+    with tarfile.open(fileobj=unpacked, mode="r:") as archive:
         yield list(_members(archive, len(content)))
 
 
-def _decompressed(content: bytes, most: int) -> bytes:
-    """Return at most so many bytes of a .gz, .bz2 or .xz; anything else as it is."""
-    if content.startswith(b"\x1f\x8b"):
-        return zlib.decompressobj(wbits=31).decompress(content, most)
-    if content.startswith(b"BZh"):
-        return bz2.BZ2Decompressor().decompress(content, most)
-    if content.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY).decompress(content, most)
-    return content
+# Parallel programs (pbzip2, bgzip) write a stream per block, and joined files have one per file.
+STREAMS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": partial(zlib.decompressobj, wbits=31),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY),
+}
+
+
+def _decompressed(content: bytes, most: int) -> io.BytesIO:
+    """Return at most so many bytes of a .gz, .bz2 or .xz, from all its streams; anything else as it is."""
+    start = next((start for start in STREAMS if content.startswith(start)), None)
+    if start is None:
+        return io.BytesIO(content)
+    unpacked, place = io.BytesIO(), 0
+    for _ in range(MAX_STREAMS):
+        stream = STREAMS[start]()
+        while not stream.eof and place < len(content) and unpacked.tell() < most:
+            piece = content[place : place + PIECE]
+            unpacked.write(stream.decompress(piece, most - unpacked.tell()))
+            place += len(piece) - len(stream.unused_data)
+        if unpacked.tell() == most or not content.startswith(start, place):
+            return unpacked
+    raise BadSubmission(f"it has more than {MAX_STREAMS:,} compressed streams: pack it again")
 
 
 def _members(archive: tarfile.TarFile, packed: int) -> Iterator[File]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # slow to import, and collecting a download needs none
 
 MAX_SOURCE = 100_000  # characters of one cell
 MAX_PIECES = 5  # into which a cell was split
-MAX_NAMED = 5  # cells that a message names one by one
 FORMAT = 4
 MAX_VERSION = 10_000
 BINDING = re.compile(r"^(?:async +)?(?:def|class) +(\w+)|^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
@@ -54,9 +53,8 @@ def rebuild(exercise: Exercise, submitted: bytes) -> NotebookNode:
         kinds = {cell.grade_id: kinds[cell.grade_id] for cell in found} or kinds
     wrong = list(_wrong(found, kinds))
     if wrong:
-        more = f", and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
         raise NotebookFailed(
-            f"{exercise.id}.ipynb: {', '.join(wrong[:MAX_NAMED])}{more}: "
+            f"{exercise.id}.ipynb: {listed(wrong)}: "
             "take a fresh copy of the exercise and put your solutions into its cells"
         )
     for cell in found:

@@ -14,10 +14,8 @@ from ..errors import GraderError
 from ..pipeline import Graded
 from ..reports.exports import write_table
 from ..submission.find import SubmissionFolder
-from ..text import display_line, spreadsheet_cell
+from ..text import display_line, listed, spreadsheet_cell
 from ..verdict import Verdict
-
-MAX_NAMED = 5  # checks that a line names one by one
 
 
 def share_of(text: str) -> float:
@@ -68,8 +66,7 @@ def _difference(submitted: Verdict, rerun: Verdict) -> str:
     other = [one.label for one in submitted.checks if passed.get((one.run, one.name)) is not one.passed]
     if not other:
         return ""
-    more = f" and {len(other) - MAX_NAMED} more" if len(other) > MAX_NAMED else ""
     return (
         f"{submitted.points:g} points from the run folders, {rerun.points:g} when its notebook is run; "
-        f"other outcome of {', '.join(other[:MAX_NAMED])}{more}"
+        f"other outcome of {listed(other)}"
     )

@@ -7,6 +7,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from loralab.files import whole_folder
@@ -14,6 +16,7 @@ from loralab.files import whole_folder
 from ..errors import BadSubmission, GraderError
 from ..submission.files import Parts, open_folder, walk
 from ..text import display_line, printable
+from .deadlines import CourseRules, read_rules
 from .downloads import Note, Upload, Uploaded, read_download
 from .guess import exercises_of, without_number
 from .roster import Entry, Roster, read_roster, write_roster
@@ -38,16 +41,17 @@ def collect(
     What is there already is not written again; a newer one takes its place, and the older one is kept in `earlier/`.
     The roster is written after each submission, so the command can be repeated if it was stopped. `times` has the times
     of submission by student, where they are known better than the download knows them. Raises `GraderError` if the
-    download cannot be read, or the roster cannot be read or written.
+    download, the roster or the course's rules cannot be read, or the roster cannot be written.
     """
-    roster = read_roster(course)
+    roster, rules = read_roster(course), read_rules(course)
     for upload in read_download(download):
         if isinstance(upload, Note):
             yield upload
             continue
+        upload.files.sort(key=partial(_age, rules=rules), reverse=True)  # everything below keeps the latest first
         of, unknown = _by_exercise(upload, exercise)
         for one, files in of.items():
-            yield from _bring(upload, one, files, course, roster, times or {})
+            yield from _bring(upload, one, files, course, roster, rules, times or {})
         if unknown:
             names = display_line(", ".join("/".join(file.path) for file in unknown[:3]))
             yield Note("left out", f"{_who(upload)}: {names}: cannot tell the exercise: name it with --exercise")
@@ -69,14 +73,17 @@ def _by_exercise(upload: Upload, exercise: str | None) -> tuple[dict[str, list[U
             of[found.pop()].append(file)
         else:
             unknown.append(file)
-    if len(of) == 1:
-        of[next(iter(of))] += unknown
-        unknown = []
-    return of, unknown
+    return (dict.fromkeys(of, upload.files), []) if len(of) == 1 else (of, unknown)
 
 
 def _bring(
-    upload: Upload, exercise: str, files: list[Uploaded], course: Path, roster: Roster, times: Mapping[str, str]
+    upload: Upload,
+    exercise: str,
+    files: list[Uploaded],
+    course: Path,
+    roster: Roster,
+    rules: CourseRules | None,
+    times: Mapping[str, str],
 ) -> Iterator[Collected | Note]:
     """Write one submission, unless it is there or a newer one is."""
     counted, older = _attempts(files, exercise)
@@ -99,7 +106,7 @@ def _bring(
             "left out", f"{who}: submitted/{entry.student}/{exercise} was changed or put there by hand: move it away"
         )
         return
-    outcome = _outcome(entry, before, there, course)
+    outcome = _outcome(entry, before, there, course, rules)
     try:
         if outcome == "updated" and before:
             _keep_aside(_read(folder), before, course)
@@ -117,29 +124,38 @@ def _bring(
     yield from _aside(older, upload, exercise, course)
 
 
-def _outcome(entry: Entry, before: Entry | None, there: str, course: Path) -> str:
+def _outcome(entry: Entry, before: Entry | None, there: str, course: Path, rules: CourseRules | None) -> str:
     if there == entry.digest:
         return "unchanged"
     if not there or before is None:
         return "new"
-    if entry.timestamp and entry.timestamp < before.timestamp:
+    time, time_before = _time(entry.timestamp, rules), _time(before.timestamp, rules)
+    if entry.timestamp and time < time_before:
         return "older"
     seen = _earlier(entry, course).exists()
-    return "older" if seen and entry.timestamp <= before.timestamp else "updated"
+    return "older" if seen and time <= time_before else "updated"
 
 
 def _entry(upload: Upload, exercise: str, files: list[Uploaded]) -> Entry:
-    last = max(files, key=_age)
-    owner = upload.owner
+    owner, latest = upload.owner, files[0]
     return Entry(
-        owner.student, owner.name, owner.lms, exercise, last.parsed.late,
-        max(file.timestamp for file in files), last.parsed.download, _digest(_contents(files, exercise)),
+        owner.student, owner.name, owner.lms, exercise, latest.parsed.late,
+        latest.timestamp, latest.parsed.download, _digest(_contents(files, exercise)),
     )  # fmt: skip
 
 
-def _age(file: Uploaded) -> tuple[int, str, int]:
+def _age(file: Uploaded, rules: CourseRules | None) -> tuple[int, datetime, int]:
     """Return what is larger for a later file: Canvas's own number, the time, the number of a further copy."""
-    return file.parsed.number, file.timestamp, without_number(_stem(file.path[-1]))[1]
+    return file.parsed.number, _time(file.timestamp, rules), without_number(_stem(file.path[-1]))[1]
+
+
+def _time(timestamp: str, rules: CourseRules | None) -> datetime:
+    """Return the time in UTC; without an offset it is of the course's zone, or without rules of this computer's.
+
+    An unknown time is earlier than every other.
+    """
+    time = datetime.fromisoformat(timestamp) if timestamp else datetime.fromtimestamp(0, UTC)
+    return (rules.in_zone(time) if rules else time).astimezone(UTC)
 
 
 def _stem(name: str) -> str:
@@ -147,14 +163,14 @@ def _stem(name: str) -> str:
 
 
 def _attempts(files: list[Uploaded], exercise: str) -> tuple[list[Uploaded], list[Uploaded]]:
-    """Return the files that count, and those that a later one of the same kind supersedes."""
+    """Return the files that count, and those that a later one of the same kind supersedes; each the latest first."""
     notebooks = {file.path for file in _notebooks(files, exercise)}
     stems = {_stem(file.path[-1]) for file in files}
     versions: dict[Parts | None, list[Uploaded]] = defaultdict(list)
     for file in files:
         versions[None if file.path in notebooks else _without_number(file.path, stems, exercise)].append(file)
-    last = [max(same, key=_age) for same in versions.values()]
-    return last, [file for file in files if not any(file is one for one in last)]
+    latest = {id(same[0]) for same in versions.values()}
+    return [file for file in files if id(file) in latest], [file for file in files if id(file) not in latest]
 
 
 def _notebooks(files: Iterable[Uploaded], exercise: str) -> list[Uploaded]:

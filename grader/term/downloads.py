@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import BadSubmission, GraderError
-from ..submission.archive import files_in_zip, report_archive_errors
+from ..submission.archive import Entry, files_in_zip, named_entries, report_archive_errors
 from ..submission.files import MAX_TOTAL, Parts, open_folder, read_in, walk
 from ..text import display_line
 from .roster import Late, Platform
@@ -105,18 +105,18 @@ def read_download(path: Path) -> Iterator[Upload | Note]:
 
 def _from_zip(path: Path) -> Iterator[Upload | Note]:
     with _open_zip(path) as archive:
-        entries: dict[Parts, list[zipfile.ZipInfo]] = defaultdict(list)
-        for info in archive.infolist():
-            if not info.is_dir():
-                entries[_parts(info.filename)].append(info)
+        entries: dict[Parts, list[Entry]] = defaultdict(list)
+        for info, name in named_entries(archive):
+            if not name.endswith("/"):
+                entries[_parts(name)].append((info, name))
         owned, notes = _assign_owners(entries)
         yield from notes
         for owner, names in owned.items():
-            infos = [info for name in names for info in entries[name]]
+            own = [entry for name in names for entry in entries[name]]
             try:
                 with report_archive_errors("its files"):
-                    files = files_in_zip(archive, infos, sum(info.compress_size for info in infos))
-                    found = [Uploaded(names[f.path], f.content(), _entry_time(entries[f.path][0])) for f in files]
+                    files = files_in_zip(archive, own, sum(info.compress_size for info, _ in own))
+                    found = [Uploaded(names[f.path], f.content(), _entry_time(entries[f.path][0][0])) for f in files]
             except BadSubmission as problem:
                 yield _note_left_out(owner, str(problem))
             else:
@@ -124,12 +124,8 @@ def _from_zip(path: Path) -> Iterator[Upload | Note]:
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip; names without the mark of UTF-8 are read as UTF-8 where they can be, as macOS writes them."""
     try:
-        try:
-            return zipfile.ZipFile(path, metadata_encoding="utf-8")
-        except UnicodeDecodeError:
-            return zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise GraderError(f"{path}: cannot be read as a zip ({display_line(str(error))}): download it again") from None
 

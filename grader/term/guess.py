@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import BadSubmission
 from ..exercises import EXERCISES
-from ..submission.archive import open_contents, report_archive_errors
+from ..submission.archive import named_entries, open_contents, report_archive_errors
 from ..submission.files import MAX_ENTRIES, Parts
 from ..submission.rebuild import cells_of
 
@@ -41,7 +41,7 @@ def exercises_of(path: Parts, content: bytes) -> set[str]:
 
 def _names_in(content: bytes) -> list[str]:
     with report_archive_errors("the zip"), open_contents(content) as archive:
-        return archive.namelist()[:MAX_ENTRIES]
+        return [name for _, name in named_entries(archive)[:MAX_ENTRIES]]
 
 
 def _of_name(name: str) -> str | None:

@@ -1,9 +1,13 @@
 """Bulk downloads of Moodle and Canvas, as their own code names the files, brought to where submissions are graded."""
 
 import csv
+import os
 import shutil
+import struct
+import time
 import unicodedata
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -85,6 +89,29 @@ def test_its_folder_is_the_same_as_the_zip(course, moodle_zip, tmp_path, around)
     assert tree(other / "submitted") == tree(course / "submitted")
 
 
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-8", "김민준"), ("utf-8", "José"), ("cp949", "김민준"), ("cp932", "表ソ")],
+)
+def test_names_without_the_flag_of_utf_8_lose_no_submission(course, tmp_path, encoding, name, separator):
+    files = {moodle(name, 1, f"{RUN}/run.json"): b"{}", moodle(name, 1, ZIP): packed(), moodle("Ann", 2, ZIP): packed()}
+    raw = {path.replace("/", separator).encode(encoding): content for path, content in files.items()}
+    raw |= {moodle(name, 1).replace("/", separator).encode(encoding): b""}
+    write_zip(tmp_path / "moodle.zip", [stored(path, content, flags=0) for path, content in raw.items()])
+    status, said = collected(course, tmp_path / "moodle.zip")
+    assert status == 0 and "2 students, 2 new" in said, said
+    assert set(tree(course / "submitted")) == {f"1/{EX1}/{RUN}/run.json", f"1/{EX1}/{ZIP}", f"2/{EX1}/{ZIP}"}
+    assert read_roster(course)["1", EX1].name == name
+
+
+def test_the_exercise_is_seen_in_a_zip_with_backslashes(course, tmp_path):
+    write_zip(tmp_path / "work.zip", [stored(f"homework\\{RUN}\\run.json", b"{}")])
+    files = {moodle("Ann", 1, "work.zip"): (tmp_path / "work.zip").read_bytes()}
+    status, said = collected(course, write_download(tmp_path / "moodle.zip", files))
+    assert status == 0 and set(tree(course / "submitted")) == {f"1/{EX1}/work.zip"}, said
+
+
 def test_a_canvas_zip_has_its_late_ones_and_resubmissions_and_the_last_counts(course, tmp_path):
     download = write_download(
         tmp_path / "canvas.zip",
@@ -135,6 +162,48 @@ def test_again_changes_nothing_a_newer_one_updates_and_an_older_one_does_not(cou
     after = tree(course)
     assert "1 older" in collected(course, first)[1]
     assert tree(course) == after
+
+
+@pytest.fixture
+def in_california(monkeypatch):
+    monkeypatch.setenv("TZ", "PST8PDT,M3.2.0,M11.1.0")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("zone", ["the course's", "this computer's"])
+def test_a_folders_time_in_utc_is_compared_with_a_zips_local_one(course, tmp_path, zone, request):
+    if zone == "the course's":
+        (course / "course.toml").write_text('timezone = "America/Los_Angeles"')
+    else:
+        request.getfixturevalue("in_california")
+    unpacked = tmp_path / "download" / moodle("Ann", 1, ZIP)
+    unpacked.parent.mkdir(parents=True)
+    unpacked.write_bytes(packed(mark="at noon"))
+    noon = datetime(2026, 1, 15, 20, tzinfo=UTC).timestamp()
+    os.utime(unpacked, (noon, noon))
+    assert "1 new" in collected(course, tmp_path / "download")[1]
+    at_two = {moodle("Ann", 1, ZIP): packed(mark="at two")}
+    assert "1 updated" in collected(course, write_download(tmp_path / "b.zip", at_two, (2026, 1, 15, 14, 0, 0)))[1]
+    at_ten = {moodle("Ann", 1, ZIP): packed(mark="at ten")}
+    assert "1 older" in collected(course, write_download(tmp_path / "c.zip", at_ten, (2026, 1, 15, 10, 0, 0)))[1]
+    assert tree(course / "submitted") == {f"1/{EX1}/{ZIP}": packed(mark="at two")}
+
+
+def test_of_one_download_the_later_file_counts_whatever_the_form_of_its_time(course, tmp_path):
+    (course / "course.toml").write_text('timezone = "America/Los_Angeles"')
+    noon = int(datetime(2026, 1, 15, 20, tzinfo=UTC).timestamp())
+    with zipfile.ZipFile(tmp_path / "moodle.zip", "w") as archive:
+        in_utc = zipfile.ZipInfo(moodle("Ann", 1, f"{EX1}.ipynb"), (2026, 1, 15, 12, 0, 0))
+        in_utc.extra = struct.pack("<HHBi", 0x5455, 5, 1, noon)
+        archive.writestr(in_utc, notebook(mark="at noon"))
+        local = zipfile.ZipInfo(moodle("Ann", 1, f"{EX1} (1).ipynb"), (2026, 1, 15, 14, 0, 0))
+        archive.writestr(local, notebook(mark="at two"))
+    assert collected(course, tmp_path / "moodle.zip")[0] == 0
+    assert sources(course / "submitted" / "1" / EX1) == "# at two"
+    assert read_roster(course)["1", EX1].timestamp == "2026-01-15T14:00:00"
 
 
 def test_what_the_instructor_corrects_in_the_roster_stays(course, moodle_zip):

@@ -11,7 +11,7 @@ from grader.errors import NotebookFailed
 from grader.evaluation import call_functions
 from grader.evaluation.functions import CALLS, DRAWN, NOT_CALLED, SCRIPT, compare, draw_calls
 from grader.exercises import EXERCISES
-from grader.sandbox.execute import Afterwards, execute_in_sandbox, read_answers
+from grader.sandbox.execute import MAX_ANSWERS, Afterwards, execute_in_sandbox, read_answers
 from grader.sandbox.limits import Limits
 from tests.submissions.honest import HONEST
 
@@ -35,6 +35,10 @@ def defined(exercise, **tasks) -> dict:
 
 def answers(calls, functions) -> bytes:
     return json.dumps(call_functions.call_all([call.text for call in calls], functions)).encode()
+
+
+def test_the_answers_of_all_calls_fit_into_what_is_read(calls):
+    assert all(len(calls(exercise)) * call_functions.MAX_LENGTH < MAX_ANSWERS for exercise in EXERCISES.values())
 
 
 def right(outcomes) -> dict[str, bool]:
@@ -75,7 +79,14 @@ WRONG = {
     "not a number": ("return float('nan')", "returned nan, not"),
     "a number that fits no float": ("return 10**400", "returned 1000"),
     "something else": ("return {1, 2}", "raised TypeError: returned a set"),
-    "an endless text": ("return 'x' * 10**6", "999,880 more characters"),
+    "a long text": ("return 'x' * 90_000", "89,880 more characters"),
+    "an endless text": ("return 'x' * 10**6", "raised ValueError: returned 1,000,013 characters"),
+    "a number too long to be written": ("return 10**5000", "raised ValueError: Exceeds the limit"),
+    "the end of the process": ("raise SystemExit(3)", "raised SystemExit: 3"),
+    "an error without a text": (
+        "raise type('Mute', (Exception,), {'__module__': 'builtins', '__str__': lambda self: 1 / 0})",
+        "raised Mute: <exception str() failed>",
+    ),
 }
 
 

@@ -238,6 +238,18 @@ def a_tar(folder, suffix, mode):
             archive.addfile(entry, io.BytesIO(content))
 
 
+COMPRESS = {".tar.gz": gzip.compress, ".tar.xz": lzma.compress, ".tar.bz2": bz2.compress}
+
+
+def in_streams(folder, suffix):
+    """A compressed tar as parallel programs write it: every piece of it in a stream of its own."""
+    a_tar(folder, ".tar", "w")
+    content = (folder / "a.tar").read_bytes()
+    (folder / "a.tar").unlink()
+    pieces = [content[start : start + 700] for start in range(0, len(content), 700)]
+    (folder / f"a{suffix}").write_bytes(b"".join(map(COMPRESS[suffix], pieces)))
+
+
 def in_bytes(folder, encoding, around):
     """A zip as programs of East Asia make them: names in the system's encoding, and no word of that."""
     files = [*((f"{RUN}/{name}", content) for name, content in CONTENTS.items()), (f"{EX1.id}.ipynb", NOTEBOOK)]
@@ -264,6 +276,9 @@ FORMS = {
     "tgz": lambda f: a_tar(f, ".TGZ", "w:gz"),
     "tar.xz": lambda f: a_tar(f, ".tar.xz", "w:xz"),
     "tar.bz2": lambda f: a_tar(f, ".tar.bz2", "w:bz2"),
+    "streams of gzip": lambda f: in_streams(f, ".tar.gz"),
+    "streams of xz": lambda f: in_streams(f, ".tar.xz"),
+    "streams of bzip2": lambda f: in_streams(f, ".tar.bz2"),
     "Shift-JIS": lambda f: in_bytes(f, "cp932", "\u8868\u793a\u30bd"),  # the second byte of two of them is a backslash
     "CP949": lambda f: in_bytes(f, "cp949", "\uacfc\uc81c"),
     "Big5": lambda f: in_bytes(f, "big5", "\u529f\u8ab2"),
@@ -319,10 +334,11 @@ def test_of_two_runs_elsewhere_neither_is_taken_and_both_are_named(folder):
     assert taken(folder).runs == {RUN: CONTENTS}
 
 
-@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz", ".tar.bz2"])
-def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_unpacked(folder, suffix):
-    packed = {".tar.gz": gzip.compress, ".tar.xz": lzma.compress, ".tar.bz2": bz2.compress}[suffix](bytes(200_000_000))
-    (folder / f"a{suffix}").write_bytes(packed)
+@pytest.mark.parametrize("streams", [1, 20])
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_unpacked(folder, suffix, streams):
+    packed = COMPRESS[suffix](bytes(200_000_000 // streams))
+    (folder / f"a{suffix}").write_bytes(packed * streams)
     del packed
     tracemalloc.start()
     try:
@@ -330,6 +346,12 @@ def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_unpacked(folder, 
         assert tracemalloc.get_traced_memory()[1] < 100_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_tar_of_very_many_streams_is_refused(folder, suffix):
+    (folder / f"a{suffix}").write_bytes(COMPRESS[suffix](b"") * 20_000)
+    refused(folder, f"a{suffix}: it has more than 10,000 compressed streams: pack it again")
 
 
 @pytest.mark.parametrize(

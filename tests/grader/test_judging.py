@@ -274,6 +274,32 @@ def test_a_submission_is_read_once_and_hashed_once(class_of_three, monkeypatch):
     assert len(hashed) == 3 * 2  # the notebook, and then all
 
 
+@pytest.mark.parametrize(
+    ("mode", "submitted", "measured"),
+    [
+        ("artifacts", ["notebook"], set()),
+        ("artifacts", ["codes-16", "codes-4"], {("lora", "codes")}),
+        ("sandbox", ["notebook"], {("lora", "far"), ("lora", "codes")}),
+        ("sandbox", ["codes-16"], set()),
+    ],
+)
+def test_the_base_is_measured_only_for_what_can_be_evaluated(
+    class_of_three, tmp_path, monkeypatch, mode, submitted, measured
+):
+    work, found = class_of_three, set()
+    ex5 = SubmissionFolder("ann", "ex5_low_rank_limits", tmp_path / "ex5")
+    ex5.folder.mkdir()
+    if "notebook" in submitted:
+        nbformat.write(EXERCISES[ex5.exercise].released(), ex5.folder / f"{ex5.exercise}.ipynb")
+    for run in set(submitted) - {"notebook"}:
+        (ex5.folder / run).mkdir()
+        for name in ("adapter_model.safetensors", "adapter_config.json", "run.json"):
+            (ex5.folder / run / name).write_bytes(b"{}")
+    monkeypatch.setattr(pipeline, "measure_bases", lambda _, needed, *__: found.update(needed) or dict.fromkeys(needed))
+    (one,) = grade_class([ex5], replace(work.setup, mode=mode))
+    assert one.verdict.state == "graded" and found == measured
+
+
 def test_what_the_grader_fails_at_is_tried_a_second_time(class_of_three):
     work, tries, well = class_of_three, [], class_of_three.outcome
 

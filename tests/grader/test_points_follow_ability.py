@@ -137,6 +137,24 @@ def test_runs_that_do_nothing_take_their_share_of_what_compares_runs():
     assert compared.message == "counts for the runs that do the task, 2 of 3"
 
 
+@pytest.mark.parametrize(
+    ("field", "values", "shown"),
+    [
+        ("tokens", (1_234_567, 1_234_570), "rank-4 1,234,567, rank-16 1,234,570, rank-64 1,234,570"),
+        ("epochs", (1.0, 8.0), "rank-4 1, rank-16 8, rank-64 8"),
+        ("learning_rate", (0.002, 0.002000001), "rank-4 0.002, rank-16 0.002000001, rank-64 0.002000001"),
+    ],
+)
+def test_values_that_differ_are_shown_as_different(field, values, shown):
+    one, others = values
+
+    def changed(run):
+        value = one if run.name == "rank-4" else others
+        return evidence(run, claim=evidence(run).claim.model_copy(update={field: value}))
+
+    assert f"{field} differs: {shown}" in judged("ex2_rank_sweep", changed)["one thing changed"].message
+
+
 def test_exact_match_is_compared_with_what_honest_runs_reach():
     references = bands([0.70, 0.62, 0.71, 0.59, 0.66, 0.71, 0.68, 0.72])
     assert 0.4 < references.exact.low < 0.6

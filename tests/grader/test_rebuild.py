@@ -105,7 +105,7 @@ def test_a_message_about_very_many_cells_is_short(notebook):
         "metadata": {"nbgrader": {"solution": True, "grade_id": "y" * 10**5}},
     }
     notebook["cells"] += [odd] * 20
-    refused(notebook, "and 15 more")
+    refused(notebook, "and 12 more")
 
 
 def test_a_cell_that_lost_its_metadata_is_known_by_its_id(notebook):

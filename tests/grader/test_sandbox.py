@@ -76,6 +76,19 @@ def test_a_command_runs_in_its_own_folder_and_is_measured(folder):
 
 
 @needs_bwrap
+@pytest.mark.parametrize("fails", ["_scene", "subprocess.Popen", "_first_process"])
+def test_a_sandbox_that_cannot_be_made_leaves_no_open_file(folder, monkeypatch, fails):
+    def fail(*_, **__):
+        raise SandboxMissing("not here")
+
+    monkeypatch.setattr(f"grader.sandbox.bubblewrap.{fails}", fail)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(SandboxMissing):
+        python(folder, "pass")
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+@needs_bwrap
 def test_the_course_and_its_data_are_there(folder):
     code = f"import importlib.util as u; print(u.find_spec('loralab').origin); open({str(data_path('pairs/train.jsonl'))!r})"
     assert python(folder, code).output.decode() == f"{loralab.__file__}\n"

@@ -119,7 +119,6 @@ class Case:
     build: Build
     exercise: str = EX1
     student: str | bytes = ""
-    trains: bool = False  # whether its notebook trains when it is run, which takes most of the time
 
     @property
     def id(self) -> str:

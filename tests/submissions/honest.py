@@ -39,7 +39,7 @@ def form(tries: str) -> Callable[[Callable[[Path, Parts], None]], Callable[[Path
             parts.run(folder / RUN, change.__name__)
             change(folder, parts)
 
-        HONEST.append(Case(change.__name__.replace("_", "-"), tries, "runs", FULL, build, trains=True))
+        HONEST.append(Case(change.__name__.replace("_", "-"), tries, "runs", FULL, build))
         return change
 
     return collect
@@ -313,7 +313,7 @@ IDS = {
     "long-id": "student-" * 12,
 }
 HONEST += [
-    Case(name, "a student's id as people have them", "runs", FULL, _nothing, student=student, trains=True)
+    Case(name, "a student's id as people have them", "runs", FULL, _nothing, student=student)
     for name, student in IDS.items()
 ]
 
@@ -330,7 +330,7 @@ def notebook(tries: str) -> Callable[[Callable[[NotebookNode, Parts], str | byte
             if content is not None:
                 (folder / f"{EX1}.ipynb").write_bytes(content.encode() if isinstance(content, str) else content)
 
-        HONEST.append(Case(change.__name__.replace("_", "-"), tries, "notebook", FULL, build, trains=True))
+        HONEST.append(Case(change.__name__.replace("_", "-"), tries, "notebook", FULL, build))
         return change
 
     return collect
@@ -453,7 +453,7 @@ def code(name: str, tries: str, task: str, text: str) -> None:
         parts.run(folder / RUN, name)
         save(parts.notebook(**{task: dedent(text).strip("\n")}), folder)
 
-    HONEST.append(Case(name, tries, "code", FULL, build, trains=True))
+    HONEST.append(Case(name, tries, "code", FULL, build))
 
 
 code(

@@ -57,7 +57,7 @@ def attack(
         if change:
             change(folder, parts)
 
-    CODE.append(Case(name, tries, "code", expects, build, trains=solved))
+    CODE.append(Case(name, tries, "code", expects, build))
 
 
 # A notebook that pretends to have run.
