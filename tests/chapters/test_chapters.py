@@ -121,12 +121,17 @@ def test_it_asks_for_a_guess_answers_and_leads_on(path, committed):
 
 
 # IPython runs this in the kernel before the first cell. Trainings on every fourth example take a quarter of the steps, and
-# those of a sweep, too, if they are not in processes of their own; perplexity is measured on every fourth pair, and the
-# base's own number of epochs is 2. `make chapters` and `make proof` run them whole.
+# those of a sweep, too, if they are not in processes of their own; perplexity is measured on every fourth pair, answers are
+# a few tokens long, and the base's own number of epochs is 2. `make chapters` and `make proof` run them whole.
 SHORTER = """
-def shorten(trainer, pool, measure, profiles):
+def shorten(trainer, pool, measure, answers, profiles):
     profiles["embedded"] = replace(profiles["embedded"], epochs=2)
-    of_all = measure.perplexity
+    generate, of_all = answers.generate_answers, measure.perplexity
+
+    def generate_little(model, tokenizer, questions, max_new_tokens=80, **settings):
+        return generate(model, tokenizer, questions, min(max_new_tokens, 8), **settings)
+
+    answers.generate_answers = generate_little
     measure.perplexity = lambda model, tokenizer, pairs, *rest: of_all(model, tokenizer, pairs[::4], *rest)
     whole = trainer.__init__
 
@@ -141,11 +146,11 @@ def shorten(trainer, pool, measure, profiles):
     pool.run_all = lambda function, jobs, *settings, **others: ((job, function(job)) for job in jobs)
 
 from dataclasses import replace
-from loralab import measure, pool
+from loralab import answers, measure, pool
 from loralab.bases import PROFILES
 from transformers import Trainer
-shorten(Trainer, pool, measure, PROFILES)
-del PROFILES, measure, pool, replace, shorten
+shorten(Trainer, pool, measure, answers, PROFILES)
+del PROFILES, answers, measure, pool, replace, shorten
 """
 
 
