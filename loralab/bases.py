@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -141,7 +143,7 @@ def base_to_train(name: str) -> Base:
     base = find_base(name)
     if is_profile(base):
         return base
-    AutoConfig.from_pretrained(base.source)
+    config_of(base)
     return replace(base, learning_rate=rate_rule(base.source))
 
 
@@ -219,6 +221,13 @@ def hub_has(source: str, timeout: float = 5.0) -> bool:
     return True
 
 
+def config_of(base: Base) -> PretrainedConfig:
+    """Return the base's configuration. Raises `LoralabError`, in one line, if it cannot be used."""
+    with _reported(base, "config"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(base.source)
+    return config
+
+
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """Load the base's tokenizer, padding on the right, with a chat template and its end-of-answer token.
 
@@ -255,7 +264,7 @@ def _reported(base: Base, part: str) -> Iterator[None]:
     """Report a base that transformers cannot load in one line: files missing or damaged, an unknown kind, no package for it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise LoralabError(f"{base.name}: its {part} cannot be loaded: {one_line(error)}") from None
 
 

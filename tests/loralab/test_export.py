@@ -316,6 +316,8 @@ def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tm
     (tmp_path / "empty").mkdir()
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "novel").mkdir()
+    (tmp_path / "novel" / "config.json").write_text('{"model_type": "novel"}')
     requests = {
         ("nowhere", "--to", "gguf"): "no such run folder",
         ("empty", "--to", "gguf"): "no run.json in it",
@@ -328,6 +330,7 @@ def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tm
         ("first", "--to", "gguf", "--out", tmp_path / "file" / "x"): "x cannot be written (",
         ("first", "--to", "gguf", "--base", "nothing"): "unknown base 'nothing'",
         ("first", "--to", "gguf", "--base", tmp_path / "bert"): "bert models cannot be written as GGUF here",
+        ("first", "--to", "merged", "--base", tmp_path / "novel"): "novel: its config cannot be loaded",
     }
     before = sorted(tmp_path.rglob("*"))
     for (name, *words), line in requests.items():
