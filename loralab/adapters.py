@@ -18,6 +18,7 @@ from .files import read_json
 from .record import ADAPTER_FILE, CONFIG_FILE
 
 Rank = Annotated[int, Field(ge=1)]
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # may continue, as pissa_niter_16 does
 
 
 class _Settings(BaseModel):
@@ -41,6 +42,11 @@ class Adapter:
 
     settings: LoraConfig
     weights: dict[str, torch.Tensor]
+
+
+def changes_the_base(settings: LoraConfig) -> bool:
+    """Tell whether the adapter's start changed the base's own weights, so that it does not belong on the original ones."""
+    return str(settings.init_lora_weights).lower().startswith(CHANGE_THE_BASE)
 
 
 def read_adapter(folder: Path) -> Adapter:

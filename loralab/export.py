@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .adapters import read_adapter
+from .adapters import changes_the_base, read_adapter
 from .bases import PROFILES, Base, config_of, find_base, load_model, load_tokenizer
 from .errors import LoralabError, first_line
 from .files import whole_file, whole_folder
@@ -189,12 +189,11 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
 
 def _check_adapter(settings: LoraConfig) -> None:
     """Raise `LoralabError` if the adapter is more than pairs of matrices beside the unchanged base."""
-    start = str(settings.init_lora_weights)
     if settings.use_dora:
         raise LoralabError("llama.cpp has no DoRA adapters: export --to merged or gguf")
-    if start.startswith("pissa") or start in ("olora", "corda", "loftq", "lora_ga"):
+    if changes_the_base(settings):
         raise LoralabError(
-            f"{start} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
+            f"{settings.init_lora_weights} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
         )
     if settings.bias != "none" or settings.lora_bias or settings.modules_to_save or settings.trainable_token_indices:
         raise LoralabError(

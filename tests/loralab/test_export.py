@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 from loralab import choose_base, encode, generate_answers, load_model, nf4, perplexity
+from loralab.adapters import changes_the_base
 from loralab.bases import CHATML
 from loralab.cli import app
 from loralab.export import export, load_base, merge, read_run
@@ -307,6 +308,16 @@ def test_what_a_gguf_adapter_cannot_hold_is_refused(make, adapter, line):
     with pytest.raises(ValueError, match=line):
         export(run, "gguf-adapter")
     assert not list(run.parent.glob("*.gguf*"))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+def test_starts_that_change_the_base_are_known(start):
+    settings = LoraConfig()
+    assert not changes_the_base(settings)
+    settings.init_lora_weights = "gaussian"
+    assert not changes_the_base(settings)
+    settings.init_lora_weights = start
+    assert changes_the_base(settings)
 
 
 def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tmp_path):
