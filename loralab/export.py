@@ -16,8 +16,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .adapters import changes_the_base, read_adapter
-from .bases import PROFILES, Base, config_of, find_base, load_model, load_tokenizer
+from .adapters import base_name, changes_the_base, read_adapter
+from .bases import Base, config_of, find_base, load_model, load_tokenizer
 from .errors import LoralabError, first_line
 from .files import whole_file, whole_folder
 from .fourbit import recorded_quantization
@@ -50,8 +50,7 @@ class Run:
     @property
     def base_name(self) -> str:
         """The name under which the base can be found."""
-        claimed = self.record.base
-        return claimed if claimed in PROFILES else self.settings.base_model_name_or_path or claimed
+        return base_name(self.settings, self.record.base)
 
 
 def export(

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 from loralab import choose_base, encode, generate_answers, load_model, nf4, perplexity
-from loralab.adapters import changes_the_base
+from loralab.adapters import base_name, changes_the_base
 from loralab.bases import CHATML
 from loralab.cli import app
 from loralab.export import export, load_base, merge, read_run
@@ -318,6 +318,13 @@ def test_starts_that_change_the_base_are_known(start):
     assert not changes_the_base(settings)
     settings.init_lora_weights = start
     assert changes_the_base(settings)
+
+
+def test_the_base_of_a_run_is_found_by_a_profiles_name_or_where_peft_loaded_it():
+    local, unknown = LoraConfig(base_model_name_or_path="/models/mine"), LoraConfig()
+    assert base_name(local, "embedded") == "embedded"
+    assert base_name(local, "mine") == base_name(local, None) == "/models/mine"
+    assert (base_name(unknown, "mine"), base_name(unknown, None)) == ("mine", None)
 
 
 def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tmp_path):
