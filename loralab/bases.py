@@ -99,6 +99,7 @@ def rate_rule(source: str) -> float:
     return float(f"{min(rate, HIGHEST_RATE):.2g}")
 
 
+HUB_SECONDS = 5.0  # in which the Hub must answer
 FETCHED = "smollm2-135m"  # the profile that "auto" can take without the Hub
 
 
@@ -211,11 +212,13 @@ def _located(base: Base, reason: str) -> Base:
     return replace(base, source=profile_source(base.name), reason=reason)
 
 
-def hub_has(source: str, timeout: float = 5.0) -> bool:
-    """Tell whether the Hub, within `timeout` seconds, or its cache has the model `source` (a hub id)."""
+def hub_has(source: str) -> bool:
+    """Tell whether the Hub, within `HUB_SECONDS`, or its cache has the model `source` (a hub id)."""
     try:
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
-            get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)  # asks once; a download, six times
+            get_hf_file_metadata(
+                hf_hub_url(source, "config.json"), timeout=HUB_SECONDS
+            )  # asks once; a download, six times
     except Exception:  # offline, no such model, no permission: in any case it is unavailable
         return False
     return True
