@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measured import peak_allocated, save
 from loralab import RunRecord, choose_base, load_model, load_tokenizer, train
-from loralab.layers import ATTENTION
 from loralab.pairs import IGNORED
+from loralab.shapes import ATTENTION, lora_config
 
 USUAL = {"pairs": 96, "length": 96, "rank": 16}
 GRID = {"pairs": (24, 48, 96, 192, 384), "length": (32, 64, 128, 256, 512), "rank": (1, 4, 16, 64, 256)}
@@ -32,7 +32,7 @@ BASE = choose_base("embedded")
 def run(pairs: int, length: int, rank: int) -> RunRecord:
     """One epoch over so many texts of that length, with an adapter of that rank on q, k, v, o."""
     model = load_model(BASE)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(ATTENTION), task_type="CAUSAL_LM")
+    config = lora_config(model, ATTENTION, r=rank, lora_alpha=2 * rank)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, model.config.vocab_size, (pairs, length), generator=generator).tolist()
     prompt = length // 3

@@ -12,12 +12,12 @@ import tempfile
 from itertools import product
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 
 from benchmarks.measured import measure_all, save
 from loralab import choose_base, data_path, load_model, load_tokenizer, perplexity, read_pairs, train
 from loralab.scores import paired_interval, score_answers
-from loralab.shapes import ATTENTION
+from loralab.shapes import ATTENTION, lora_config
 from loralab.triage import draw
 
 BASE = choose_base("embedded")
@@ -30,10 +30,8 @@ def measure_one(setting: tuple[float, int]) -> dict[str, float]:
     dropout, seed = setting
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(BASE)
-    adapter = LoraConfig(
-        r=16, lora_alpha=32, lora_dropout=dropout, target_modules=list(ATTENTION), task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(load_model(BASE), adapter)
+    model = load_model(BASE)
+    model = get_peft_model(model, lora_config(model, ATTENTION, r=16, lora_alpha=32, lora_dropout=dropout))
     pairs = read_pairs(data_path("pairs/train.jsonl"))[:100]
     with tempfile.TemporaryDirectory() as folder:
         record = train(model, tokenizer, pairs, folder, BASE, seed=seed, quiet=True)

@@ -9,32 +9,28 @@ interrupted measurement resumes. Writes `benchmarks/results/learn_and_forget.jso
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from benchmarks.measured import RESULTS, measure_all, save
+from benchmarks.measured import kept, measure_all, save
 from loralab import Pair, choose_base, data_path, held_out, load_model, load_tokenizer, read_pairs, train
 from loralab.codes import CODE_BITS, random_codes
-from loralab.files import write_whole
 from loralab.measure import LanguageModel, parameter_counts
-from loralab.pool import processors
 from loralab.scores import score_answers
-from loralab.shapes import LINEAR
+from loralab.shapes import LINEAR, lora_config
 from loralab.triage import draw
 
-KEPT = RESULTS.parents[1] / "build" / "learn_and_forget"
 BASE = choose_base("embedded")
 SEEDS = {"capacity": 3, "frontier": 3}
 FULL = 0  # stands for the rank of full fine-tuning
@@ -62,13 +58,10 @@ class Run:
     replay: int = 0
 
 
+@kept
 def measure_one(run: Run) -> list[dict[str, float]]:
     """Return what a run measures, a row for each of the epochs after which it is measured."""
-    file = KEPT / ("-".join(map(str, astuple(run))) + ".json")
-    if not file.exists():
-        rows = (_capacity if run.kind == "capacity" else _frontier)(run)
-        write_whole(file, json.dumps(rows))
-    return json.loads(file.read_text("utf-8"))
+    return (_capacity if run.kind == "capacity" else _frontier)(run)
 
 
 def _capacity(run: Run) -> list[dict[str, float]]:
@@ -116,8 +109,7 @@ def _model(run: Run) -> LanguageModel:
     model = load_model(BASE)
     if run.rank == FULL:
         return model
-    adapter = LoraConfig(r=run.rank, lora_alpha=2 * run.rank, target_modules=list(LINEAR), task_type="CAUSAL_LM")
-    return get_peft_model(model, adapter)
+    return get_peft_model(model, lora_config(model, LINEAR, r=run.rank, lora_alpha=2 * run.rank))
 
 
 def _train(
@@ -144,7 +136,7 @@ def planned(seeds: Mapping[str, int] = SEEDS) -> list[Run]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, help="of each kind (default: as committed)")
-    parser.add_argument("--workers", type=int, default=processors())
+    parser.add_argument("--workers", type=int)
     chosen = parser.parse_args()
     runs = planned(dict.fromkeys(SEEDS, chosen.seeds) if chosen.seeds else SEEDS)
     rows = {"capacity": [], "frontier": []}

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,7 +18,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.measured import peak_allocated, save
+from benchmarks.measured import in_a_process, peak_allocated, save
 from benchmarks.shaped import random_base, train_steps
 from loralab.fit import Settings, fit
 from loralab.measure import peak_memory, reset_peak_memory
@@ -57,15 +55,13 @@ def train(source: str, settings: Settings) -> None:
 
 
 MEASURES = {"allocated": allocated, "resident": resident}
+# Freed tensors go back to the system at once: otherwise resident memory would show what malloc keeps.
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
-def in_a_process(measure: str, model: str, settings: Settings) -> int:
+def measured(measure: str, model: str, settings: Settings) -> int:
     case = json.dumps([measure, model, asdict(settings)])
-    # Freed tensors go back to the system at once: otherwise resident memory would show what malloc keeps.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, "-m", "benchmarks.memory_cpu", "--case", case]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return int(done.stdout.splitlines()[-1])
+    return in_a_process("benchmarks.memory_cpu", "--case", case, **RETURN_FREED)
 
 
 def main() -> None:
@@ -81,7 +77,7 @@ def main() -> None:
     rows = []
     for model, settings in tqdm(CASES, unit="case"):
         estimate = fit(model, gpu=24, **asdict(settings)).memory.total
-        found = {measure: in_a_process(measure, model, settings) for measure in MEASURES}
+        found = {measure: measured(measure, model, settings) for measure in MEASURES}
         deviation = {f"{name}_percent": 100 * (estimate / value - 1) for name, value in found.items()}
         rows.append({"model": model, **asdict(settings), "estimate": estimate, **found, **deviation})
         tqdm.write(

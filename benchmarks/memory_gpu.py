@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from benchmarks.measured import save
+from benchmarks.measured import in_a_process, save
 from benchmarks.shaped import random_base, train_steps
 from loralab.fit import Settings, fit
 from loralab.memory import T4_BYTES
@@ -66,14 +65,12 @@ def measure(model: str, settings: Settings) -> dict[str, object]:
     return found | peaks | {"context": context}
 
 
-def in_a_process(model: str, settings: Settings) -> dict[str, object]:
+def attempted(model: str, settings: Settings) -> dict[str, object]:
     """`measure` in a process of its own; one that dies of something else leaves its last line."""
-    case = json.dumps([model, asdict(settings)])
-    command = [sys.executable, "-m", "benchmarks.memory_gpu", "--case", case]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"fitted": None, "error": (done.stderr.strip() or "no reason given").splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        return in_a_process("benchmarks.memory_gpu", "--case", json.dumps([model, asdict(settings)]))
+    except RuntimeError as error:
+        return {"fitted": None, "error": str(error).splitlines()[-1]}
 
 
 def row(model: str, settings: Settings, found: dict[str, object]) -> dict[str, object]:
@@ -110,7 +107,7 @@ def main() -> None:
         model, settings = json.loads(arguments.case)
         print(json.dumps(measure(model, Settings(**settings))))
         return
-    rows = [row(model, settings, in_a_process(model, settings)) for model, settings in tqdm(CASES, unit="case")]
+    rows = [row(model, settings, attempted(model, settings)) for model, settings in tqdm(CASES, unit="case")]
     save("memory_gpu", {"cases": rows, "limit": T4_BYTES})
     Console(width=160).print(table(rows))
 

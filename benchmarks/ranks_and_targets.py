@@ -10,34 +10,30 @@ their messages explains. Finished runs are kept in `build/`, so that an interrup
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import matplotlib.pyplot as plt
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.measured import RESULTS, measure_all, save
+from benchmarks.measured import ROOT, kept, measure_all, save
 from loralab import Base, choose_base, data_path, load_model, load_tokenizer, nf4, perplexity, read_pairs, train
-from loralab.files import write_whole
 from loralab.plots import COLOURS
 from loralab.scores import question_control, score_answers
-from loralab.shapes import TARGETS
+from loralab.shapes import TARGETS, lora_config
 from loralab.triage import draw
 from loralab.tuning import interval
 
-PICTURE = RESULTS.parents[1] / "docs" / "ranks-and-targets.png"
-KEPT = RESULTS.parents[1] / "build" / "ranks_and_targets"
+PICTURE = ROOT / "docs" / "ranks-and-targets.png"
 RANKS = (4, 16, 64)
 GROUPS = {"qv": "q, v", "qkvo": "q, k, v, o", "all": "all linear"}
 MESSAGES = 100  # per seed
@@ -53,16 +49,10 @@ class Run:
     targets: str = "qkvo"
     rank: int = 0
 
-    @property
-    def file(self) -> Path:
-        """Where the run's measurements are kept."""
-        return KEPT / ("-".join(map(str, astuple(self))) + ".json")
 
-
+@kept
 def measure_one(run: Run) -> dict[str, float]:
     """Return a run's scores on fresh messages and general pairs; `exact` and `exact_unseen` are counts."""
-    if run.file.exists():
-        return json.loads(run.file.read_text("utf-8"))
     base = choose_base(run.base)
     tokenizer = load_tokenizer(base)
     model = load_model(base, quantization=nf4() if run.method == "qlora" else None)
@@ -71,26 +61,18 @@ def measure_one(run: Run) -> dict[str, float]:
         model, record = _trained(model, tokenizer, base, run)
         found = {"seconds": record.seconds, "adapter_bytes": record.adapter_bytes, "trainable": record.trainable}
     fresh = draw(run.seed, MESSAGES)
-    found |= {
+    return found | {
         "ppl": perplexity(model, tokenizer, fresh),
         "general_ppl": perplexity(model, tokenizer, read_pairs(data_path("pairs/general.jsonl"))),
         "question_gain": question_control(model, tokenizer, fresh, base.max_length).gain,
         "exact": score_answers(model, tokenizer, fresh).exact,
         "exact_unseen": score_answers(model, tokenizer, draw(run.seed, MESSAGES, "unseen")).exact,
     }
-    write_whole(run.file, json.dumps(found))
-    return found
 
 
 def _trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: Base, run: Run):
     torch.manual_seed(run.seed)
-    config = LoraConfig(
-        r=run.rank,
-        lora_alpha=2 * run.rank,
-        lora_dropout=0.05,
-        target_modules=list(TARGETS[run.targets]),
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(model, TARGETS[run.targets], r=run.rank, lora_alpha=2 * run.rank, lora_dropout=0.05)
     model = get_peft_model(model, config)
     pairs = read_pairs(data_path("pairs/train.jsonl"))[:100]
     with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import timeit
@@ -22,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.measured import save
+from benchmarks.measured import in_a_process, save
 from loralab import (
     Base,
     Pair,
@@ -55,9 +52,8 @@ from loralab import (
     train,
 )
 from loralab.collate import AnswersAtTheEnd
-from loralab.layers import ATTENTION
+from loralab.shapes import ATTENTION, lora_config
 
-ROOT = Path(__file__).parents[1]
 PAIRS = {"embedded": (300, 2), "smollm2-135m": (64, 1)}  # and epochs
 
 
@@ -137,12 +133,11 @@ class Task:
     @classmethod
     def new(cls, name: str, folder: str, seed: int, dropout: float) -> Task:
         base = choose_base(name)
-        adapter = LoraConfig(
-            r=16, lora_alpha=32, lora_dropout=dropout, target_modules=list(ATTENTION), task_type="CAUSAL_LM"
-        )
         pairs = read_pairs(data_path("pairs/train.jsonl"))[: PAIRS[name][0]]
         torch.manual_seed(seed)
-        return cls(base, load_model(base), load_tokenizer(base), adapter, pairs, folder, seed)
+        model = load_model(base)
+        adapter = lora_config(model, ATTENTION, r=16, lora_alpha=32, lora_dropout=dropout)
+        return cls(base, model, load_tokenizer(base), adapter, pairs, folder, seed)
 
     def encoded(self) -> list[dict[str, list[int]]]:
         return encode_all(self.pairs, self.tokenizer, self.base.max_length)
@@ -256,14 +251,6 @@ def _with_loralab(task: Task) -> tuple[PeftModel, Callable[[], object]]:
     return adapted, lambda: train(adapted, task.tokenizer, task.pairs, task.folder, task.base, **settings)
 
 
-def _in_its_own_process(name: str, base: str, seed: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.training", "--only", name, "--base", base, "--seed", str(seed)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def summarise(rounds: list[dict[str, dict[str, float]]], way: list[str]) -> dict[str, Any]:
     """Per recipe the medians and the range over the rounds; per ratio the median of the rounds' own ratios."""
     recipes = {}
@@ -304,7 +291,8 @@ def main() -> None:
     for seed in range(chosen.rounds):
         rounds.append({})
         for name in NOTES:
-            rounds[-1][name] = found = _in_its_own_process(name, chosen.base, seed)
+            how = ("--only", name, "--base", chosen.base, "--seed", str(seed))
+            rounds[-1][name] = found = in_a_process("benchmarks.training", *how)
             print(f"{seed} {name:24} " + "  ".join(f"{k} {v:,.2f}" for k, v in found.items()), flush=True)
         about = {"base": chosen.base, "pairs": pairs, "epochs": epochs, "rounds": rounds}
         result = about | summarise(rounds, ladder(chosen.base))

@@ -23,14 +23,14 @@ STEPS = 20
 
 def train_once() -> float:
     """Return the seconds of `STEPS` steps of exercise 1's training."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     from loralab import choose_base, data_path, load_model, load_tokenizer, read_pairs, train
-    from loralab.shapes import ATTENTION
+    from loralab.shapes import ATTENTION, lora_config
 
     base = choose_base("embedded")
-    adapter = LoraConfig(r=16, lora_alpha=32, target_modules=list(ATTENTION), task_type="CAUSAL_LM")
-    model = get_peft_model(load_model(base), adapter)
+    model = load_model(base)
+    model = get_peft_model(model, lora_config(model, ATTENTION, r=16, lora_alpha=32))
     pairs = read_pairs(data_path("pairs/train.jsonl"))[:100]
     with tempfile.TemporaryDirectory() as folder:
         return train(model, load_tokenizer(base), pairs, folder, base, max_steps=STEPS, quiet=True).seconds

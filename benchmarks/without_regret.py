@@ -9,24 +9,22 @@ losses are measured after every epoch. Finished runs are kept in `build/`, so th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
-from benchmarks.measured import RESULTS, measure_all, save
+from benchmarks.measured import kept, measure_all, save
 from loralab import (
     choose_base,
     data_path,
@@ -38,14 +36,11 @@ from loralab import (
     score_answers,
     train,
 )
-from loralab.files import write_whole
 from loralab.plots import DIVERGED
-from loralab.pool import allowed_threads
-from loralab.shapes import ATTENTION, LINEAR
+from loralab.shapes import ATTENTION, LINEAR, lora_config
 from loralab.tuning import ratio_interval
 
 BASE = choose_base("embedded")
-KEPT = RESULTS.parents[1] / "build" / "without_regret"
 TARGETS = {"all": LINEAR, "attention": ATTENTION, "feed-forward": LINEAR[4:]}
 SIZES = {"attention": 42, "feed-forward": 26}  # ranks with as many parameters as rank 16 on all
 RATE = 1e-3  # the grids are this times powers of two
@@ -73,12 +68,6 @@ class Run:
     condition: Condition
     rate: float
     seed: int
-
-    @property
-    def file(self) -> Path:
-        """Where the run's measurements are kept."""
-        words = [*astuple(self.condition), f"{self.rate:.6g}", self.seed]
-        return KEPT / ("_".join(map(str, words)) + ".json")
 
 
 FULL = Condition(rank=0, alpha=0)
@@ -108,10 +97,9 @@ class _AfterEveryEpoch(TrainerCallback):
     on_train_begin = on_epoch_end = measure
 
 
+@kept
 def measure_one(run: Run) -> dict[str, Any]:
     """Return a run's held-out loss, its training loss and question gain; of a long run, losses by epoch and exact match."""
-    if run.file.exists():
-        return json.loads(run.file.read_text("utf-8"))
     condition, tokenizer = run.condition, load_tokenizer(BASE)
     torch.manual_seed(run.seed)
     model = _to_train(condition)
@@ -143,7 +131,6 @@ def measure_one(run: Run) -> dict[str, Any]:
         by_epoch = np.reshape(record.losses, (condition.epochs, -1)).mean(1)
         found |= {"trained": by_epoch.tolist(), "held_out": watch.losses}
         found["exact"] = score_answers(model, tokenizer, pairs).exact / HELD_OUT
-    write_whole(run.file, json.dumps(found))
     return found
 
 
@@ -160,18 +147,8 @@ def _to_train(condition: Condition):
     model = load_model(BASE)
     if not condition.rank:
         return model
-    config = LoraConfig(
-        r=condition.rank,
-        lora_alpha=condition.alpha,
-        target_modules=list(TARGETS[condition.targets]),
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(model, TARGETS[condition.targets], r=condition.rank, lora_alpha=condition.alpha)
     return get_peft_model(model, config)
-
-
-def measured(runs: Iterable[Run]) -> dict[Run, dict[str, Any]]:
-    """Return what each of the runs measures."""
-    return measure_all(measure_one, list(runs), allowed_threads())
 
 
 def swept(condition: Condition, powers: Iterable[float], seeds: Iterable[int]) -> dict[Run, dict[str, Any]]:
@@ -179,12 +156,14 @@ def swept(condition: Condition, powers: Iterable[float], seeds: Iterable[int]) -
     found: dict[Run, dict[str, Any]] = {}
     tried, new = set[float](), {*powers}
     while new:
-        found |= measured(Run(condition, RATE * 2.0**power, seed) for power in sorted(new) for seed in seeds)
+        runs = [Run(condition, RATE * 2.0**power, seed) for power in sorted(new) for seed in seeds]
+        found |= measure_all(measure_one, runs)
         tried |= new
         best = {math.log2(best_of(found, [seed]) / RATE) for seed in seeds}
         new = {min(tried) - 1 for _ in best & {min(tried)}} | {max(tried) + 1 for _ in best & {max(tried)}}
     best_rate = best_of(found, seeds)
-    return found | measured(Run(condition, best_rate * 2.0**half, seed) for half in (-0.5, 0.5) for seed in seeds)
+    runs = [Run(condition, best_rate * 2.0**half, seed) for half in (-0.5, 0.5) for seed in seeds]
+    return found | measure_all(measure_one, runs)
 
 
 def best_of(runs: dict[Run, dict[str, Any]], seeds: Iterable[int]) -> float:
@@ -227,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args()
     runs = measure(PARTS)
-    long = measured(long_runs(runs))
+    long = measure_all(measure_one, long_runs(runs))
     save("without_regret", {"base": BASE.name, "held_out": HELD_OUT, "runs": rows(runs), "long": rows(long)})
 
 

@@ -133,8 +133,10 @@ def bands(
     out: Annotated[Path, typer.Option(help="Where the runs go; finished ones are not repeated.")] = REFERENCE_RUNS,
 ) -> None:
     """Run the solutions over several seeds and store what they measure as the exercise's bands."""
+    from loralab.files import make_folder
+
     from .evaluation.measure_bands import measure_bands
-    from .grading import find_base, make_folder
+    from .grading import find_base
 
     with report_errors():
         make_folder(out)

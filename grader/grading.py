@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from loralab import PROFILES, Base, choose_base
 from loralab.bases import asked_for, weights_of
+from loralab.files import make_folder
 
 from .console import console, private_files, say
 from .errors import GradebookError, GraderError, SandboxMissing, UnusableName
@@ -196,14 +197,6 @@ def _say_what_changed(lines: Sequence[str], out: Path) -> None:
 
 def _in_order(graded: Sequence[Graded]) -> list[Verdict]:
     return sorted((one.verdict for one in graded), key=lambda one: (in_order(one.student), one.exercise))
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder for the results. Raises `GraderError` if that is impossible."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GraderError(f"--out {out}: no folder can be made there ({error.strerror}): name another one") from None
 
 
 def _warn_about_missing_bands(base: Base, folders: Sequence[SubmissionFolder]) -> None:

@@ -27,7 +27,6 @@ from .pairs import PairsError as PairsError
 from .pairs import encode as encode
 from .pairs import encode_all as encode_all
 from .pairs import write_pairs as write_pairs
-from .plots import plot_before_after as plot_before_after
 from .plots import plot_exact as plot_exact
 from .plots import plot_loss as plot_loss
 from .plots import plot_ppl as plot_ppl

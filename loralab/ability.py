@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Answer, generate_answers
+from .answers import Answer
 from .measure import LanguageModel, perplexity
 from .pairs import Pair
-from .scores import QuestionControl, Scores, Share, differ, parse_record, question_control, recall, score, score_answers
+from .scores import QuestionControl, Scores, Share, answer_pairs, differ, parse_record, question_control, recall, score
 
 SAMPLES = 20  # answers that are generated and looked at
 SLACK = 16  # tokens that an answer may be longer than the longest right one
@@ -62,28 +62,19 @@ def measure(
 ) -> Ability:
     """Measure what `model` does with `pairs`.
 
-    Generates answers to the first `SAMPLES`. With `recompute`, also measures perplexity on all pairs, and scores the
-    answers to the first `recompute` of them instead of those samples.
+    Generates answers to the first `SAMPLES` and scores them. With `recompute`, also measures perplexity on all pairs,
+    and scores the answers to the first `recompute` of them; 0 stands for the samples.
     """
-    few, some = pairs[:SAMPLES], pairs[:MEASURED]
-    answers = _answers(model, tokenizer, few, max_length)
+    some, scored = pairs[:MEASURED], pairs[: recompute or SAMPLES]
+    answers = answer_pairs(model, tokenizer, pairs[: max(SAMPLES, len(scored))], SLACK, max_length)
     choices = min(CHOICES, len({pair.output for pair in some}))
     control = chosen = None
     with suppress(ValueError):  # most answers are the same, or a pair is too long, which another point reports
         if choices > 1 and any(parse_record(pair.output) is None for pair in some):  # records are scored exactly
             chosen = recall(model, tokenizer, some, choices, max_length)
         control = question_control(model, tokenizer, some, max_length)
-    scores = score_answers(model, tokenizer, pairs[:recompute]) if recompute else score(answers, few)
     ppl = None if recompute is None else perplexity(model, tokenizer, pairs, max_length)
-    return Ability(answers, scores, control, chosen, choices, ppl)
-
-
-def _answers(
-    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
-) -> list[Answer]:
-    longest = max(len(tokenizer(pair.output, add_special_tokens=False)["input_ids"]) for pair in pairs)
-    limit = min(longest, max_length) + SLACK
-    return generate_answers(model, tokenizer, pairs, limit)
+    return Ability(answers[:SAMPLES], score(answers[: len(scored)], scored), control, chosen, choices, ppl)
 
 
 def samples_of(pairs: Sequence[Pair], before: Ability, after: Ability) -> list[Sample]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from peft import LoraConfig
@@ -13,11 +13,14 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .bases import PROFILES
 from .errors import LoralabError, first_line, one_line
 from .files import read_json
 from .record import ADAPTER_FILE, CONFIG_FILE
 
+Name = TypeVar("Name", str, str | None)
 Rank = Annotated[int, Field(ge=1)]
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # may continue, as pissa_niter_16 does
 
 
 class _Settings(BaseModel):
@@ -41,6 +44,16 @@ class Adapter:
 
     settings: LoraConfig
     weights: dict[str, torch.Tensor]
+
+
+def changes_the_base(settings: LoraConfig) -> bool:
+    """Tell whether the adapter's start changed the base's own weights, so that it does not belong on the original ones."""
+    return str(settings.init_lora_weights).lower().startswith(CHANGE_THE_BASE)
+
+
+def base_name(settings: LoraConfig, recorded: Name) -> Name:
+    """Return the name to find the base by: a recorded profile's, or else the configuration's, or else the recorded one."""
+    return recorded if recorded in PROFILES else settings.base_model_name_or_path or recorded
 
 
 def read_adapter(folder: Path) -> Adapter:

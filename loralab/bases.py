@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -97,6 +99,7 @@ def rate_rule(source: str) -> float:
     return float(f"{min(rate, HIGHEST_RATE):.2g}")
 
 
+HUB_SECONDS = 5.0  # in which the Hub must answer
 FETCHED = "smollm2-135m"  # the profile that "auto" can take without the Hub
 
 
@@ -141,7 +144,7 @@ def base_to_train(name: str) -> Base:
     base = find_base(name)
     if is_profile(base):
         return base
-    AutoConfig.from_pretrained(base.source)
+    config_of(base)
     return replace(base, learning_rate=rate_rule(base.source))
 
 
@@ -209,14 +212,23 @@ def _located(base: Base, reason: str) -> Base:
     return replace(base, source=profile_source(base.name), reason=reason)
 
 
-def hub_has(source: str, timeout: float = 5.0) -> bool:
-    """Tell whether the Hub, within `timeout` seconds, or its cache has the model `source` (a hub id)."""
+def hub_has(source: str) -> bool:
+    """Tell whether the Hub, within `HUB_SECONDS`, or its cache has the model `source` (a hub id)."""
     try:
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
-            get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=timeout)  # asks once; a download, six times
+            get_hf_file_metadata(
+                hf_hub_url(source, "config.json"), timeout=HUB_SECONDS
+            )  # asks once; a download, six times
     except Exception:  # offline, no such model, no permission: in any case it is unavailable
         return False
     return True
+
+
+def config_of(base: Base) -> PretrainedConfig:
+    """Return the base's configuration. Raises `LoralabError`, in one line, if it cannot be used."""
+    with _reported(base, "config"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(base.source)
+    return config
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -255,7 +267,7 @@ def _reported(base: Base, part: str) -> Iterator[None]:
     """Report a base that transformers cannot load in one line: files missing or damaged, an unknown kind, no package for it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise LoralabError(f"{base.name}: its {part} cannot be loaded: {one_line(error)}") from None
 
 

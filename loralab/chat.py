@@ -15,14 +15,13 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters import changes_the_base
 from .answers import Answer, generate_answers
 from .bases import find_base, load_model, load_tokenizer
 from .errors import LoralabError, first_line, one_line
 from .export import read_run
 from .fourbit import recorded_quantization
 from .pairs import Pair, Turn
-
-CHANGE_THE_BASE = ("pissa", "olora", "corda")  # starts of LoRA that take something out of the base's own weights
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def open_chat(folder: str | Path, base: str | None = None, system: str | None = 
     chosen = find_base(base or run.base_name)
     quantization = recorded_quantization(run.record)
     bare = None
-    if run.settings.bias != "none" or str(run.settings.init_lora_weights).startswith(CHANGE_THE_BASE):
+    if run.settings.bias != "none" or changes_the_base(run.settings):
         bare = load_model(chosen, quantization=quantization)  # the adapter changes more than it can take back
     model = load_model(chosen, quantization=quantization)
     try:

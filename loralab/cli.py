@@ -300,6 +300,7 @@ def sweep(
     from dataclasses import replace
 
     from .bases import base_to_train
+    from .files import make_folder
     from .sweep import plan
 
     with _errors_in_lines():
@@ -318,7 +319,7 @@ def sweep(
             data=split,
         )
         left = _left(jobs, workers, cluster, gpu)
-        _make_folder(out)
+        make_folder(out)
         if split:
             _keep_held_out(split, out)
             typer.echo(str(split))
@@ -379,13 +380,6 @@ def _left(jobs: Sequence[Job], workers: int, cluster: str | None, gpu: bool) -> 
     elif left:
         check_memory_there(left, cluster, gpu)
     return len(left)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LoralabError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
 
 
 def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gpu: bool) -> None:

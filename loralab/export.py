@@ -13,11 +13,11 @@ from typing import Literal, get_args
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .adapters import read_adapter
-from .bases import PROFILES, Base, find_base, load_model, load_tokenizer
+from .adapters import base_name, changes_the_base, read_adapter
+from .bases import Base, config_of, find_base, load_model, load_tokenizer
 from .errors import LoralabError, first_line
 from .files import whole_file, whole_folder
 from .fourbit import recorded_quantization
@@ -50,8 +50,7 @@ class Run:
     @property
     def base_name(self) -> str:
         """The name under which the base can be found."""
-        claimed = self.record.base
-        return claimed if claimed in PROFILES else self.settings.base_model_name_or_path or claimed
+        return base_name(self.settings, self.record.base)
 
 
 def export(
@@ -166,7 +165,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 def _check_base(base: Base, run: Run, to: Target) -> None:
     """Raise `LoralabError` if the export is impossible, before any weights of the base are loaded."""
-    config = AutoConfig.from_pretrained(base.source)
+    config = config_of(base)
     if to != "merged":
         check_architecture(config)
     if to == "gguf-adapter":
@@ -189,12 +188,11 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
 
 def _check_adapter(settings: LoraConfig) -> None:
     """Raise `LoralabError` if the adapter is more than pairs of matrices beside the unchanged base."""
-    start = str(settings.init_lora_weights)
     if settings.use_dora:
         raise LoralabError("llama.cpp has no DoRA adapters: export --to merged or gguf")
-    if start.startswith("pissa") or start in ("olora", "corda", "loftq", "lora_ga"):
+    if changes_the_base(settings):
         raise LoralabError(
-            f"{start} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
+            f"{settings.init_lora_weights} changed the base's own weights, so the adapter needs them: export --to merged or gguf"
         )
     if settings.bias != "none" or settings.lora_bias or settings.modules_to_save or settings.trainable_token_indices:
         raise LoralabError(
@@ -221,7 +219,7 @@ def _export_gguf(run: Run, base: Base, out: Path, quantize: Quantization | None,
 
 
 def _export_adapter(run: Run, base: Base, out: Path) -> None:
-    config = AutoConfig.from_pretrained(base.source)
+    config = config_of(base)
     layers = _layers(without_weights(config, run.settings), run.weights)
     with _writing(out), whole_file(out) as path:
         write_adapter(path, config, layers, run.folder.name)
@@ -249,7 +247,7 @@ def _set_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None
 
 def _short_dtype(base: Base) -> torch.dtype:
     """Return the base's own 16-bit format; bf16 if it has none."""
-    dtype = AutoConfig.from_pretrained(base.source).dtype
+    dtype = config_of(base).dtype
     return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 

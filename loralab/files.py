@@ -27,6 +27,14 @@ def read_json(path: Path, model: type[Model]) -> Model:
         raise LoralabError(f"{path}: not valid JSON") from None
 
 
+def make_folder(out: Path) -> None:
+    """Make the folder for results. Raises `LoralabError`, in one line, if that is impossible."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoralabError(f"{out} cannot be a folder ({error.strerror}): give another --out") from None
+
+
 def write_whole(path: str | Path, content: str | bytes) -> Path:
     """Write `content`, a text as UTF-8, to `path`, and make its folder; the file appears whole or not at all.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ COLUMNS = (
     ("query", "response"),
     ("input", "output"),
 )
+CONVERSATIONS = ("messages", "conversations")
 # ShareGPT and OpenAI name the two sides of a conversation differently.
 SIDES: dict[str, Role] = {
     "system": "system",
@@ -36,6 +37,12 @@ SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 KNOWN = "instruction and output, prompt and completion, question and answer, messages, or conversations"
 
 Row = Mapping[str, Any]
+
+
+def is_row(fields: Iterable[str]) -> bool:
+    """Tell whether an object with these fields is itself a row, in one of the formats."""
+    known = set(fields)
+    return not known.isdisjoint(CONVERSATIONS) or any(known.issuperset(names) for names in COLUMNS)
 
 
 def pairs_of(row: object) -> tuple[str, list[Pair]]:

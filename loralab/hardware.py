@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 # Narrower models train in fp32 on every CPU, so that the embedded base (width 256) gives the same numbers on all of them.
 WIDE = 512
+TOKENS = 512  # of the matmul that is timed
 # Below this, casting the activations costs more than the matmuls save. Instruction sets do not tell: with AVX512-BF16, one
 # CPU multiplies in bf16 at half the rate of fp32, and another at four times that rate.
 WORTHWHILE = 1.5
@@ -71,13 +72,13 @@ def _of_this_cpu(width: int) -> Precision:
 
 
 @cache
-def bf16_speed_up(tokens: int = 512, width: int = WIDE) -> float:
-    """Return how many times as fast as in fp32 this CPU multiplies [tokens, width] by [width, width] in bf16.
+def bf16_speed_up() -> float:
+    """Return how many times as fast as in fp32 this CPU multiplies [`TOKENS`, `WIDE`] by [`WIDE`, `WIDE`] in bf16.
 
     The casts of the activations count. It is measured on one thread and in processor time, so that other processes do not
     disturb it, and takes a few hundredths of a second.
     """
-    values, weights = torch.randn(tokens, width), torch.randn(width, width)
+    values, weights = torch.randn(TOKENS, WIDE), torch.randn(WIDE, WIDE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

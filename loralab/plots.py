@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 plt.rcParams["axes.formatter.min_exponent"] = 6  # a log axis of perplexities reads 20, 30, 50: not 2 × 10¹
+WINDOW = 5  # steps of a running mean
 DIVERGED = 10_000.0  # a perplexity that no training is left with which still learns
 
 
@@ -46,14 +47,10 @@ def new_axes(title: str = "", height: float = 3.2, **labels: Any) -> Axes:
     return axes
 
 
-def plot_curves(
-    curves: Mapping[str, Sequence[float]], x: Sequence[float], axes: Axes, noise: Sequence[float] = ()
-) -> Axes:
-    """Plot one line per curve over the same `x`, and a grey band from the least to the largest value of `noise`."""
+def plot_curves(curves: Mapping[str, Sequence[float]], x: Sequence[float], axes: Axes) -> Axes:
+    """Plot one line per curve over the same `x`."""
     for (name, values), colour in zip(curves.items(), cycle(COLOURS)):
         axes.plot(x, values, "o-", color=colour, linewidth=2, markersize=5, label=name)
-    if len(noise):
-        axes.axhspan(min(noise), max(noise), color=COLOURS[-1], alpha=0.3, label="same settings, other seeds")
     axes.legend(frameon=False)
     return axes
 
@@ -72,11 +69,11 @@ def plot_seeds(runs: Mapping[str, Mapping[float, Sequence[float]]], axes: Axes) 
     return axes
 
 
-def smoothed(losses: Sequence[float], window: int = 5) -> np.ndarray:
-    """Running mean over the last `window` steps (fewer at the start)."""
+def smoothed(losses: Sequence[float]) -> np.ndarray:
+    """Return the running mean over the last `WINDOW` steps (fewer at the start)."""
     sums = np.cumsum(np.insert(np.asarray(losses, float), 0, 0.0))
     ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(0, ends - window)
+    starts = np.maximum(0, ends - WINDOW)
     means: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
     return means
 
@@ -134,25 +131,6 @@ def plot_exact(shares: Mapping[str, Share], axes: Axes | None = None, colours: S
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines[["top", "right"]].set_visible(False)
     return axes
-
-
-def plot_before_after(records: Mapping[str, RunRecord]) -> tuple[Axes, Axes]:
-    """Plot each run's perplexity (left) and exact match (right) before and after training, by the runs' names.
-
-    A run without evaluation pairs has no row on the left, and one without generated answers none on the right.
-    """
-    height = 0.6 + 0.8 * len(records)
-    left, right = plt.subplots(1, 2, figsize=(11, height), layout="constrained")[1]
-    ppl, shares = {}, {}
-    for name, record in records.items():
-        for when in ("before", "after"):
-            ppl[f"{name}, {when}"] = getattr(record, f"ppl_{when}")
-            scores = getattr(record, f"scores_{when}")
-            shares[f"{name}, {when}"] = scores and scores.exact_match
-    colours = (COLOURS[-1], COLOURS[0])
-    plot_ppl({name: value for name, value in ppl.items() if value is not None}, left, colours)
-    plot_exact({name: share for name, share in shares.items() if share is not None}, right, colours)
-    return left, right
 
 
 def _readable(ppl: float) -> str:

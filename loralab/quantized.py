@@ -26,6 +26,7 @@ Pattern = Annotated[str, AfterValidator(_is_pattern)]  # transformers takes name
 Bits = Annotated[int, Field(ge=1, le=16)]
 Group = Annotated[int, Field(ge=-1)]
 Side = Annotated[int, Field(ge=1)]
+SHOWN = 4  # names in a message
 KINDS = "bitsandbytes, GPTQ, AWQ, FP8 and compressed-tensors"
 
 
@@ -62,9 +63,9 @@ class Quantization:
         return weights * (self.bits + self.scale / (self.group or row)) / 8
 
 
-def _few(names: Sequence[str], shown: int = 4) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 # QLoRA's: a packed value, an 8-bit scale per block of 64, and a 32-bit scale per 256 such scales.

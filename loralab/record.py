@@ -66,6 +66,13 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def duration(seconds: float) -> str:
+    """Format seconds for people."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
     """Return the means of the first and of the last quarter of `losses`; NaN if there are none."""
     quarter = max(1, len(losses) // 4)

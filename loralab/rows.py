@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import first_line
+from .formats import is_row
 from .pairs import PairsError
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def _from_text(path: Path, text: str) -> Iterator[Found]:
 
 def _document(text: str) -> list[Any] | None:
     """Return the rows of a JSON document; None if the text is not one, as with JSON Lines."""
-    if text.lstrip().startswith("{") and _is_json(text.lstrip().split("\n", 1)[0]):
-        return None  # a whole object on the first line
+    first, _, further = text.lstrip().partition("\n")
+    if first.startswith("{") and further.strip() and _is_json(first):
+        return None  # a whole object on the first of several lines
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -91,7 +93,7 @@ def _document(text: str) -> list[Any] | None:
         # One line such as ["Where?", "There."] is JSON Lines with a row that is no object, and reported as such.
         return content if all(isinstance(row, dict) for row in content) or len(content) == 0 else None
     lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    return lists[0] if len(lists) == 1 and "messages" not in content and "conversations" not in content else [content]
+    return lists[0] if len(lists) == 1 and not is_row(content) else [content]
 
 
 def _is_json(line: str) -> bool:

@@ -178,14 +178,25 @@ def score(answers: Sequence[Answer], pairs: Sequence[Pair]) -> Scores:
 
 
 def score_answers(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Scores:
-    """Generate an answer to each pair's instruction and score it.
+    """Generate an answer to each pair's instruction and score it."""
+    return score(answer_pairs(model, tokenizer, pairs), pairs)
 
-    Generation stops `SLACK` tokens after the length of the longest right answer.
+
+def answer_pairs(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    slack: int = SLACK,
+    max_length: int | None = None,
+) -> list[Answer]:
+    """Generate an answer to each pair's instruction.
+
+    Generation stops `slack` tokens after the length of the longest right answer, or after `max_length` if that is less.
     """
     from .answers import generate_answers
 
     longest = max((len(tokenizer(p.output, add_special_tokens=False)["input_ids"]) for p in pairs), default=0)
-    return score(generate_answers(model, tokenizer, pairs, longest + SLACK), pairs)
+    return generate_answers(model, tokenizer, pairs, min(longest, max_length or longest) + slack)
 
 
 @dataclass(frozen=True)

@@ -126,12 +126,12 @@ def close(found: object, wanted: float, tolerance: float = 1e-4) -> bool:
         return False
 
 
-def same_tensor(found: object, wanted: torch.Tensor, tolerance: float = 1e-4) -> bool:
-    """Tell whether `found` is a tensor of the same shape, within `tolerance` of the largest value of `wanted`."""
+def same_tensor(found: object, wanted: torch.Tensor) -> bool:
+    """Tell whether `found` is a tensor of the same shape, within 0.01 % of the largest value of `wanted`."""
     if not isinstance(found, torch.Tensor) or found.shape != wanted.shape:
         return False
     reach = wanted.detach().abs().max().item() if wanted.numel() else 0.0
-    return torch.allclose(found.detach().to(wanted), wanted.detach(), rtol=0, atol=tolerance * max(reach, 1e-12))
+    return torch.allclose(found.detach().to(wanted), wanted.detach(), rtol=0, atol=1e-4 * max(reach, 1e-12))
 
 
 def brief(value: object, most: int = 60) -> str:

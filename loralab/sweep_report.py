@@ -160,14 +160,14 @@ def several_rates(runs: pd.DataFrame) -> bool:
     return bool(runs["learning_rate"].nunique() > 1)
 
 
-def plot_rates(runs: pd.DataFrame, measure: str | None = None) -> Figure:
-    """Plot `measure` (see `pareto_front`) against learning rate, one line per rank.
+def plot_rates(runs: pd.DataFrame) -> Figure:
+    """Plot exact match, or else perplexity, against learning rate, one line per rank.
 
     There is a row of panels per method and a column per choice of targets. Perplexity is cut off well above that of the
     untrained base.
     """
     table = summary(runs)
-    measure = measure or measure_of(table)
+    measure = measure_of(table)
     methods, targets, ranks = (list(dict.fromkeys(table[name])) for name in ("method", "targets", "rank"))
     before = finished(runs)["ppl_before"].iloc[0]
     figure, panels = plt.subplots(

@@ -26,7 +26,7 @@ from .files import write_whole
 from .fourbit import nf4
 from .memory import OVERHEAD, Untraceable, estimate
 from .pairs import encode_all, write_pairs
-from .record import EVAL_FILE, RECORD_FILE, RunRecord
+from .record import EVAL_FILE, RECORD_FILE, RunRecord, duration
 from .shapes import adapter_shape, lora_config, modules
 from .split import SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
@@ -330,7 +330,7 @@ def dry_run(plan: Plan) -> str:
     if not fits:
         return "\n".join([*lines, "time: not measured, as it would not fit"])
     seconds = _seconds_per_step(plan)
-    whole = _duration(seconds * plan.steps)
+    whole = duration(seconds * plan.steps)
     return "\n".join([*lines, f"time: about {whole} ({seconds:.2f} s per step, measured); evaluation comes on top"])
 
 
@@ -382,9 +382,3 @@ def _seconds_per_step(plan: Plan) -> float:
         )
     counted = watch.times[1:] if len(watch.times) > 2 else watch.times  # without the first step, if there are others
     return (counted[-1] - counted[0]) / (len(counted) - 1)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -46,13 +46,17 @@ def best_rate(rates: Iterable[float], losses: Iterable[float]) -> float:
     """Return the learning rate with the lowest loss, between the rates that were tried.
 
     It is the vertex of a parabola, in log rate, fitted to the losses of up to 1.5 times the lowest one, and to the two
-    neighbours of that one. Raises `LoralabError` if the lowest loss is at the smallest or the largest rate: the best one may
+    neighbours of that one. A run that diverged (NaN) is worse than any other; beside one, the rate with the lowest loss
+    itself is returned. Raises `LoralabError` if the lowest loss is at the smallest or the largest rate: the best one may
     then be outside.
     """
     x, y = np.array(sorted(zip(rates, losses, strict=True)), float).T
+    y[np.isnan(y)] = np.inf
     x, best = np.log(x), int(y.argmin())
     if best in (0, len(y) - 1):
         raise LoralabError(f"the lowest loss is at the edge of the rates, {np.exp(x[best]):.2g}: try rates beyond it")
+    if not np.isfinite(y[best - 1 : best + 2]).all():
+        return float(np.exp(x[best]))
     near = (y <= 1.5 * y[best]) | (abs(np.arange(len(y)) - best) <= 1)
     curvature, slope, _ = np.polyfit(x[near] - x[best], y[near], 2)
     return float(np.exp(x[best] - slope / (2 * curvature)))

@@ -223,9 +223,9 @@ def adapter_file_bytes(model: str, rank: int, targets: str, dtype: str = "float3
     return _shape(model, rank, targets).file_bytes(getattr(torch, dtype))
 
 
-def adapter_megabytes(model: str, rank: int, targets: str, parameter_bytes: int = 4) -> float:
-    """MB of the adapter's tensors, without the file's header (about 0.03 MB)."""
-    return trainable_parameters(model, rank, targets) * parameter_bytes / 1e6
+def adapter_megabytes(model: str, rank: int, targets: str) -> float:
+    """MB of the adapter's tensors in fp32, without the file's header (about 0.03 MB)."""
+    return trainable_parameters(model, rank, targets) * 4 / 1e6
 
 
 def checkpoint_gigabytes(model: str) -> float:
@@ -295,9 +295,9 @@ def logits_gigabytes(model: str, batch: int, length: int) -> float:
 # Steps and tokens.
 
 
-def optimizer_steps(pairs: int, epochs: int, batch: int = 4, accumulation: int = 4) -> int:
-    """Return the updates that Trainer makes; what is left over at the end of an epoch makes one as well."""
-    return epochs * math.ceil(math.ceil(pairs / batch) / accumulation)
+def optimizer_steps(pairs: int, epochs: int) -> int:
+    """Return the updates that Trainer makes of 4 batches of 4 pairs; what is left over in an epoch makes one as well."""
+    return epochs * math.ceil(math.ceil(pairs / 4) / 4)
 
 
 def warmup_percent(pairs: int, epochs: int, warmup_steps: int) -> float:

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from loralab.files import write_whole
+from loralab.record import duration
 
 from ..text import display, display_name
 
@@ -21,17 +22,8 @@ PAGES = Environment(
     lstrip_blocks=True,
 )
 PAGES.filters["name"] = display_name
-PAGES.filters["points"] = lambda value: f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for people."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 PAGES.filters["duration"] = duration
+PAGES.filters["points"] = lambda value: f"{value:.4g}"
 
 
 def write_page(template: str, path: Path, **content: Any) -> Path:

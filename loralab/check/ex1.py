@@ -237,11 +237,11 @@ def train(
     return record
 
 
-def lora_linear(layer_class: Callable[..., Any], seed: int = 0) -> None:
+def lora_linear(layer_class: Callable[..., Any]) -> None:
     """Check task 5: no change at the start, what is trainable, peft's forward for the same A and B, and the merge."""
     d_in, d_out, rank, alpha = LAYER
     with SelfCheck("Task 5") as check, torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         linear, x = nn.Linear(d_in, d_out), torch.randn(2, 3, d_in)
         plain = linear(x).detach()
         layer = check.call(layer_class, linear, rank, alpha)

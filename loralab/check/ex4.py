@@ -74,11 +74,12 @@ def sizes(
             _double_hint(double),
         )
         llama = AutoConfig.from_pretrained(data_path("configs/llama-2-7b"))
+        found = check.call(model_bytes, llama, 16)
         check(
-            close(check.call(model_bytes, llama, 16), 13.476e9, 1e-3),
+            close(found, 13.476e9, 1e-3),
             "Llama-2-7B has 13.48 GB in 16 bits",
-            f"for Llama-2-7B in 16 bits you get {brief(check.call(model_bytes, llama, 16))} bytes, not 13.48 GB",
-            _size_hint(check.call(model_bytes, llama, 16), 13.476e9),
+            f"for Llama-2-7B in 16 bits you get {brief(found)} bytes, not 13.48 GB",
+            _size_hint(found, 13.476e9),
         )
         config = AutoConfig.from_pretrained(base.source)
         found, wanted = check.call(model_bytes, config, NF4_BITS), _counted(four_bit)

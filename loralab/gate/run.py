@@ -15,8 +15,7 @@ from pydantic import BaseModel
 from transformers import BitsAndBytesConfig
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..adapters import read_adapter
-from ..bases import PROFILES
+from ..adapters import base_name, read_adapter
 from ..data import data_path
 from ..errors import LoralabError
 from ..files import read_json, write_whole
@@ -92,8 +91,7 @@ class Run:
     @property
     def base_name(self) -> str | None:
         """The name under which the base can be found; None if the run names none."""
-        claimed = self.record.base if self.record else None
-        return claimed if claimed in PROFILES else self.settings.base_model_name_or_path or claimed
+        return base_name(self.settings, self.record.base if self.record else None)
 
     @property
     def method(self) -> str:

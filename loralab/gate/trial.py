@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..ability import MEASURED, Ability, Sample, measure, samples_of
-from ..bases import Base, find_base, load_model, load_tokenizer
+from ..bases import Base, config_of, find_base, load_model, load_tokenizer
 from ..errors import LoralabError, first_line, one_line
 from ..record import CONFIG_FILE
 from ..scores import Scores
@@ -115,7 +115,7 @@ def try_on_base(run: Run, name: str | None = None, recompute: bool = False) -> T
     trial = Trial()
     try:
         base = trial.base = _find_base(run, name)
-        config = AutoConfig.from_pretrained(base.source)
+        config = config_of(base)
         trial.expected = Expected.of(run, config)
         trial.misfit = _misfit(run, trial.expected)
         trial.tokenizer = _tokenizer(run, base, config)

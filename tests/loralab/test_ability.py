@@ -7,10 +7,12 @@ from loralab.ability import (
     fault_causes,
     faults,
     ignores_question,
+    measure,
     no_better_than_chance,
     repeats,
     wrong_answers,
 )
+from loralab.answers import Answer
 from loralab.measure import HeldOut
 from loralab.scores import QuestionControl, Scores, Share
 
@@ -25,6 +27,22 @@ def control(gain, noise=0.0):
     return QuestionControl(
         HeldOut((1.0,) * 40, (1,) * 40), HeldOut(tuple(1 + gain + noise * s for s in signs), (1,) * 40)
     )
+
+
+@pytest.mark.parametrize(("recompute", "asked"), [(None, 20), (0, 20), (4, 20), (22, 22)])
+def test_each_answer_is_generated_once(recompute, asked, model, tokenizer, eval_pairs, monkeypatch):
+    generated = []
+
+    def generate(model, tokenizer, questions, max_new_tokens):
+        generated.extend(questions)
+        return [Answer(pair.output, True) for pair in questions]
+
+    monkeypatch.setattr("loralab.answers.generate_answers", generate)
+    monkeypatch.setattr("loralab.ability.perplexity", lambda *_: 2.0)
+    monkeypatch.setattr("loralab.ability.question_control", lambda *_: None)
+    found = measure(model, tokenizer, eval_pairs[:24], 256, recompute)
+    assert generated == eval_pairs[:asked]
+    assert (len(found.answers), found.scores.exact) == (20, recompute or 20)
 
 
 @pytest.mark.parametrize(

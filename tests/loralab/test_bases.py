@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loralab import bases, choose_base, load_model, load_tokenizer, precision
+from loralab.errors import LoralabError
 from loralab.hardware import bf16_speed_up
 
 
@@ -52,6 +53,14 @@ def test_an_unknown_base_is_one_line_that_says_what_to_give(name):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no config.json"):
         choose_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [{"model_type": "novel"}, {"model_type": "qwen2", "hidden_size": "wide"}])
+def test_a_folder_whose_config_cannot_be_used_is_one_line(tmp_path, settings):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for load in (bases.base_to_train, lambda name: load_model(choose_base(name))):
+        with pytest.raises(LoralabError, match="^[^\n]*: its (config|model) cannot be loaded: [^\n]*$"):
+            load(str(tmp_path))
 
 
 def test_a_folder_has_its_own_name_however_it_is_given(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 from loralab import choose_base, encode, generate_answers, load_model, nf4, perplexity
+from loralab.adapters import base_name, changes_the_base
 from loralab.bases import CHATML
 from loralab.cli import app
 from loralab.export import export, load_base, merge, read_run
@@ -309,6 +310,23 @@ def test_what_a_gguf_adapter_cannot_hold_is_refused(make, adapter, line):
     assert not list(run.parent.glob("*.gguf*"))
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+def test_starts_that_change_the_base_are_known(start):
+    settings = LoraConfig()
+    assert not changes_the_base(settings)
+    settings.init_lora_weights = "gaussian"
+    assert not changes_the_base(settings)
+    settings.init_lora_weights = start
+    assert changes_the_base(settings)
+
+
+def test_the_base_of_a_run_is_found_by_a_profiles_name_or_where_peft_loaded_it():
+    local, unknown = LoraConfig(base_model_name_or_path="/models/mine"), LoraConfig()
+    assert base_name(local, "embedded") == "embedded"
+    assert base_name(local, "mine") == base_name(local, None) == "/models/mine"
+    assert (base_name(unknown, "mine"), base_name(unknown, None)) == ("mine", None)
+
+
 def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     (tmp_path / "file").write_text("mine")
@@ -316,6 +334,8 @@ def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tm
     (tmp_path / "empty").mkdir()
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "novel").mkdir()
+    (tmp_path / "novel" / "config.json").write_text('{"model_type": "novel"}')
     requests = {
         ("nowhere", "--to", "gguf"): "no such run folder",
         ("empty", "--to", "gguf"): "no run.json in it",
@@ -328,6 +348,7 @@ def test_impossible_requests_are_one_line_and_write_nothing(run, monkeypatch, tm
         ("first", "--to", "gguf", "--out", tmp_path / "file" / "x"): "x cannot be written (",
         ("first", "--to", "gguf", "--base", "nothing"): "unknown base 'nothing'",
         ("first", "--to", "gguf", "--base", tmp_path / "bert"): "bert models cannot be written as GGUF here",
+        ("first", "--to", "merged", "--base", tmp_path / "novel"): "novel: its config cannot be loaded",
     }
     before = sorted(tmp_path.rglob("*"))
     for (name, *words), line in requests.items():

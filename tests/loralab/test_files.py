@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loralab.files import write_whole
+from loralab.errors import LoralabError
+from loralab.files import make_folder, write_whole
 
 
 def test_text_and_bytes_are_written_as_they_are_and_nothing_is_left_beside_them(tmp_path):
@@ -14,6 +15,13 @@ def test_text_and_bytes_are_written_as_they_are_and_nothing_is_left_beside_them(
         "a.txt": b"\xc3\xa4\n",
         "b.bin": b"\x00\xff",
     }
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path):
+    make_folder(tmp_path / "deeper" / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(LoralabError, match=r"out cannot be a folder \(.+\): give another --out$"):
+        make_folder(tmp_path / "file" / "out")
 
 
 def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from loralab.plots import (
     draw_factors,
     mark_guesses,
     new_axes,
-    plot_before_after,
     plot_capacity,
     plot_choice,
     plot_exact,
@@ -71,22 +70,6 @@ def test_shares_are_labelled_and_have_their_wilson_intervals():
         assert tuple(segment[:, 0]) == pytest.approx(share.interval)
     low, high = axes.get_xlim()
     assert low == 0 and 1 < high < 1.2
-
-
-def test_before_and_after_are_side_by_side_and_what_was_not_measured_is_left_out():
-    few, many = (Scores(count=10, exact=exact, ended=10) for exact in (1, 8))
-    whole = RunRecord.model_construct(ppl_before=200.0, ppl_after=2.0, scores_before=few, scores_after=many)
-    bare = RunRecord.model_construct(ppl_before=200.0, ppl_after=3.0, scores_before=None, scores_after=None)
-    left, right = plot_before_after({"one": whole, "two": bare})
-    assert [text.get_text() for text in left.texts] == ["200", "2", "200", "3"]
-    assert [text.get_text() for text in right.texts] == ["0.10", "0.80"]
-    assert [label.get_text() for label in right.get_yticklabels()] == ["one, before", "one, after"]
-    assert left.figure is right.figure
-
-
-def test_runs_without_evaluation_pairs_are_empty_panels():
-    bare = RunRecord.model_construct(ppl_before=None, ppl_after=None, scores_before=None, scores_after=None)
-    assert [len(axes.patches) for axes in plot_before_after({"bare": bare})] == [0, 0]
 
 
 def test_ratios_start_at_one_and_guesses_are_crosses():

@@ -51,10 +51,12 @@ def test_every_file_format_gives_the_same_pairs(tmp_path, name):
 
 def test_json_lines_in_a_json_file_and_a_wrapped_array_are_read(tmp_path):
     (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, ROWS)))
-    (tmp_path / "wrapped.json").write_text(json.dumps({"version": 1, "data": ROWS}, indent=1))
-    (tmp_path / "single.json").write_text(json.dumps(ROWS[0], indent=1))
-    assert read_pairs(tmp_path / "lines.json") == read_pairs(tmp_path / "wrapped.json") == PAIRS
-    assert read_pairs(tmp_path / "single.json") == PAIRS[:1]
+    for indent in (None, 1):  # None writes one line
+        (tmp_path / "wrapped.json").write_text(json.dumps({"version": 1, "data": ROWS}, indent=indent) + "\n")
+        row = ROWS[0] | {"history": [{"role": "system", "content": "Be short."}]}  # a list, but not of rows
+        (tmp_path / "single.json").write_text(json.dumps(row, indent=indent) + "\n")
+        assert read_pairs(tmp_path / "lines.json") == read_pairs(tmp_path / "wrapped.json") == PAIRS
+        assert [pair.instruction for pair in read_pairs(tmp_path / "single.json")] == [PAIRS[0].instruction]
 
 
 def test_folders_that_datasets_writes_or_reads_are_read(tmp_path):

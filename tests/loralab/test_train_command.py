@@ -24,6 +24,7 @@ from loralab.cli import app
 from loralab.compare import conclusions
 from loralab.fourbit import recorded_quantization, same_quantization
 from loralab.pairs import Turn, digest
+from loralab.record import duration
 from loralab.split import hold_out
 from loralab.sweep import plan as sweep_plan
 from tests.conftest import with_adapter
@@ -185,12 +186,20 @@ def test_ctrl_c_says_how_to_continue(run, data, tmp_path, monkeypatch):
     assert len(RunRecord.load(tmp_path / "run").losses) == 4
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (99.4, "99 s"), (110, "2 min"), (5399, "90 min"), (7000, "1.9 h")],
+)
+def test_a_duration_has_two_digits(seconds, text):
+    assert duration(seconds) == text
+
+
 def test_a_dry_run_measures_steps_and_leaves_nothing(run, few, tmp_path):
     result = run("train", few, "--targets", "q", "--eval", "0", "--out", tmp_path / "run", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "steps: 8 (8 epochs of 1, 4 pairs each)" in result.output
     assert re.search(r"memory: about \d+\.\d GB of \d+\.\d GB free; it fits", result.output)
-    assert re.search(r"time: about \d+ s \(\d+\.\d\d s per step, measured\)", result.output)
+    assert re.search(r"time: about [\d.]+ s \(\d+\.\d\d s per step, measured\)", result.output)
     assert not (tmp_path / "run").exists()
 
 

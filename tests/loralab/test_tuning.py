@@ -23,6 +23,14 @@ def test_a_lowest_loss_at_the_edge_is_an_error_that_names_the_rate(losses):
         best_rate(RATES, losses)
 
 
+@pytest.mark.parametrize("diverged", [math.nan, math.inf])
+def test_a_run_that_diverged_is_the_worst_and_no_point_of_the_parabola(diverged):
+    assert best_rate([1e-3, 4e-3, 1.6e-2, 6.4e-2], [2.0, 1.1, 2.0, diverged]) == pytest.approx(4e-3)
+    assert best_rate([1e-3, 4e-3, 1.6e-2], [2.0, 1.1, diverged]) == pytest.approx(4e-3)  # nothing to interpolate
+    with pytest.raises(LoralabError, match="edge of the rates, 0.001: try rates beyond it"):
+        best_rate([1e-3, 4e-3, 1.6e-2], [diverged] * 3)
+
+
 def test_intervals_are_those_of_the_t_distribution():
     mean, low, high = interval([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)  # 4.3027 / sqrt(3)
