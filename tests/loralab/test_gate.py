@@ -324,7 +324,7 @@ def answering(monkeypatch, change_answer):
         answers = generate_answers(model, tokenizer, instructions, limit)
         return [change_answer(i, a) for i, a in enumerate(answers)] if isinstance(model, PeftModel) else answers
 
-    monkeypatch.setattr(ability, "generate_answers", changed)
+    monkeypatch.setattr("loralab.answers.generate_answers", changed)
 
 
 FAULTS = {
