@@ -216,9 +216,8 @@ def hub_has(source: str) -> bool:
     """Tell whether the Hub, within `HUB_SECONDS`, or its cache has the model `source` (a hub id)."""
     try:
         if not isinstance(try_to_load_from_cache(source, "config.json"), str):
-            get_hf_file_metadata(
-                hf_hub_url(source, "config.json"), timeout=HUB_SECONDS
-            )  # asks once; a download, six times
+            # This asks once; a download would ask six times.
+            get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=HUB_SECONDS)
     except Exception:  # offline, no such model, no permission: in any case it is unavailable
         return False
     return True

@@ -37,8 +37,8 @@ MAX_LIKENESS = 0.98
 # Of the matrices themselves, inside the spaces of one of the two they come closer: up to 0.93, up to 0.96 for rank 1; a
 # copy padded with noise of its own size 0.999.
 MAX_CONTAINED = 0.99
-# Both at once: honest runs reach 0.94 and 0.90 together, a copy under noise as large as itself 0.86 and 0.98.
-BOTH = 0.8, 0.95
+# Lower limits for the two together: honest runs reach 0.94 and 0.90, a copy under noise as large as itself 0.86 and 0.98.
+LIKE_AND_CONTAINED = 0.8, 0.95
 # With one seed on a base in 4 bits and in 16 bits 0.8, and closer where the base is larger: there a copy alone counts.
 COPIED = 0.9999
 RANK_AND_TARGETS, QUESTION = "rank and targets", "reads the question"
@@ -88,7 +88,8 @@ def submitted_twice(
     for one, other in combinations(fitting, 2):
         if exercise.run(one).method == exercise.run(other).method:
             alike, inside = likeness(effects[one], effects[other]), contained(changes[one], changes[other])
-            copied = alike > MAX_LIKENESS or inside > MAX_CONTAINED or (alike > BOTH[0] and inside > BOTH[1])
+            both = alike > LIKE_AND_CONTAINED[0] and inside > LIKE_AND_CONTAINED[1]
+            copied = alike > MAX_LIKENESS or inside > MAX_CONTAINED or both
         else:
             copied = likeness(changes[one], changes[other]) > COPIED
         if copied:
