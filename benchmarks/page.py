@@ -101,7 +101,7 @@ def of_training(result: dict[str, Any]) -> list[str]:
         "",
         f"The same adapter on the same {result['pairs']} pairs, {result['epochs']} epochs, 16 pairs per step, the recipes "
         f"alternating for {len(result['rounds'])} rounds, each run in a process of its own. loralab trains with nothing "
-        "but settings of transformers and a data collator. *Matmul share*: useful arithmetic (4 FLOPs per parameter and "
+        "but settings of transformers, a data collator and frozen weights cast ahead. *Matmul share*: useful arithmetic (4 FLOPs per parameter and "
         "token) against the rate of the model's own matmuls, measured by the same process.",
         "",
         *figure(name, f"Tokens per second of each recipe on {base}"),

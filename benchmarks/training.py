@@ -3,8 +3,7 @@
 Every recipe trains the same adapter (r = 16 on q, k, v, o) on the same pairs, 16 pairs per step, each in a process of its
 own; the recipes alternate, and a figure is the median over the rounds. Each process also measures the rate of this
 machine's matmuls on the model's own shapes, and what share of it the training reaches. Writes
-`benchmarks/results/training.json` (the embedded base) or `training-<base>.json`. TRL is not among the course's packages:
-`make bench` gives it an environment of its own.
+`benchmarks/results/training.json` (the embedded base) or `training-<base>.json`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import time
 import timeit
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -52,6 +52,7 @@ from loralab import (
     train,
 )
 from loralab.collate import AnswersAtTheEnd
+from loralab.hardware import weights_cast_once
 from loralab.shapes import ATTENTION, lora_config
 
 PAIRS = {"embedded": (300, 2), "smollm2-135m": (64, 1)}  # and epochs
@@ -67,7 +68,7 @@ class Recipe:
     collator: str = "padded"
     attention: str = "sdpa"
     dropout: float = 0.05
-    bf16_weights: bool = False
+    cast_once: bool = False
     compiled: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -84,6 +85,9 @@ PLAIN = {
 IN_BF16 = {
     "bf16 matmuls": Recipe("autocast", collator="answers", arguments=BF16),
     "written-out attention": Recipe('attn_implementation="eager"', **FASTEST),
+    "weights cast once": Recipe(
+        "frozen weights cast before the first step, not in every one", **FASTEST, cast_once=True
+    ),
 }
 ASIDE = {
     "source, bf16": Recipe("the source's recipe with its bf16=True", **SOURCE, collator="to 512", arguments=BF16),
@@ -94,11 +98,10 @@ ASIDE = {
         "batches of texts of similar length; tried, not used",
         **FASTEST | {"arguments": BF16 | {"train_sampling_strategy": "group_by_length"}},
     ),
-    "bf16 weights": Recipe(
-        "frozen weights cast once, not in every step; tried, not used", **FASTEST, bf16_weights=True
+    "compiled": Recipe(
+        "each decoder layer by torch.compile; tried, not used", **FASTEST, cast_once=True, compiled=True
     ),
-    "compiled": Recipe("each decoder layer by torch.compile; tried, not used", **FASTEST, compiled=True),
-    "no dropout": Recipe("lora_dropout=0", **FASTEST, dropout=0.0),
+    "no dropout": Recipe("lora_dropout=0", **FASTEST, cast_once=True, dropout=0.0),
 }
 TRL = {
     "TRL": ("SFTTrainer with its defaults, 4 x 4 pairs per step", {}),
@@ -217,15 +220,18 @@ def _with_trainer(task: Task, recipe: Recipe) -> tuple[PeftModel, Callable[[], o
     }[recipe.collator]()
     adapted = get_peft_model(task.model, task.adapter)
     task.model.set_attn_implementation(recipe.attention)
-    if recipe.bf16_weights:
-        for module in adapted.modules():
-            if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
-                module.to(torch.bfloat16)
     if recipe.compiled:
         for layer in task.model.model.layers:
             layer.compile()
     settings = TrainingArguments(**task.arguments(recipe.batch, recipe.accumulation) | recipe.arguments)
-    return adapted, Trainer(adapted, settings, train_dataset=task.encoded(), data_collator=collator).train
+    trainer = Trainer(adapted, settings, train_dataset=task.encoded(), data_collator=collator)
+    cast = weights_cast_once(adapted, frozen_only=True) if recipe.cast_once else nullcontext()
+    return adapted, lambda: _within(cast, trainer.train)
+
+
+def _within(context: AbstractContextManager[None], work: Callable[[], object]) -> object:
+    with context:
+        return work()
 
 
 def _with_trl(task: Task, further: dict[str, Any]) -> tuple[PeftModel, Callable[[], object]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,6 +64,30 @@ def precision(capability: tuple[int, int] | None = None, width: int = 0) -> Prec
 def precision_for(model: torch.nn.Module) -> Precision:
     """Return the precision in which this machine trains `model`."""
     return precision(width=getattr(getattr(model, "config", None), "hidden_size", 0))
+
+
+@contextmanager
+def weights_cast_once(model: torch.nn.Module, *, frozen_only: bool = False) -> Iterator[None]:
+    """Within it, linear layers hold their fp32 weights in the dtype in which this machine multiplies; afterwards as before.
+
+    The numbers are those of autocast, which casts a weight anew in every forward pass; of a model of 135 million
+    parameters that is most of the time of a generated token. With `frozen_only` weights that are trained stay as they are.
+    A layer gets a parameter of its own, so that an embedding that shares its weight with the output layer stays in fp32.
+    """
+    compute = precision_for(model).compute
+    linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    kept = {
+        module: module.weight
+        for module in linear
+        if module.weight.dtype == torch.float32 != compute and not (frozen_only and module.weight.requires_grad)
+    }
+    for module, weight in kept.items():
+        module.weight = torch.nn.Parameter(weight.detach().to(compute), requires_grad=False)
+    try:
+        yield
+    finally:
+        for module, weight in kept.items():
+            module.weight = weight
 
 
 def _of_this_cpu(width: int) -> Precision:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .collate import AnswersAtTheEnd
-from .hardware import precision_for
+from .hardware import precision_for, weights_cast_once
 from .pairs import IGNORED, Pair, encode_all
 from .record import ADAPTER_FILE
 
@@ -66,7 +66,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), precision_for(model).autocasting():
+        with weights_cast_once(model), torch.inference_mode(), precision_for(model).autocasting():
             yield
     finally:
         model.train(was_training)

@@ -33,7 +33,7 @@ from .bases import Base
 from .collate import AnswersAtTheEnd
 from .errors import LoralabError
 from .fourbit import quantization_settings
-from .hardware import Precision, precision_for
+from .hardware import Precision, precision_for, weights_cast_once
 from .leaks import find_leaks
 from .measure import (
     HeldOut,
@@ -254,7 +254,7 @@ def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict
     next(callback for callback in callbacks if isinstance(callback, _Clock)).earlier = earlier
     started = time.perf_counter()
     try:
-        with attention_for(trainer.trained, longest):
+        with attention_for(trainer.trained, longest), weights_cast_once(trainer.trained, frozen_only=True):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         for callback in callbacks:

@@ -9,9 +9,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loralab import bases, choose_base, load_model, load_tokenizer, precision
+from loralab import bases, choose_base, load_model, load_tokenizer
 from loralab.errors import LoralabError
-from loralab.hardware import bf16_speed_up
 
 
 def test_auto_takes_the_embedded_base_without_a_gpu_and_says_why(monkeypatch):
@@ -128,39 +127,6 @@ def test_a_tokenizer_that_cannot_speak_chatml_is_refused_with_advice(tmp_path):
     base = other_model(tmp_path, ["</s>"])
     with pytest.raises(ValueError, match="no chat template and no ChatML markers .* take the instruct version"):
         load_tokenizer(base)
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [((7, 5), torch.float16), ((7, 0), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
-)
-def test_precision_follows_the_compute_capability_alone(monkeypatch, capability, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as it says on a T4, where it is emulated
-    assert precision(capability).dtype == dtype
-
-
-@pytest.mark.parametrize(
-    ("speed_up", "width", "bf16"), [(4.0, 576, True), (4.0, 256, False), (4.0, 0, False), (0.5, 576, False)]
-)
-def test_a_cpu_holds_fp32_and_trains_wide_models_in_bf16_if_that_is_faster(monkeypatch, speed_up, width, bf16):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("loralab.hardware.bf16_speed_up", lambda: speed_up)
-    assert precision(width=width).dtype == torch.float32
-    assert precision(width=width).autocast == {"bf16": bf16, "fp16": False}
-
-
-def test_the_rate_of_bf16_is_measured_on_one_thread_and_leaves_the_threads_as_they_were(monkeypatch):
-    threads, used = torch.get_num_threads(), []
-    seconds = {torch.float32: 3.0, torch.bfloat16: 2.0}
-
-    def measured(values, weights):
-        used.append(torch.get_num_threads())
-        return seconds[weights.dtype]
-
-    monkeypatch.setattr("loralab.hardware._seconds", measured)
-    assert bf16_speed_up.__wrapped__() == 1.5
-    assert used == [1, 1]
-    assert torch.get_num_threads() == threads
 
 
 def test_the_embedded_base_is_apache_licensed(base):
