@@ -260,9 +260,14 @@ def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict
         for callback in callbacks:
             if isinstance(callback, StopOnInterrupt):
                 callback.restore()
-    cost = {"seconds": earlier + time.perf_counter() - started, "peak_memory": peak_memory()}
-    trainer.accelerator.unwrap_model(trainer.trained, keep_fp32_wrapper=False)  # else it is measured under autocast
-    return cost
+        _release(trainer)
+    return {"seconds": earlier + time.perf_counter() - started, "peak_memory": peak_memory()}
+
+
+def _release(trainer: _Trainer) -> None:
+    """Take away the autocast that accelerate put around the model: what measures it chooses for itself."""
+    trainer.accelerator.unwrap_model(trainer.trained, keep_fp32_wrapper=False)
+    trainer.trained._is_accelerate_prepared = False  # else another training of the same model would have no autocast
 
 
 def _record(trainer: _Trainer, **known: Any) -> RunRecord:

@@ -121,18 +121,23 @@ def test_it_asks_for_a_guess_answers_and_leads_on(path, committed):
 
 
 # IPython runs this in the kernel before the first cell. Trainings on every fourth example take a quarter of the steps, and
-# those of a sweep, too, if they are not in processes of their own; perplexity is measured on every fourth pair, answers are
-# a few tokens long, and the base's own number of epochs is 2. `make chapters` and `make proof` run them whole.
+# those of a sweep, too, if they are not in processes of their own; every fourth text is measured and lends its losses to the
+# three after it, answers are a few tokens long, and the base's own number of epochs is 2. `make chapters` and `make proof`
+# run them whole.
 SHORTER = """
 def shorten(trainer, pool, measure, answers, profiles):
     profiles["embedded"] = replace(profiles["embedded"], epochs=2)
-    generate, of_all = answers.generate_answers, measure.perplexity
+    generate, of_all = answers.generate_answers, measure.token_losses
 
     def generate_little(model, tokenizer, questions, max_new_tokens=80, **settings):
         return generate(model, tokenizer, questions, min(max_new_tokens, 8), **settings)
 
+    def of_every_fourth(model, tokenizer, encoded, *rest):
+        measured = of_all(model, tokenizer, encoded[::4], *rest)
+        return [measured[i // 4] for i in range(len(encoded))]
+
     answers.generate_answers = generate_little
-    measure.perplexity = lambda model, tokenizer, pairs, *rest: of_all(model, tokenizer, pairs[::4], *rest)
+    measure.token_losses = of_every_fourth
     whole = trainer.__init__
 
     def quarter(examples):

@@ -91,3 +91,14 @@ def test_training_and_measuring_give_the_numbers_of_autocast(
     for room in ("measure", "training"):
         monkeypatch.setattr(f"loralab.{room}.weights_cast_once", lambda *_, **__: nullcontext())
     assert run("autocast") == cast
+
+
+def test_a_model_that_is_trained_twice_multiplies_in_bf16_both_times(
+    model, base, tokenizer, train_pairs, bf16, tmp_path, monkeypatch
+):
+    model, seen = with_adapter(model), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for name in ("first", "second"):
+        train(model, tokenizer, train_pairs[:8], tmp_path / name, base, epochs=1, quiet=True)
+    assert seen == [torch.bfloat16] * 4
