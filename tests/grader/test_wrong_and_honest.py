@@ -174,7 +174,7 @@ HONEST = {
     "linear decay": {"lr_scheduler_type": "linear"},
     "twice the rate": {"learning_rate": 1e-2},
     "half the rate": {"learning_rate": 2.5e-3},
-    "no dropout": {"adapter": {"dropout": 0.0}},
+    "dropout": {"adapter": {"dropout": 0.05}},
     "alpha as the rank": {"adapter": {"alpha": 16}},
     "one epoch more": {"epochs": 9},
     "long warm-up": {"warmup_steps": 0.3},

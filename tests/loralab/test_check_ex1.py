@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import nbformat
@@ -143,14 +144,15 @@ def test_a_wrong_perplexity(solved, model, tokenizer, eval_pairs, perplexity, me
 
 # Task 3
 
+as_asked = partial(with_adapter, dropout=0.05)
 ATTACH = {
     "the model itself": (lambda m: m, "attach_adapter returned"),
     "nothing": (lambda m: None, "attach_adapter returned None"),
-    "rank": (lambda m: with_adapter(m, rank=8, alpha=32), "the rank is 8"),
-    "targets": (lambda m: with_adapter(m, targets=["q_proj", "v_proj"]), "the adapter is on ['q_proj', 'v_proj']"),
-    "alpha": (lambda m: with_adapter(m, alpha=16), "alpha is 16"),
-    "dropout": (lambda m: with_adapter(m, dropout=0.0), "dropout is 0.0"),
-    "a whole module": (lambda m: with_adapter(m, modules_to_save=["lm_head"]), "the base must stay frozen"),
+    "rank": (lambda m: as_asked(m, rank=8, alpha=32), "the rank is 8"),
+    "targets": (lambda m: as_asked(m, targets=["q_proj", "v_proj"]), "the adapter is on ['q_proj', 'v_proj']"),
+    "alpha": (lambda m: as_asked(m, alpha=16), "alpha is 16"),
+    "dropout": (lambda m: with_adapter(m), "dropout is 0.0"),
+    "a whole module": (lambda m: as_asked(m, modules_to_save=["lm_head"]), "the base must stay frozen"),
     "no such layer": (
         lambda m: get_peft_model(m, LoraConfig(target_modules=["query"])),
         "Target modules {'query'} not found",
@@ -164,7 +166,7 @@ def test_a_right_adapter_passes_and_is_returned(solved, model, capsys):
 
 
 def test_targets_may_be_a_regular_expression(model, capsys):
-    check.attach(lambda m: with_adapter(m, targets=f".*({'|'.join(ATTENTION)})"), model)
+    check.attach(lambda m: as_asked(m, targets=f".*({'|'.join(ATTENTION)})"), model)
     assert "Task 3 is done." in capsys.readouterr().out
 
 
