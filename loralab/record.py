@@ -59,7 +59,7 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     vectors = torch.backends.cpu.get_cpu_capability()  # such as AVX2 or AVX512
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
     matrices = ", AMX" if known.get("amx_bf16") else ""
     return f"CPU, {torch.get_num_threads()} threads ({platform.machine()}, {vectors}{matrices})"
 

@@ -267,7 +267,8 @@ def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict
 def _release(trainer: _Trainer) -> None:
     """Take away the autocast that accelerate put around the model: what measures it chooses for itself."""
     trainer.accelerator.unwrap_model(trainer.trained, keep_fp32_wrapper=False)
-    trainer.trained._is_accelerate_prepared = False  # else another training of the same model would have no autocast
+    # Else another training of the same model would have no autocast.
+    trainer.trained.__dict__.pop("_is_accelerate_prepared", None)
 
 
 def _record(trainer: _Trainer, **known: Any) -> RunRecord:
