@@ -54,7 +54,10 @@ def test_the_page_shows_what_was_measured(place):
     assert "| source | " in shown and "| 50 to 200 | 10.00 | 2% | 40.00 |" in shown
     assert "2 cores; torch 2; 2026-01-02" in shown and (page.FIGURES / "training.png").stat().st_size > 10_000
     assert "| padded to the longest text of its batch | ×5.00 | ×5.0 |" in shown
-    assert "10.0 times as fast as the source's recipe (held-out perplexity 40.0), at perplexity 40.0" in shown
+    assert (
+        "10.0 times as fast as the source's recipe (held-out perplexity 40.00), at perplexity 40.00: medians over 3 rounds"
+        in shown
+    )
 
 
 def test_a_gpus_measurements_have_a_section(place):
