@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .bases import UNKNOWN_RATE, Base, base_to_train, is_profile, load_model, load_tokenizer
+from .checkpoints import StopOnInterrupt, last_checkpoint
 from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
@@ -30,7 +31,7 @@ from .record import EVAL_FILE, RECORD_FILE, RunRecord, duration
 from .shapes import adapter_shape, lora_config, modules
 from .split import SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
-from .training import StopOnInterrupt, last_checkpoint, train
+from .training import train
 
 JOB_FILE = "job.json"
 DROPOUT = 0.05

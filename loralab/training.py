@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,15 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from .bases import Base
+from .checkpoints import BestHere, Clock, StopOnInterrupt, checkpoint_to_resume
 from .collate import AnswersAtTheEnd
 from .errors import LoralabError
 from .fourbit import quantization_settings
@@ -114,7 +109,9 @@ def train(
     longest = max(len(example["input_ids"]) for example in examples)
     at_once = arguments.get("per_device_train_batch_size", batch_size)
     arguments = checkpointing_for(model, base, at_once, longest) | (KEEP_BEST if keep_best else {}) | arguments
-    checkpoint = _checkpoint(arguments.pop("resume_from_checkpoint", None), arguments.get("output_dir", folder))
+    checkpoint = checkpoint_to_resume(
+        arguments.pop("resume_from_checkpoint", None), arguments.get("output_dir", folder)
+    )
     measured: dict[str, Any] = {
         "train_digest": digest(pairs if encoded is None else examples),
         "eval_digest": digest(eval_pairs) if eval_pairs else None,
@@ -129,7 +126,7 @@ def train(
         tokenizer=tokenizer,
         examples=examples,
         evaluation=encode_all(eval_pairs, tokenizer, base.max_length) if keep_best else None,
-        callbacks=[*callbacks, _Clock(), _BestHere(), *([] if quiet else [_Bar()])],
+        callbacks=[*callbacks, Clock(), BestHere(), *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     measured |= _run(trainer, longest, checkpoint)
@@ -226,32 +223,12 @@ def _check_vocabulary(model: PeftModel, base: Base) -> None:
         )
 
 
-def _checkpoint(asked: bool | str | Path | None, folder: str | Path) -> str | None:
-    """Return the checkpoint to resume from. Raises `LoralabError` if there is none."""
-    if not asked:
-        return None
-    if asked is True:
-        found = last_checkpoint(folder)
-        if found is None:
-            raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
-        return str(found)
-    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
-        raise LoralabError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
-    return str(asked)
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the last complete checkpoint in a run folder, if there is one."""
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    return Path(found) if found and (Path(found) / TRAINER_STATE_NAME).is_file() else None
-
-
 def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict[str, float]:
     """Train, and tell what it cost: seconds (those before `checkpoint` included), and the peak memory in bytes."""
     reset_peak_memory()
-    earlier = _Clock.read(checkpoint) if checkpoint else 0.0
+    earlier = Clock.read(checkpoint) if checkpoint else 0.0
     callbacks = trainer.callback_handler.callbacks
-    next(callback for callback in callbacks if isinstance(callback, _Clock)).earlier = earlier
+    next(callback for callback in callbacks if isinstance(callback, Clock)).earlier = earlier
     started = time.perf_counter()
     try:
         with attention_for(trainer.trained, longest), weights_cast_once(trainer.trained, frozen_only=True):
@@ -445,76 +422,6 @@ class _Trainer(Trainer):
         step = self.state.best_global_step if self.state.best_model_checkpoint else None
         entries = (entry for entry in self.state.log_history if "eval_loss" in entry and entry["step"] == step)
         return next((entry["epoch"] for entry in entries), None)
-
-
-def _checkpoint_at(args: TrainingArguments, step: int | None) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-class _BestHere(TrainerCallback):
-    """Finds the best checkpoint in the run folder if that was moved, where `Trainer` expects it at its old path."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        best = _checkpoint_at(args, state.best_global_step)
-        if best.is_dir():
-            state.best_model_checkpoint = str(best)
-
-
-class _Clock(TrainerCallback):
-    """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
-
-    FILE = "seconds.txt"
-    earlier = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        folder = _checkpoint_at(args, state.global_step)
-        if folder.is_dir():
-            (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
-
-    @classmethod
-    def read(cls, checkpoint: str) -> float:
-        """Return the seconds of training before `checkpoint`; 0 if they are unknown."""
-        path = Path(checkpoint) / cls.FILE
-        return float(path.read_text()) if path.is_file() else 0.0
-
-
-class StopOnInterrupt(TrainerCallback):
-    """On Ctrl-C, ends the step, writes a checkpoint, and then raises `KeyboardInterrupt` from `train`.
-
-    A second Ctrl-C stops at once. It has an effect in the main thread only.
-    """
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._usual: Any = None
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._usual = signal.signal(signal.SIGINT, self._stop)
-
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.interrupted and state.global_step < state.max_steps and not float(state.epoch).is_integer():
-            control.should_evaluate = False  # it ends inside an epoch, where an uninterrupted run measures nothing
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        """Give Ctrl-C back its usual effect."""
-        if self._usual is not None:
-            signal.signal(signal.SIGINT, self._usual)
-            self._usual = None
-
-    def _stop(self, number: int, frame: object) -> None:
-        self.interrupted = True
-        self.restore()  # another Ctrl-C ends at once
 
 
 class _Bar(ProgressCallback):

@@ -1,0 +1,105 @@
+"""Checkpoints of a training: what resumes from them, what keeps time across them, and what writes one on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from .errors import LoralabError
+
+
+def checkpoint_to_resume(asked: bool | str | Path | None, folder: str | Path) -> str | None:
+    """Return the checkpoint to resume from. Raises `LoralabError` if there is none."""
+    if not asked:
+        return None
+    if asked is True:
+        found = last_checkpoint(folder)
+        if found is None:
+            raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
+        return str(found)
+    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
+        raise LoralabError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
+    return str(asked)
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """Return the last complete checkpoint in a run folder, if there is one."""
+    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    return Path(found) if found and (Path(found) / TRAINER_STATE_NAME).is_file() else None
+
+
+def _checkpoint_at(args: TrainingArguments, step: int | None) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+class BestHere(TrainerCallback):
+    """Finds the best checkpoint in the run folder if that was moved, where `Trainer` expects it at its old path."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        best = _checkpoint_at(args, state.best_global_step)
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+
+class Clock(TrainerCallback):
+    """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
+
+    FILE = "seconds.txt"
+    earlier = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        folder = _checkpoint_at(args, state.global_step)
+        if folder.is_dir():
+            (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
+
+    @classmethod
+    def read(cls, checkpoint: str) -> float:
+        """Return the seconds of training before `checkpoint`; 0 if they are unknown."""
+        path = Path(checkpoint) / cls.FILE
+        return float(path.read_text()) if path.is_file() else 0.0
+
+
+class StopOnInterrupt(TrainerCallback):
+    """On Ctrl-C, ends the step, writes a checkpoint, and then raises `KeyboardInterrupt` from `train`.
+
+    A second Ctrl-C stops at once. It has an effect in the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._usual: Any = None
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._usual = signal.signal(signal.SIGINT, self._stop)
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.interrupted and state.global_step < state.max_steps and not float(state.epoch).is_integer():
+            control.should_evaluate = False  # it ends inside an epoch, where an uninterrupted run measures nothing
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give Ctrl-C back its usual effect."""
+        if self._usual is not None:
+            signal.signal(signal.SIGINT, self._usual)
+            self._usual = None
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.interrupted = True
+        self.restore()  # another Ctrl-C ends at once
