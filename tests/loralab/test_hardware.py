@@ -32,16 +32,17 @@ def test_a_cpu_holds_fp32_and_trains_wide_models_in_bf16_if_that_is_faster(monke
 
 
 def test_the_rate_of_bf16_is_measured_on_one_thread_and_leaves_the_threads_as_they_were(monkeypatch):
-    threads, used = torch.get_num_threads(), []
-    seconds = {torch.float32: 3.0, torch.bfloat16: 2.0}
+    threads, used = torch.get_num_threads(), set()
+    seconds = {torch.float32: [9.0, 3.0], torch.bfloat16: [2.0, 8.0]}  # by turns
 
-    def measured(values, weights):
-        used.append(torch.get_num_threads())
-        return seconds[weights.dtype]
+    def measured(dtype):
+        used.add(torch.get_num_threads())
+        seconds[dtype].reverse()
+        return seconds[dtype][0]
 
     monkeypatch.setattr("loralab.hardware._seconds", measured)
     assert bf16_speed_up.__wrapped__() == 1.5
-    assert used == [1, 1]
+    assert used == {1}
     assert torch.get_num_threads() == threads
 
 
