@@ -253,8 +253,10 @@ def _with_trl(task: Task, further: dict[str, Any]) -> tuple[PeftModel, Callable[
 
 def _with_loralab(task: Task) -> tuple[PeftModel, Callable[[], object]]:
     adapted = get_peft_model(task.model, task.adapter)
-    settings = {"epochs": PAIRS[task.base.name][1], "batch_size": 16, "seed": task.seed, "quiet": True}
-    return adapted, lambda: train(adapted, task.tokenizer, task.pairs, task.folder, task.base, **settings)
+    settings = {"batch_size": 16, "warmup_steps": 2, "seed": task.seed, "quiet": True}
+    epochs = PAIRS[task.base.name][1]
+    given = (adapted, task.tokenizer, task.pairs, task.folder, task.base)
+    return adapted, lambda: train(*given, epochs=epochs, **settings)
 
 
 def summarise(rounds: list[dict[str, dict[str, float]]], way: list[str]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from .sweep import METHODS, check_method, check_numbers, check_pissa
 from .training import train
 
 JOB_FILE = "job.json"
-DROPOUT = 0.05
 CHECKPOINTS: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 1}
 TIMED_STEPS = 3  # of a dry run; the first one is slower and does not count
 
@@ -269,7 +268,7 @@ def adapted_model(plan: Plan) -> PeftModel:
     """Load the base and put the adapter of the plan on it."""
     model = load_model(plan.base, quantization=nf4() if plan.method == "qlora" else None)
     torch.manual_seed(plan.seed)
-    usual: dict[str, Any] = {"r": plan.rank, "lora_alpha": 2 * plan.rank, "lora_dropout": DROPOUT}
+    usual: dict[str, Any] = {"r": plan.rank, "lora_alpha": 2 * plan.rank}
     return get_peft_model(model, lora_config(model, plan.targets, **usual | METHODS[plan.method]))
 
 
@@ -349,7 +348,7 @@ def _needed(plan: Plan, longest: int) -> float:
         plan.targets,
         batch=plan.batch_size,
         length=longest,
-        dropout=DROPOUT,
+        dropout=0.0,
         checkpointing=False,
     )
     return memory.total + OVERHEAD[1] if torch.cuda.is_available() else memory.on_cpu(plan.method)
