@@ -116,7 +116,7 @@ def of_training(result: dict[str, Any]) -> list[str]:
     return [
         f"## Training {base}",
         "",
-        f"The same adapter on the same {result['pairs']} pairs, {result['epochs']} epochs, 16 pairs per step, the recipes "
+        f"The same adapter on the same {result['pairs']} pairs, {result['epochs']} epoch{'s' * (result['epochs'] > 1)}, 16 pairs per step, the recipes "
         f"alternating ({_of_rounds(result)}), each run in a process of its own. loralab trains with nothing "
         "but settings of transformers, a data collator and frozen weights cast ahead. *Matmul share*: useful arithmetic (4 FLOPs per parameter and "
         "token) against the rate of the model's own matmuls, measured by the same process.",
