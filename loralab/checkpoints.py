@@ -1,4 +1,4 @@
-"""Checkpoints of a training: what resumes from them, what keeps time across them, and what writes one on Ctrl-C."""
+"""Checkpoints of a training run: what resumes from them, what keeps time across them, and what writes one on Ctrl-C."""
 
 from __future__ import annotations
 
