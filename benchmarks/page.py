@@ -87,6 +87,7 @@ def _fp32(training: dict[str, Any]) -> list[str]:
 
 def of_training(result: dict[str, Any]) -> list[str]:
     """Return tokens per second of every recipe, with the range over the rounds, and their perplexities."""
+    epochs = f"{result['epochs']} epoch" + "s" * (result["epochs"] > 1)
     base = result.get("base", "embedded")  # results of the first edition name neither base nor share
     name = "training" if base == "embedded" else f"training-{base}"
     recipes = dict(sorted(result["recipes"].items(), key=lambda item: item[1]["tokens_per_second"]))
@@ -116,10 +117,10 @@ def of_training(result: dict[str, Any]) -> list[str]:
     return [
         f"## Training {base}",
         "",
-        f"The same adapter on the same {result['pairs']} pairs, {result['epochs']} epoch{'s' * (result['epochs'] > 1)}, 16 pairs per step, the recipes "
+        f"The same adapter on the same {result['pairs']} pairs, {epochs}, 16 pairs per step, the recipes "
         f"alternating ({_of_rounds(result)}), each run in a process of its own. loralab trains with nothing "
-        "but settings of transformers, a data collator and frozen weights cast ahead. *Matmul share*: useful arithmetic (4 FLOPs per parameter and "
-        "token) against the rate of the model's own matmuls, measured by the same process.",
+        "but settings of transformers, a data collator and, where it multiplies in bf16, frozen weights that are cast before "
+        "the first step. *Matmul share*: useful arithmetic (4 FLOPs per parameter and token) against the rate of the model's own matmuls, measured by the same process.",
         "",
         *figure(name, f"Tokens per second of each recipe on {base}"),
         *table(("recipe", "what it is", "tokens/s", "range", "loralab is faster by", "matmul share", "held-out PPL"), rows),

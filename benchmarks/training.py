@@ -17,7 +17,6 @@ import time
 import timeit
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -225,13 +224,8 @@ def _with_trainer(task: Task, recipe: Recipe) -> tuple[PeftModel, Callable[[], o
             layer.compile()
     settings = TrainingArguments(**task.arguments(recipe.batch, recipe.accumulation) | recipe.arguments)
     trainer = Trainer(adapted, settings, train_dataset=task.encoded(), data_collator=collator)
-    cast = weights_cast_once(adapted, frozen_only=True) if recipe.cast_once else nullcontext()
-    return adapted, lambda: _within(cast, trainer.train)
-
-
-def _within(context: AbstractContextManager[None], work: Callable[[], object]) -> object:
-    with context:
-        return work()
+    start = weights_cast_once(adapted, frozen_only=True)(trainer.train) if recipe.cast_once else trainer.train
+    return adapted, start
 
 
 def _with_trl(task: Task, further: dict[str, Any]) -> tuple[PeftModel, Callable[[], object]]:

@@ -70,9 +70,9 @@ def precision_for(model: torch.nn.Module) -> Precision:
 def weights_cast_once(model: torch.nn.Module, *, frozen_only: bool = False) -> Iterator[None]:
     """Within it, linear layers hold their fp32 weights in the dtype in which this machine multiplies; afterwards as before.
 
-    The numbers are those of autocast, which casts a weight again in every forward pass: a third of
-    the time in which SmolLM2-135M generates answers on a CPU with AMX. With `frozen_only` weights that are trained stay as they are.
-    A layer gets a parameter of its own, so that an embedding that shares its weight with the output layer stays in fp32.
+    The numbers are those of autocast, which casts a weight again in every forward pass: a third of the time in which
+    SmolLM2-135M generates answers on a CPU with AMX. With `frozen_only` weights that are trained stay as they are. A layer
+    gets a parameter of its own, so that an embedding that shares its weight with the output layer stays in fp32.
     """
     compute = precision_for(model).compute
     linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
@@ -107,7 +107,7 @@ def bf16_speed_up() -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Where a matrix lies in memory can double its time, so each product is timed on several.
+        # A product can take twice as long with matrices at other addresses, so several are timed.
         seconds = {dtype: min(_seconds(dtype) for _ in range(6)) for dtype in (torch.float32, torch.bfloat16)}
     finally:
         torch.set_num_threads(threads)
