@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -27,14 +27,13 @@ from .bases import Base
 from .checkpoints import BestHere, Clock, StopOnInterrupt, checkpoint_to_resume
 from .collate import AnswersAtTheEnd
 from .errors import LoralabError
+from .evaluation import measure_after, measure_before
 from .fourbit import quantization_settings
 from .hardware import Precision, precision_for, weights_cast_once
 from .leaks import find_leaks
 from .measure import (
-    HeldOut,
     LanguageModel,
     adapter_bytes,
-    held_out,
     loss_of,
     parameter_counts,
     peak_memory,
@@ -44,7 +43,6 @@ from .memory import METHODS, estimate, verdict
 from .pairs import IGNORED, Pair, digest, encode_all
 from .reading import as_pairs
 from .record import AdapterSettings, RunRecord
-from .scores import question_control, score_answers
 
 SHORT = 256  # tokens
 # Two checkpoints: the best one, and the last one to resume from. With one, Trainer would delete the last.
@@ -119,7 +117,7 @@ def train(
         "leaks": _leaks(pairs, eval_pairs),
     }
     evaluation = tokenizer, eval_pairs, eval_answers, base.max_length
-    measured |= _measure(model, *evaluation, "before")
+    measured |= measure_before(model, *evaluation)
     trainer = _Trainer(
         model=model,
         args=training_arguments(folder, epochs, batch_size, learning_rate, seed, precision_for(model), **arguments),
@@ -132,7 +130,7 @@ def train(
     measured |= _run(trainer, longest, checkpoint)
     if any(isinstance(callback, StopOnInterrupt) and callback.interrupted for callback in callbacks):
         raise KeyboardInterrupt
-    measured |= _measure(model, *evaluation, "after")
+    measured |= measure_after(model, *evaluation)
     record = _record(trainer, name=folder.name, base=base.name, **measured)
     if isinstance(model, PeftModel):
         record = record.model_copy(update=_saved_adapter(model, folder, base))
@@ -148,28 +146,6 @@ def _leaks(pairs: Sequence[Pair], eval_pairs: Sequence[Pair]) -> int | None:
     if leaks.exact or leaks.near:
         warnings.warn(str(leaks), stacklevel=3)
     return leaks.exact
-
-
-def _measure(
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    answers: int,
-    max_length: int,
-    when: Literal["before", "after"],
-) -> dict[str, Any]:
-    """Measure the model on `pairs`, generating `answers` answers; return the fields of the record."""
-    if not pairs:
-        return {}
-    losses = held_out(model, tokenizer, pairs, max_length)
-    fields: dict[str, Any] = {f"ppl_{when}": losses.ppl}
-    asked = pairs[:answers]
-    if asked:
-        fields[f"scores_{when}"] = score_answers(model, tokenizer, asked)
-    if when == "after" and len({pair.output for pair in asked}) > 1:
-        own = HeldOut(losses.nll[:answers], losses.tokens[:answers])
-        fields["question_gain"] = question_control(model, tokenizer, asked, max_length, own=own).gain
-    return fields
 
 
 def _check_adapter(model: PeftModel) -> None:

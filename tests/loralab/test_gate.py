@@ -20,6 +20,7 @@ from loralab import (
     Scores,
     ability,
     answer,
+    answers,
     choose_base,
     data_path,
     encode_all,
@@ -34,6 +35,7 @@ from loralab import (
 )
 from loralab.answers import Answer
 from loralab.cli import app
+from loralab.evaluation import fingerprint
 from loralab.export import load_base
 from loralab.gate import gate, trial
 from loralab.gate.model_card import MARK, write_card
@@ -70,11 +72,32 @@ def _run(_honest, base, tokenizer, eval_pairs, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def _measured():
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def fewer_samples(monkeypatch):
-    """Time only: the gate measures 20 samples and 100 pairs."""
+def less_to_measure(_measured, monkeypatch):
+    """Time only: the gate measures 20 samples and 100 pairs, and the same weights once."""
+    measure = trial.measure
+
+    def remembered(model, tokenizer, pairs, *settings):
+        key = (
+            fingerprint(model),
+            tokenizer.chat_template,
+            digest(pairs),
+            settings,
+            ability.SAMPLES,
+            answers.generate_answers,
+        )
+        if key not in _measured:
+            _measured[key] = measure(model, tokenizer, pairs, *settings)
+        return _measured[key]
+
     monkeypatch.setattr(ability, "SAMPLES", 8)
     monkeypatch.setattr(ability, "MEASURED", 32)
+    monkeypatch.setattr(trial, "measure", remembered)
 
 
 @pytest.fixture
