@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from ..errors import GraderError
 from ..reports.class_stats import in_order
@@ -89,7 +89,7 @@ def write_roster(roster: Roster, course: Path) -> None:
         row = dict(zip(COLUMNS, astuple(entry), strict=True))
         row["name"] = spreadsheet_cell(entry.name)
         download = entry.download.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        row["download"] = UNSAFE.sub(lambda found: quote(found[0], safe=""), download)
+        row["download"] = UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), download)
         rows.append(row.values())
     try:
         write_table(course / FILE, COLUMNS, rows)
