@@ -228,7 +228,9 @@ def _one_value(
 
 def _fits(expression: str, layer: str, until: float) -> bool:
     try:
-        return regex.fullmatch(expression, layer, timeout=max(0.001, until - time.monotonic())) is not None
+        if (left := until - time.monotonic()) <= 0:  # each may be quick, and there may be thousands
+            raise TimeoutError
+        return regex.fullmatch(expression, layer, timeout=left) is not None
     except (regex.error, TimeoutError, RecursionError, MemoryError):
         raise Refused(
             f"{CONFIG_FILE}: {_format_value(expression)} is not a regular expression that can be read: name the target modules"
