@@ -33,7 +33,7 @@ def measure_bands(exercise: Exercise, base: Base, seeds: int, out: Path) -> tupl
         first = len(evidence) + 1
         folder = (out / base.name / exercise.id / _made_from(base, exercise) / f"seed-{first}").resolve()
         if not _all_recorded(next(_trained(exercise, folder, first))):
-            execute(exercise.solution, folder, asked_for(base), first, timeout=HOUR, progress=False)
+            execute(exercise.solution, folder, asked_for(base), first, timeout=HOUR)
         for seed, trained in enumerate(_trained(exercise, folder, first), start=first):
             evaluator = Evaluator(base, seed)
             evidence.append({run.name: evaluator.evaluate(run, trained[run.name]) for run in exercise.runs})
