@@ -15,7 +15,7 @@ from loralab.files import whole_folder
 
 from ..errors import BadSubmission, GraderError
 from ..submission.files import Parts, open_folder, walk
-from ..text import display_line, printable
+from ..text import display_line, listed, printable
 from .deadlines import CourseRules, read_rules
 from .downloads import Note, Upload, Uploaded, read_download
 from .guess import exercises_of, without_number
@@ -53,7 +53,7 @@ def collect(
         for one, files in of.items():
             yield from _bring(upload, one, files, course, roster, rules, times or {})
         if unknown:
-            names = display_line(", ".join("/".join(file.path) for file in unknown[:3]))
+            names = listed("/".join(file.path) for file in unknown)
             yield Note("left out", f"{_who(upload)}: {names}: cannot tell the exercise: name it with --exercise")
 
 
