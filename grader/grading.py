@@ -27,7 +27,7 @@ from .records.gradebook import ask_for_another_look, default_url, write_gradeboo
 from .records.ledger import Ledger
 from .reports.class_report import FEW, write_report
 from .reports.class_stats import in_order
-from .reports.exports import write_grades, write_results
+from .reports.exports import write_grades, write_results, write_texts
 from .reports.student_feedback import write_feedback
 from .reports.terminal import print_class, print_verdict
 from .sandbox.bubblewrap import available
@@ -35,7 +35,7 @@ from .sandbox.limits import GIB, Limits
 from .submission.find import SubmissionFolder, doubtful_names, find, left_out
 from .submission.intake import Submission
 from .submission.similarity import fingerprint
-from .term.audit import differences, draw_sample, share_of, write_audit
+from .term.audit import Audited, differences, draw_sample, share_of
 from .term.term import Term
 from .text import display_line, display_name, printable
 from .verdict import Verdict
@@ -181,7 +181,7 @@ def _audit(
             what = f"{display_name(one.student)}, {one.exercise}: {display_line(one.difference)}"
             say("[yellow]audit[/yellow]", what)
     differ = sum(bool(one.difference) for one in audited)
-    path = write_audit(audited, options.out)
+    path = write_texts(options.out / "audit.csv", Audited, audited)
     console.print(
         f"audited {len(sample)}, of which {differ} differ ({path}); no points were changed by it", highlight=False
     )

@@ -14,8 +14,8 @@ from loralab.files import write_whole
 from loralab.record import now
 
 from ..records.ledger import BANDS, Key, Ledger, decisive_code, decisive_parts
-from ..reports.exports import write_table
-from ..text import display_line, display_name, spreadsheet_cell
+from ..reports.exports import write_texts
+from ..text import display_line, display_name
 from ..verdict import Adjustment, Check, Verdict
 
 Kind = Literal["again", "points", "removed"]
@@ -204,9 +204,8 @@ def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
 
 
 def write_changes(changes: Sequence[Change], folder: Path) -> None:
-    """Write `changes.csv` and `changes.json`; a text that a spreadsheet would run is marked as text."""
-    rows = [[spreadsheet_cell(text) for text in astuple(one)] for one in changes]
-    write_table(folder / "changes.csv", [field.name for field in fields(Change)], rows)
+    """Write `changes.csv` and `changes.json`."""
+    write_texts(folder / "changes.csv", Change, changes)
     write_whole(folder / "changes.json", json.dumps([asdict(one) for one in changes], indent=1) + "\n")
 
 
