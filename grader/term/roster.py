@@ -75,8 +75,10 @@ def _entry(row: dict[str, str]) -> Entry:
         raise ValueError(f"lms {row['lms']!r}, late {row['late']!r}")
     if row["timestamp"]:
         datetime.fromisoformat(row["timestamp"])  # raises if it is no time
+    plain = row["name"].removeprefix("'")
+    name = plain if spreadsheet_cell(plain) == row["name"] else row["name"]  # without the mark that `write_roster` made
     download = unquote(row["download"])
-    return Entry(row["student"], row["name"], lms, row["exercise"], late, row["timestamp"], download, row["digest"])
+    return Entry(row["student"], name, lms, row["exercise"], late, row["timestamp"], download, row["digest"])
 
 
 def write_roster(roster: Roster, course: Path) -> None:
