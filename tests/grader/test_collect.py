@@ -366,6 +366,12 @@ def test_a_course_that_cannot_be_written_is_one_line(tmp_path, course, moodle_zi
     assert not (course / "submitted").exists()
 
 
+def test_a_folder_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path):
+    (tmp_path / "[autumn]").mkdir()
+    download = write_download(tmp_path / "m.zip", {moodle("Ann", 1, ZIP): packed()})
+    assert "[autumn]/students.csv" in collected(tmp_path / "[autumn]", download)[1].replace("\n", "")
+
+
 @pytest.mark.parametrize("content", [None, b"not a zip"])
 def test_a_download_that_cannot_be_read_is_one_line(course, tmp_path, content):
     if content:
