@@ -15,9 +15,9 @@ from nbgrader import utils
 
 from ..exercises import ABOUT, Exercise
 from ..text import code_block, display
-from .rebuild import joined
+from .rebuild import MAX_SOURCE, joined
 
-MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters per cell, characters per output
+MAX_TEXT = 20_000  # characters per output
 MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
 MAX_SIDE, MAX_PIXELS = 20_000, 40_000_000  # a browser takes four bytes for each, however small the file is
