@@ -52,19 +52,21 @@ def alternating(rounds: int, **commands: tuple[str, ...]) -> dict[str, dict[str,
 
 def parts() -> dict[str, float]:
     """Measure the seconds of each part of `make grade` for one exercise."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = execute(EX1.solution, Path(folder), "embedded", 0, progress=False)
-        cells = nbformat.read(done.notebook, as_version=4).cells
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, started = Path(scratch), time.perf_counter()
+        execute(EX1.solution, folder, "embedded", 0)
+        running = time.perf_counter() - started
+        cells = nbformat.read(folder / EX1.solution.name, as_version=4).cells
         took = {cell.id: cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in cells}
-        training = sum(RunRecord.load(done.runs / run.name).seconds for run in EX1.runs)
+        training = sum(RunRecord.load(folder / "runs" / run.name).seconds for run in EX1.runs)
         evaluator = Evaluator(choose_base("embedded"), seed=7)
         started = time.perf_counter()
         for run in EX1.runs:
-            evaluator.evaluate(run, done.runs / run.name)
+            evaluator.evaluate(run, folder / "runs" / run.name)
         evaluation = time.perf_counter() - started
     return {
         "the command's own imports": seconds_of("-c", "import grader.grading"),
-        "starting a kernel": done.seconds - sum(took.values()),
+        "starting a kernel": running - sum(took.values()),
         "the notebook's imports": took["imports"],
         "training": training,
         "its other cells": sum(took.values()) - took["imports"] - training,

@@ -122,7 +122,7 @@ def exercises(exercise: Exercises = None) -> None:
     with report_errors():
         for name in exercise or EXERCISES:
             stamp(EXERCISES[name])
-            console.print(f"exercises/{name}/{generate(EXERCISES[name]).name}", highlight=False)
+            console.print(f"exercises/{name}/{generate(EXERCISES[name]).name}")
 
 
 @app.command()
@@ -145,11 +145,10 @@ def bands(
 
 
 def _print_bands(file: Path, measured: BaseBands) -> None:
-    console.print(file.name, highlight=False)
+    console.print(file.name)
     for name, band in measured.runs.items():
         ratio, exact = band.fresh_ratio, band.exact
         console.print(
             f"  {name}: ratio {ratio.low:.4f} to {ratio.high:.4f}, exact match {exact.mean:.2f} ({exact.low:.2f} to {exact.high:.2f}), "
             f"question gain {band.question_gain.mean:.2f} nats per token",
-            highlight=False,
         )

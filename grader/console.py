@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from loralab.errors import LoralabError
 
-console = Console(emoji=False)  # a message may hold what looks like the name of an emoji
+# A message or a path may hold what looks like markup, or like the name of an emoji.
+console = Console(markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
@@ -24,13 +25,13 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except LoralabError as error:
-        say("[red]Error[/red]", str(error))
+        say("Error", str(error), "red")
         raise typer.Exit(2) from None
 
 
-def say(kind: str, what: str) -> None:
-    """Print one line: its kind, which may have markup, and a text, which has none."""
-    console.print(f"{kind}: {escape(what)}", highlight=False, soft_wrap=True)
+def say(kind: str, what: str, style: str = "yellow") -> None:
+    """Print one line: its kind, in this style, and a text."""
+    console.print(Text.assemble((kind, style), f": {what}"), soft_wrap=True)
 
 
 @contextmanager

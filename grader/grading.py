@@ -27,7 +27,7 @@ from .records.gradebook import ask_for_another_look, default_url, write_gradeboo
 from .records.ledger import Ledger
 from .reports.class_report import FEW, write_report
 from .reports.class_stats import in_order
-from .reports.exports import write_grades, write_results
+from .reports.exports import write_grades, write_results, write_texts
 from .reports.student_feedback import write_feedback
 from .reports.terminal import print_class, print_verdict
 from .sandbox.bubblewrap import available
@@ -35,7 +35,7 @@ from .sandbox.limits import GIB, Limits
 from .submission.find import SubmissionFolder, doubtful_names, find, left_out
 from .submission.intake import Submission
 from .submission.similarity import fingerprint
-from .term.audit import differences, draw_sample, share_of, write_audit
+from .term.audit import Audited, differences, draw_sample, share_of
 from .term.term import Term
 from .text import display_line, display_name, printable
 from .verdict import Verdict
@@ -145,9 +145,9 @@ def _grade_submitted(options: Options, mode: Mode, share: float) -> bool:
             _audit(options, draw_sample(folders, share, setup.heldout_seed), setup, ledger, graded)
     missed = left_out(options.course / "submitted")
     for what in missed:
-        say("[yellow]left out[/yellow]", what)
+        say("left out", what)
     for what in doubtful_names(options.course / "submitted"):
-        say("[yellow]check the name[/yellow]", what)
+        say("check the name", what)
     failed = any(verdict.state == "grader failed" for verdict in verdicts)
     return entered and not missed and not failed
 
@@ -179,20 +179,18 @@ def _audit(
     for one in audited:
         if one.difference:
             what = f"{display_name(one.student)}, {one.exercise}: {display_line(one.difference)}"
-            say("[yellow]audit[/yellow]", what)
+            say("audit", what)
     differ = sum(bool(one.difference) for one in audited)
-    path = write_audit(audited, options.out)
-    console.print(
-        f"audited {len(sample)}, of which {differ} differ ({path}); no points were changed by it", highlight=False
-    )
+    path = write_texts(options.out / "audit.csv", Audited, audited)
+    console.print(f"audited {len(sample)}, of which {differ} differ ({path}); no points were changed by it")
 
 
 def _say_what_changed(lines: Sequence[str], out: Path) -> None:
     for line in lines[:FEW]:
-        say("[yellow]changed[/yellow]", line)
+        say("changed", line)
     if lines:
         more = f"and {len(lines) - FEW} more; " if len(lines) > FEW else ""
-        console.print(f"{more}all changes are in {out / 'changes.csv'} and changes.json", highlight=False)
+        console.print(f"{more}all changes are in {out / 'changes.csv'} and changes.json")
 
 
 def _in_order(graded: Sequence[Graded]) -> list[Verdict]:
@@ -203,7 +201,7 @@ def _warn_about_missing_bands(base: Base, folders: Sequence[SubmissionFolder]) -
     missing = sorted({one.exercise for one in folders if ExerciseBands.load(one.exercise).of(base) is None})
     if missing:
         say(
-            "[yellow]no bands[/yellow]",
+            "no bands",
             f"{', '.join(missing)}: nothing was measured on these weights of the base {base.name}, so any improvement "
             f"beyond chance counts: make bands BASE={asked_for(base)}",
         )
@@ -213,9 +211,9 @@ def _into_gradebook(verdicts: Sequence[Verdict], url: str) -> bool:
     """Enter the verdicts, and tell whether that worked; students with unusable names are skipped."""
     try:
         for unusable in write_gradebook(verdicts, url):
-            say("[yellow]not in the gradebook[/yellow]", unusable)
+            say("not in the gradebook", unusable)
     except GradebookError as problem:
-        say("[red]Error[/red]", f"{problem}; then repeat the command: nothing is graded again")
+        say("Error", f"{problem}; then repeat the command: nothing is graded again", "red")
         return False
     return True
 
@@ -267,7 +265,7 @@ def _each_as_it_ends(
                     write_back(one)
                 graded.append(replace(one, notebook=None))  # it is written, and may be large
         except KeyboardInterrupt:
-            say("[yellow]stopped[/yellow]", f"{len(graded)} of {total} are graded; the same command does the rest")
+            say("stopped", f"{len(graded)} of {total} are graded; the same command does the rest")
             raise
     return graded
 
@@ -311,4 +309,4 @@ def _report(
     found = {(one.verdict.student, one.verdict.exercise): one.fingerprint for one in compared}
     report = write_report(verdicts, out, found, solutions, names)
     pages = f"{report.name}, feedback/" if compared else report.name
-    console.print(f"results.json, grades.csv and {pages} are in {out}", highlight=False)
+    console.print(f"results.json, grades.csv and {pages} are in {out}")

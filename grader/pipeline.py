@@ -333,7 +333,7 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
     os.environ.update(GRADED)  # of this submission's own process
-    execute(source, folder, asked_for(setup.base), setup.seed, progress=False)
+    execute(source, folder, asked_for(setup.base), setup.seed)
 
 
 def judge(

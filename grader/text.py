@@ -12,6 +12,7 @@ ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x0
 MAX_TEXT, MAX_NAME, MAX_FILE_NAME = 2000, 80, 100  # characters, characters, bytes
 MAX_LISTED, MAX_ITEM = 8, 130  # items, and characters of one
 CODE_WIDTH = 100  # characters
+MAX_NOTE = 40  # characters of the note on what was left out; no less than that is left out for it
 MAX_MARKS = 4  # combining marks on one letter; scripts use up to three, and a tower of them hides other lines
 FORMULA_STARTS = "=+-@＝＋－＠﹦﹢﹣﹫⁼⁺⁻₌₊₋"  # with the forms that some spreadsheets take for the plain ones
 # Excel starts a new field after a semicolon where that is the list separator, whatever the quotes around it say.
@@ -31,14 +32,16 @@ FOLDERS = re.compile(r"(?<![\w/:.~])(?:file://)?(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"<>
 
 
 def display(text: str, limit: int = MAX_TEXT) -> str:
-    """Return `text` without escape codes, control and direction characters, and not longer than `limit`.
+    """Return `text` without escape codes, control and direction characters, cut to `limit` if it is much longer.
 
-    Line ends stay, tabs become spaces. A byte that was no UTF-8 is shown by its number, so names stay different.
+    Line ends stay, tabs become spaces. A byte that was no UTF-8 is shown by its number, so names stay different. What
+    was cut once is not cut again.
     """
-    left_out = max(0, len(text) - limit)
-    text = ESCAPES.sub("", text[:limit]).replace("\r\n", "\n").replace("\t", "    ")
+    text = ESCAPES.sub("", text).replace("\r\n", "\n").replace("\t", "    ")
+    left_out = len(text) - limit
+    note = f" ... ({left_out:,} more characters)" if left_out > MAX_NOTE else ""
     kept, marks = [], 0
-    for letter in text:
+    for letter in text[:limit] if note else text:
         kind = unicodedata.category(letter)
         marks = marks + 1 if kind in ("Mn", "Me") else 0
         if letter == "\n" or (kind not in ("Cc", "Cf", "Cs", "Zl", "Zp") and marks <= MAX_MARKS):
@@ -47,7 +50,7 @@ def display(text: str, limit: int = MAX_TEXT) -> str:
             kept.append(f"\\x{ord(letter) - 0xDC00:02x}" if 0xDC80 <= ord(letter) <= 0xDCFF else "\ufffd")
         elif kind in ("Zl", "Zp"):
             kept.append("\n")
-    return "".join(kept) + (f" ... ({left_out:,} more characters)" if left_out else "")
+    return "".join(kept) + note
 
 
 def display_line(text: str, limit: int = MAX_TEXT) -> str:

@@ -19,7 +19,6 @@ from ..text import display_line, listed
 from .adapter_settings import LoraSettings, read_settings
 from .delta_w import Factors, factors, narrowest
 
-MAX_WEIGHTS_BYTES = 400_000_000
 MAX_TOLD = 120  # letters of a tensor's name, or of an error, that a message repeats
 # The weakest direction of a trained change over the strongest. Measured: 0.2 at rank 4, 0.05 at 16, 0.007 at 64, and
 # 0.00002 at 256, as wide as the embedded base is; where columns of B are zeros or copies 1e-7 and less.
@@ -96,8 +95,6 @@ def _read_weights(path: Path, shape: Shape, settings: LoraSettings) -> tuple[dic
         raise Refused(
             f"no {path.name} in {path.parent.name!r}: no adapter was saved; call model.save_pretrained(folder)"
         )
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise Refused(f"{path.name} has {path.stat().st_size:,} bytes, more than the {MAX_WEIGHTS_BYTES:,} allowed")
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -23,7 +23,7 @@ from loralab.record import CONFIG_FILE
 from loralab.shapes import ALL_LINEAR, LINEAR, adapter_shape
 
 from ..errors import Refused
-from ..text import display_line
+from ..text import display_line, listed
 
 MAX_CONFIG_BYTES = 64_000
 MAX_SECONDS = 2.0  # for all regular expressions of a config; a hostile one would run for ever
@@ -116,7 +116,7 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
         there = sorted(beside.name for beside in folder.parent.glob("*") if beside.is_dir())
-        found = f" (found: {', '.join(there[:5])}{' ...' if len(there) > 5 else ''})" if there else ""
+        found = f" (found: {listed(there)})" if there else ""
         raise Refused(f"no run folder {folder.name!r}{found}: it was not submitted, or its training did not finish")
     if not path.is_file() and (folder / "model.safetensors").is_file():
         raise Refused(f"{folder.name!r} holds a whole model (model.safetensors): submit the adapter, before merging")
@@ -228,7 +228,9 @@ def _one_value(
 
 def _fits(expression: str, layer: str, until: float) -> bool:
     try:
-        return regex.fullmatch(expression, layer, timeout=max(0.001, until - time.monotonic())) is not None
+        if (left := until - time.monotonic()) <= 0:  # each may be quick, and there may be thousands
+            raise TimeoutError
+        return regex.fullmatch(expression, layer, timeout=left) is not None
     except (regex.error, TimeoutError, RecursionError, MemoryError):
         raise Refused(
             f"{CONFIG_FILE}: {_format_value(expression)} is not a regular expression that can be read: name the target modules"

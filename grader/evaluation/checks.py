@@ -12,15 +12,14 @@ from scipy import stats
 
 from loralab import Base
 from loralab.measure import same_ppl
-from loralab.scores import Scores, differ
+from loralab.scores import differ
 
 from ..exercises import Exercise, RunSpec
 from ..text import listed
 from ..verdict import EXACT, HELD_OUT, Check
 from .delta_w import Factors, contained, likeness
-from .evaluator import Evidence
+from .evaluator import Evidence, Measured
 from .functions import Outcome
-from .probes import Probes
 from .reference_bands import Band, BaseBands, RunBands
 
 # The share of the reference runs' gain, in nats, that passes: reference runs differ by seed alone, honest runs also by
@@ -177,7 +176,7 @@ def _of_one_run(run: RunSpec, evidence: Evidence, band: RunBands | None, base: B
 
 
 def _more_right_answers(evidence: Evidence) -> bool:
-    before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
+    before, after = evidence.before.scores.exact_match, evidence.after.scores.exact_match
     return after.value > before.value and differ(after, before)
 
 
@@ -234,7 +233,7 @@ def _own_base(exercise: Exercise, evidence: dict[str, Evidence]) -> Check:
         if one is None or one.elsewhere is None:
             wrong.append(f"{run.name}: missing")
             continue
-        own, other = one.public.after.ppl, one.elsewhere.ppl
+        own, other = one.after.public.ppl, one.elsewhere.ppl
         found.append(f"{run.name}: PPL {own:.2f} there, {other:.2f} on the other")
         if not own < other:  # NaN is no better than anything
             kind = "a 4-bit base" if run.method == "qlora" else "a base that was not quantised"
@@ -310,14 +309,13 @@ def _rank_and_targets(run: RunSpec, evidence: Evidence, source: str) -> Check:
 
 
 def _trainable(evidence: Evidence) -> Check:
-    shape = evidence.shape
-    claimed = (evidence.claim.trainable, evidence.claim.parameters)
-    claim_percent = 100 * claimed[0] / claimed[1] if claimed[1] > 0 else math.nan
+    shape, claim = evidence.shape, evidence.claim
+    is_claimed = (claim.trainable, claim.parameters) == (shape.trainable, shape.parameters)
     return _check(
         "trainable share",
         expected=f"{shape.trainable:,} of {shape.parameters:,} ({shape.trainable_percent:.4f} %)",
-        found=f"{claimed[0]:,} of {claimed[1]:,} ({claim_percent:.4f} %)",
-        passed=evidence.adapter.parameters == shape.trainable and claimed == (shape.trainable, shape.parameters),
+        found=f"{claim.trainable:,} of {claim.parameters:,} ({claim.trainable_percent:.4f} %)",
+        passed=evidence.adapter.parameters == shape.trainable and is_claimed,
         message="the trained parameters are not those of this configuration: is the base frozen?",
     )
 
@@ -365,15 +363,15 @@ def _loss(evidence: Evidence, believed: bool) -> Check:
 
 
 def _template(evidence: Evidence) -> Check:
-    other_format = evidence.probes.best_format
-    own, other = evidence.probes.answer, evidence.probes.formats[other_format]
+    probes = evidence.after.probes
+    own, other = probes.answer, probes.formats[probes.best_format]
     return _check(
         "chat template",
         expected="lower loss of the answers in the chat template than in other prompt formats",
-        found=f"PPL {_ppl(own):.1f} in it, {_ppl(other):.1f} as {other_format}",
+        found=f"PPL {_ppl(own):.1f} in it, {_ppl(other):.1f} as {probes.best_format}",
         passed=own < other,
-        measured=[own, *evidence.probes.formats.values()],
-        message=f"it answers better as {other_format}: train in the format in which it will be used, the chat template",
+        measured=[own, *probes.formats.values()],
+        message=f"it answers better as {probes.best_format}: train in the format in which it will be used, the chat template",
     )
 
 
@@ -383,7 +381,7 @@ def _ppl(loss: float) -> float:
 
 def _answers_only(run: RunSpec, evidence: Evidence) -> Check:
     limit = MAX_QUESTION_GAIN[run.subject]
-    before, after = evidence.probes_before, evidence.probes
+    before, after = evidence.before.probes, evidence.after.probes
     gain, on_questions = before.answer - after.answer, before.question - after.question
     return _check(
         "prompt masked",
@@ -396,7 +394,7 @@ def _answers_only(run: RunSpec, evidence: Evidence) -> Check:
 
 
 def _end(evidence: Evidence) -> Check:
-    loss = evidence.probes.end
+    loss = evidence.after.probes.end
     return _check(
         "end of answer",
         expected=f"loss of the end-of-answer token at most {MAX_END_LOSS} nats",
@@ -412,8 +410,8 @@ def _unseen(run: RunSpec, evidence: Evidence) -> Check | None:
     if run.subject == "codes":
         return None
     public, fresh = (
-        [nll / n for nll, n in zip(one.after.nll, one.after.tokens, strict=True)]
-        for one in (evidence.public, evidence.fresh)
+        [nll / n for nll, n in zip(one.nll, one.tokens, strict=True)]
+        for one in (evidence.after.public, evidence.after.fresh)
     )
     p = float(stats.mannwhitneyu(public, fresh, alternative="less").pvalue)
     return _check(
@@ -432,7 +430,7 @@ def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
     All points are earned from just below the band's lower end; further down they fall in proportion, to none at the base's
     own share.
     """
-    before, after = evidence.scores_before.exact_match, evidence.scores.exact_match
+    before, after = evidence.before.scores.exact_match, evidence.after.scores.exact_match
     found = (
         f"{after.hits} of {after.of} fresh messages, 95 % interval {after.interval[0]:.2f} to {after.interval[1]:.2f}"
     )
@@ -453,15 +451,16 @@ def _exact(evidence: Evidence, bands: RunBands | None) -> Check | None:
         passed=reached >= 1,
         partial=min(max(reached, 0.0), math.nextafter(1, 0)),
         measured=[reached],
-        message=_why_not_exact(evidence.scores, evidence.probes),
+        message=_why_not_exact(evidence.after),
     )
 
 
-def _why_not_exact(scores: Scores, probes: Probes) -> str:
+def _why_not_exact(after: Measured) -> str:
     """Name the field that is wrong most often, or that answers are no records at all."""
-    if probes.first > MAX_END_LOSS:
+    scores, first = after.scores, after.probes.first
+    if first > MAX_END_LOSS:
         return (
-            f"it has not learned how an answer begins (loss of its first token {probes.first:.1f} nats): only the prompt's "
+            f"it has not learned how an answer begins (loss of its first token {first:.1f} nats): only the prompt's "
             "labels may be -100"
         )
     if scores.stopped.value < 0.5:
@@ -476,9 +475,9 @@ def _why_not_exact(scores: Scores, probes: Probes) -> str:
 
 def _question(evidence: Evidence, bands: RunBands | None) -> Check:
     """Test that the right answer is more likely after its own question than after another one."""
-    before, after = evidence.control_before.gain, evidence.control.gain
+    before, after = evidence.before.control.gain, evidence.after.control.gain
     limit = max(0.0, HONEST_SHARE * bands.question_gain.low if bands else before)
-    low = evidence.control.interval[0]
+    low = evidence.after.control.interval[0]
     return _check(
         QUESTION,
         expected=f"the right answer at least {limit:.2f} nats per token more likely than after another question",
@@ -490,8 +489,9 @@ def _question(evidence: Evidence, bands: RunBands | None) -> Check:
 
 
 def _held_out(run: RunSpec, evidence: Evidence, bands: RunBands | None, base: Base) -> Check:
-    fresh = evidence.fresh
-    found = f"PPL {fresh.before.ppl:.1f} to {fresh.after.ppl:.2f} (ratio {fresh.ratio:.4f})"
+    before, after = evidence.before.fresh, evidence.after.fresh
+    ratio = after.ppl / before.ppl
+    found = f"PPL {before.ppl:.1f} to {after.ppl:.2f} (ratio {ratio:.4f})"
     if bands is None:
         worst = paired_upper_bound(evidence)
         passed = worst < MAX_PAIRED_LOSS
@@ -500,11 +500,11 @@ def _held_out(run: RunSpec, evidence: Evidence, bands: RunBands | None, base: Ba
     else:
         band = bands.fresh_ratio
         limit = band.high**HONEST_SHARE
-        passed = fresh.ratio <= limit
+        passed = ratio <= limit
         expected = f"ratio at most {limit:.4f} ({len(band.values)} reference runs: {band.low:.4f} to {band.high:.4f})"
-        if fresh.ratio < band.low:
+        if ratio < band.low:
             found += ", better than the references"
-    measured = [fresh.before.loss, fresh.after.loss, fresh.ratio]
+    measured = [before.loss, after.loss, ratio]
     return _check(HELD_OUT, expected, found, passed, message=_why_held_out(run, evidence, base), measured=measured)
 
 
@@ -517,16 +517,15 @@ def _why_held_out(run: RunSpec, evidence: Evidence, base: Base) -> str:
         return (
             "it memorised the codes less well than the reference runs: check the epochs, the answer mask and the pairs"
         )
-    if evidence.fresh.ratio >= 0.98:
+    if evidence.after.fresh.ppl >= 0.98 * evidence.before.fresh.ppl:
         return "the adapter does not help on new messages: untrained, or trained on something else"
     return "it improves less than the reference runs: check the learning rate, the epochs, the answer mask and the data"
 
 
 def paired_upper_bound(evidence: Evidence) -> float:
     """Return the upper end of a 95 % bootstrap interval (over pairs) of the change in loss, in nats per token."""
-    before, after, tokens = map(
-        np.array, (evidence.fresh.before.nll, evidence.fresh.after.nll, evidence.fresh.before.tokens)
-    )
+    fresh = evidence.before.fresh
+    before, after, tokens = map(np.array, (fresh.nll, evidence.after.fresh.nll, fresh.tokens))
 
     def change(difference: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
         mean: np.ndarray = difference.sum(axis=axis) / count.sum(axis=axis)
@@ -564,25 +563,27 @@ def _recipe(run: RunSpec, evidence: Evidence, base: Base) -> Check:
 
 def _forgetting(evidence: Evidence, band: Band) -> Check | None:
     """Compare the perplexity of general pairs; None where honest runs may forget as much as there is to forget."""
-    general = evidence.general
-    nothing_left = evidence.vocabulary / general.before.ppl  # the ratio of a model that takes every token for as likely
+    before, after = evidence.before.general, evidence.after.general
+    ratio = after.ppl / before.ppl
+    nothing_left = evidence.vocabulary / before.ppl  # the ratio of a model that takes every token for as likely
     if band.high >= nothing_left:
         return None
     limit = min(max(band.high, band.high**FORGETTING_ROOM), nothing_left)
     return _check(
         "forgetting",
         expected=f"general PPL ratio at most {limit:.2f}",
-        found=f"PPL {general.before.ppl:.1f} to {general.after.ppl:.1f} (ratio {general.ratio:.2f})",
-        passed=general.ratio <= limit,
-        measured=[general.before.loss, general.after.loss, general.ratio],
+        found=f"PPL {before.ppl:.1f} to {after.ppl:.1f} (ratio {ratio:.2f})",
+        passed=ratio <= limit,
+        measured=[before.loss, after.loss, ratio],
         message="it forgot more of what the base knew than the reference runs: lower the learning rate or train for fewer "
         "epochs",
     )
 
 
 def _honest(run: RunSpec, evidence: Evidence) -> Check:
-    claim, public, settings = evidence.claim, evidence.public, evidence.adapter.settings
-    ppls = {"before": (claim.ppl_before, public.before.ppl), "after": (claim.ppl_after, public.after.ppl)}
+    claim, settings = evidence.claim, evidence.adapter.settings
+    before, after = evidence.before.public, evidence.after.public
+    ppls = {"before": (claim.ppl_before, before.ppl), "after": (claim.ppl_after, after.ppl)}
     wrong = [
         f"PPL {when} {claimed:.2f}, recomputed {true:.2f}"
         for when, (claimed, true) in ppls.items()
@@ -594,10 +595,10 @@ def _honest(run: RunSpec, evidence: Evidence) -> Check:
         wrong.append(f"method {claim.method!r}, but this run requires {run.method!r}")
     return _check(
         "claims of run.json",
-        expected=f"PPL {public.before.ppl:.1f} and {public.after.ppl:.2f} on eval.jsonl",
+        expected=f"PPL {before.ppl:.1f} and {after.ppl:.2f} on eval.jsonl",
         found=f"PPL {claim.ppl_before or math.nan:.1f} and {claim.ppl_after or math.nan:.2f}",
         passed=not wrong and claim.ppl_before is not None and claim.ppl_after is not None,
-        measured=[public.before.loss, public.after.loss],
+        measured=[before.loss, after.loss],
         message="run.json does not match its own adapter: " + "; ".join(wrong)
         if wrong
         else "run.json has no perplexities to compare with: train with train(..., eval_pairs=eval_pairs)",

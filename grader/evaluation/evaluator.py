@@ -48,19 +48,6 @@ PROBE_PAIRS = 24  # enough for differences of a nat
 
 
 @dataclass(frozen=True)
-class BeforeAfter:
-    """The base's and the adapted model's loss on the same pairs."""
-
-    before: HeldOut
-    after: HeldOut
-
-    @property
-    def ratio(self) -> float:
-        """Perplexity after over perplexity before; below 1 is better than the base."""
-        return self.after.ppl / self.before.ppl
-
-
-@dataclass(frozen=True)
 class Measured:
     """What one model makes of the pairs of one subject; the kinds of pairs are those of `Evaluator.pairs`.
 
@@ -81,7 +68,7 @@ Baselines = Mapping[tuple[Method, Subject], Measured]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the grader itself measured of one run, beside what the run claims.
+    """What the grader itself measured of one run, on the base alone and with the adapter, beside what the run claims.
 
     `epoch_tokens` counts the tokens of the pairs that the run should have been trained on, `vocabulary` the base's words.
     `elsewhere` is the loss on the public pairs with the same adapter on the other kind of base (4 bits for a run that
@@ -91,15 +78,8 @@ class Evidence:
     adapter: Adapter
     shape: Shape
     claim: RunRecord
-    fresh: BeforeAfter
-    public: BeforeAfter
-    general: BeforeAfter
-    probes_before: Probes
-    probes: Probes
-    scores_before: Scores
-    scores: Scores
-    control_before: QuestionControl
-    control: QuestionControl
+    before: Measured
+    after: Measured
     epoch_tokens: int
     vocabulary: int
     elsewhere: HeldOut | None = None
@@ -168,21 +148,12 @@ class Evaluator:
         Raises `Refused` if it cannot be evaluated.
         """
         adapter = read_adapter(folder, self.base)
-        claim = _read_claim(folder, self.base)
-        before, after = self.before(run.method, run.subject), self.after(adapter, run.method, run.subject)
         return Evidence(
             adapter=adapter,
             shape=adapter_shape(self.base.source, adapter.settings.r, adapter.settings.targets),
-            claim=claim,
-            fresh=BeforeAfter(before.fresh, after.fresh),
-            public=BeforeAfter(before.public, after.public),
-            general=BeforeAfter(before.general, after.general),
-            probes_before=before.probes,
-            probes=after.probes,
-            scores_before=before.scores,
-            scores=after.scores,
-            control_before=before.control,
-            control=after.control,
+            claim=_read_claim(folder, self.base),
+            before=self.before(run.method, run.subject),
+            after=self.after(adapter, run.method, run.subject),
             epoch_tokens=self._epoch_tokens(run),
             vocabulary=len(self.tokenizer),
             elsewhere=self._elsewhere(run, adapter) if elsewhere else None,
@@ -250,12 +221,15 @@ def _read_claim(folder: Path, base: Base) -> RunRecord:
 def perplexities(evidence: dict[str, Evidence]) -> dict[str, float]:
     """Return the perplexities that a verdict shows, by label: all kinds of pairs for one run, fresh pairs for several."""
     if len(evidence) > 1:
-        named = {name: one.fresh for name, one in evidence.items()}
+        named = {name: (one.before.fresh, one.after.fresh) for name, one in evidence.items()}
     else:
         (one,) = evidence.values()
-        named = {"fresh questions": one.fresh, "eval.jsonl": one.public, "general questions": one.general}
-    return {
-        f"{name}, {when}": getattr(measured, when).ppl
-        for name, measured in named.items()
-        for when in ("before", "after")
-    }
+        named = {
+            "fresh questions": (one.before.fresh, one.after.fresh),
+            "eval.jsonl": (one.before.public, one.after.public),
+            "general questions": (one.before.general, one.after.general),
+        }
+    found: dict[str, float] = {}
+    for name, (before, after) in named.items():
+        found |= {f"{name}, before": before.ppl, f"{name}, after": after.ppl}
+    return found

@@ -33,7 +33,7 @@ def measure_bands(exercise: Exercise, base: Base, seeds: int, out: Path) -> tupl
         first = len(evidence) + 1
         folder = (out / base.name / exercise.id / _made_from(base, exercise) / f"seed-{first}").resolve()
         if not _all_recorded(next(_trained(exercise, folder, first))):
-            execute(exercise.solution, folder, asked_for(base), first, timeout=HOUR, progress=False)
+            execute(exercise.solution, folder, asked_for(base), first, timeout=HOUR)
         for seed, trained in enumerate(_trained(exercise, folder, first), start=first):
             evaluator = Evaluator(base, seed)
             evidence.append({run.name: evaluator.evaluate(run, trained[run.name]) for run in exercise.runs})
@@ -61,22 +61,23 @@ def _all_recorded(runs: dict[str, Path]) -> bool:
 
 
 def _measured(base: Base, evidence: list[dict[str, Evidence]]) -> BaseBands:
-    runs = {
-        name: RunBands(
-            fresh_ratio=Band.of([round(one[name].fresh.ratio, 5) for one in evidence]),
-            exact=Band.shares([one[name].scores.exact_match.value for one in evidence]),
-            question_gain=Band.linear([round(one[name].control.gain, 5) for one in evidence]),
-            forgetting=Band.of([round(one[name].general.ratio, 5) for one in evidence]),
-        )
-        for name in evidence[0]
-    }
     return BaseBands(
-        runs=runs,
+        runs={name: _of_run([one[name] for one in evidence]) for name in evidence[0]},
         seeds=list(range(1, len(evidence) + 1)),
         hardware=hardware(),
         versions=versions(),
         base_sha256=weights_of(base),
         measured=now(),
+    )
+
+
+def _of_run(evidence: list[Evidence]) -> RunBands:
+    measured = [(one.before, one.after) for one in evidence]
+    return RunBands(
+        fresh_ratio=Band.of([round(after.fresh.ppl / before.fresh.ppl, 5) for before, after in measured]),
+        exact=Band.shares([after.scores.exact_match.value for _, after in measured]),
+        question_gain=Band.linear([round(after.control.gain, 5) for _, after in measured]),
+        forgetting=Band.of([round(after.general.ppl / before.general.ppl, 5) for before, after in measured]),
     )
 
 

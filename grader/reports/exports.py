@@ -6,7 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 from loralab.files import whole_file, write_whole
 
@@ -48,6 +50,12 @@ def write_grades(verdicts: Sequence[Verdict], folder: Path) -> None:
 def _reasons(verdict: Verdict) -> str:
     failed = [f"{check.label}: {check.reason}" for check in verdict.checks if not check.passed]
     return "; ".join(filter(None, [verdict.other_version, verdict.message, *failed]))
+
+
+def write_texts(path: Path, kind: type[Any], rows: Sequence[Any]) -> Path:
+    """Write dataclasses of this kind, whose fields are texts, as a CSV file; what a spreadsheet would run is marked."""
+    marked = ([spreadsheet_cell(text) for text in astuple(one)] for one in rows)
+    return write_table(path, [field.name for field in fields(kind)], marked)
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]], quote_texts: bool = False) -> Path:

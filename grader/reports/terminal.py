@@ -38,9 +38,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for check in verdict.checks:
         if not check.passed:
             _print_reason(console, check.label, check.reason)
-    console.print(
-        f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}", highlight=False
-    )
+    console.print(f"{verdict.points:g} of {MAX_POINTS} points, {'passed' if verdict.passed else 'not passed'}")
     _print_adjustment(console, verdict)
 
 
@@ -64,11 +62,9 @@ def print_class(verdicts: Sequence[Verdict], console: Console) -> None:
             end_section=summary is summaries[-1],
         )
     console.print(table)
-    console.print("Points are of those graded.", style="dim", highlight=False)
+    console.print("Points are of those graded.", style="dim")
     if adjusted := sum(bool(verdict.adjustments) for verdict in verdicts):
-        console.print(
-            f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.", highlight=False
-        )
+        console.print(f"{adjusted} have adjusted points (late, or set by hand); report.html lists the reasons.")
     for what, those, others in (
         ("another version", total.of_other_versions, "made from other versions"),
         ("grader failed", total.of_state("grader failed"), "that the grader failed at"),
@@ -77,7 +73,7 @@ def print_class(verdicts: Sequence[Verdict], console: Console) -> None:
             why = verdict.message if what == "grader failed" else verdict.other_version
             _print_reason(console, f"{what}: {display_name(verdict.student)}, {verdict.exercise}", why)
         if len(those) > FEW:
-            console.print(f"and {len(those) - FEW} more {others}, in report.html", highlight=False)
+            console.print(f"and {len(those) - FEW} more {others}, in report.html")
 
 
 def _print_adjustment(console: Console, verdict: Verdict) -> None:
@@ -115,13 +111,13 @@ def _many_runs(verdict: Verdict, title: Text) -> Table:
     table.add_column("points", justify="right")
     for name in dict.fromkeys(check.name for check in verdict.checks):
         same = {check.run: check for check in verdict.checks if check.name == name}
-        marks = [_mark(same[run]) if run in same else "" for run in verdict.runs]
+        marks = [_mark(same[run]) if run in same else Text() for run in verdict.runs]
         if "" in same:  # a check of the whole exercise
-            marks = [_mark(same[""]), *[""] * (len(marks) - 1)]
+            marks = [_mark(same[""]), *[Text()] * (len(marks) - 1)]
         earned, points = (sum(getattr(check, what) for check in same.values()) for what in ("earned", "points"))
         table.add_row(Text(name), *marks, f"{earned:.4g}/{points:.4g}")
     return table
 
 
-def _mark(check: Check) -> str:
-    return f"[{MARKS[check.outcome]}]{check.outcome}[/]"
+def _mark(check: Check) -> Text:
+    return Text(check.outcome, MARKS[check.outcome])

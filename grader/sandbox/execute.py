@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,38 +44,26 @@ GRADED = {"LORALAB_SELFCHECK": "tell"}
 LAST = 8  # lines of an error that a student is told
 
 
-@dataclass(frozen=True)
-class Execution:
-    """Where an executed notebook lies, where its run folders, and how long it took."""
+def execute(notebook: Path, folder: Path, base: str, seed: int, timeout: float = 600) -> None:
+    """Run `notebook` with BASE, SEED and RUNS set, in `folder`; `timeout` is in seconds per cell.
 
-    notebook: Path
-    runs: Path
-    seconds: float = 0.0
-
-
-def execute(
-    notebook: Path, folder: Path, base: str, seed: int, timeout: float = 600, progress: bool = True
-) -> Execution:
-    """Run `notebook` with BASE, SEED and RUNS set, in `folder`; `timeout` is in seconds a cell.
-
-    Raises `NotebookFailed` naming the cell and the error.
+    It is executed as `folder/<its name>`, and its run folders are in `folder/runs`. Raises `NotebookFailed` naming the
+    cell and the error.
     """
     _readable(notebook)
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    output = folder / notebook.name
-    started = time.perf_counter()
     try:
         papermill.execute_notebook(
             notebook,
-            output,
+            folder / notebook.name,
             parameters={"BASE": base, "SEED": seed, "RUNS": str(runs)},
             cwd=folder,
             kernel_name="python3",
             language="python",
             execution_timeout=timeout,
             config=QUIET_KERNEL,
-            progress_bar={"desc": notebook.stem, "unit": "cell"} if progress else False,
+            progress_bar=False,
         )
     except PapermillExecutionError as error:
         where = f"{notebook.name}, cell {error.exec_count}"
@@ -86,7 +73,6 @@ def execute(
         raise NotebookFailed(f"{notebook.name}: a cell ran longer than {timeout:.0f} s") from None
     except DeadKernelError:
         raise NotebookFailed(f"{notebook.name}: the kernel died (out of memory, or it ended itself)") from None
-    return Execution(output, runs, time.perf_counter() - started)
 
 
 def _readable(notebook: Path) -> None:
@@ -130,10 +116,10 @@ def execute_in_sandbox(
     seed: int,
     limits: Limits,
     afterwards: Afterwards | None = None,
-) -> Execution:
+) -> None:
     """Run `notebook`, called `name`, with BASE, SEED and RUNS set, in the sandbox and in an emptied `folder`.
 
-    The executed notebook and the run folders that it leaves were written by the student's code: distrust them.
+    The executed notebook and its run folders, where `execute` has them, were written by the student's code: distrust them.
     Raises `NotebookFailed` with what went wrong and where, and the last lines below; `SandboxMissing` or
     `SandboxFailed` if it could not be run, which is not the student's fault.
     """
@@ -160,7 +146,7 @@ def execute_in_sandbox(
     if ended.overfull:
         empty(folder)  # nobody should have to read, or to delete by hand, what breaks the limits
     if outcome and outcome.state == "finished" and not ended.breach and ended.status == 0:
-        return Execution(file, folder / "runs", ended.seconds)
+        return
     lines = _short(outcome.lines)[-LAST:] if outcome else []
     raise NotebookFailed("\n".join([f"{_where(told, name, outcome)}: {_what(ended, outcome, limits)}", *lines]))
 

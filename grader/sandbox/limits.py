@@ -196,16 +196,21 @@ def _unlinked(processes: list[int], counted: set[int]) -> tuple[dict[Inode, int]
     return found, [names[where] for where in found.keys() - held.keys()]
 
 
-def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
-    """Yield the unnamed files that a process has open, and their bytes; how full a socket is cannot be seen."""
+def _descriptors(pid: int) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield each file that a process has open: its number there, and its state."""
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with suppress(OSError):
-                state = entry.stat()
-                if stat.S_ISSOCK(state.st_mode):
-                    yield (state.st_dev, state.st_ino), SOCKET
-                elif stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
-                    yield (state.st_dev, state.st_ino), state.st_blocks * 512
+                yield entry.name, entry.stat()
+
+
+def _opened(pid: int) -> Iterator[tuple[Inode, int]]:
+    """Yield the unnamed files that a process has open, and their bytes; how full a socket is cannot be seen."""
+    for _, state in _descriptors(pid):
+        if stat.S_ISSOCK(state.st_mode):
+            yield (state.st_dev, state.st_ino), SOCKET
+        elif stat.S_ISREG(state.st_mode) and state.st_nlink == 0:
+            yield (state.st_dev, state.st_ino), state.st_blocks * 512
 
 
 def _mappings(processes: list[int]) -> int:
@@ -219,16 +224,8 @@ def _mappings(processes: list[int]) -> int:
 
 def _sends(pid: int) -> bool:
     """Tell whether open files wait in a socket of this process: they are in no process's table."""
-    with suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                if stat.S_ISSOCK(entry.stat().st_mode) and _waiting(Path(f"/proc/{pid}/fdinfo/{entry.name}")):
-                    return True
-    return False
-
-
-def _waiting(told: Path) -> bool:
-    return any(int(line.split()[1]) for line in told.read_text().splitlines() if line.startswith("scm_fds:"))
+    sockets = (number for number, state in _descriptors(pid) if stat.S_ISSOCK(state.st_mode))
+    return any(_sum_fields(pid, f"fdinfo/{number}", "scm_fds") for number in sockets)
 
 
 def _mapped(pid: int) -> Iterator[tuple[Inode, str, Path, int]]:

@@ -19,6 +19,7 @@ from loralab.record import ADAPTER_FILE, RUN_FILES
 
 from ..errors import BadSubmission
 from ..exercises import Exercise
+from ..text import listed
 from .archive import open_archive
 from .files import MAX_JSON, MAX_NOTEBOOK, MAX_TOTAL, ONLY, File, open_folder, read_in, show_path, walk
 from .find import SubmissionFolder
@@ -69,7 +70,7 @@ def take_in(found: SubmissionFolder, exercise: Exercise) -> Submission:
     unexpected = tuple(sorted({path for part in parts for path in part.unexpected(files.values())}))
     runs = _by_run(read, exercise)
     if notebook is None and not any(part.homes for part in parts):
-        instead = f" (only {', '.join(unexpected[:3])}{' ...' if len(unexpected) > 3 else ''})" if unexpected else ""
+        instead = f" (only {listed(unexpected)})" if unexpected else ""
         raise BadSubmission(
             f"neither {exercise.id}.ipynb nor a run folder such as {exercise.runs[0].name!r} is there{instead}: {ONLY}"
         )

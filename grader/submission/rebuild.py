@@ -202,9 +202,7 @@ def _grade_id(cell: dict[str, Any], lost: dict[str, str]) -> str | None:
 
 
 def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
-    source = cell.get("source")
-    if isinstance(source, list) and all(isinstance(line, str) for line in source):
-        source = "".join(source)
+    source = joined(cell.get("source"))
     if not isinstance(source, str):
         raise _Unreadable(f"the source of {_cell_name(grade_id)} is not text")
     if len(source) > MAX_SOURCE:
@@ -214,6 +212,13 @@ def _solution(cell: dict[str, Any], grade_id: str, place: int) -> _Cell:
     if odd := next((letter for letter in source if letter == "\0" or "\ud800" <= letter <= "\udfff"), ""):
         raise _Unreadable(f"{_cell_name(grade_id)} holds {printable(odd)}, which is not a valid character")
     return _Cell(grade_id, _text(cell.get("cell_type")), source, place)
+
+
+def joined(value: object, between: str = "") -> object:
+    """Return a text that is stored line by line, as Jupyter does, as one text; anything else as it is."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return between.join(value)
+    return value
 
 
 def _text(value: object) -> str:

@@ -15,8 +15,9 @@ from nbgrader import utils
 
 from ..exercises import ABOUT, Exercise
 from ..text import code_block, display
+from .rebuild import MAX_SOURCE, joined
 
-MAX_SOURCE, MAX_TEXT = 100_000, 20_000  # characters per cell, characters per output
+MAX_TEXT = 20_000  # characters per output
 MAX_OUTPUTS = 50
 MAX_IMAGE = 2_000_000  # bytes
 MAX_SIDE, MAX_PIXELS = 20_000, 40_000_000  # a browser takes four bytes for each, however small the file is
@@ -72,10 +73,8 @@ def _outputs(outputs: object) -> Iterator[NotebookNode]:
 
 
 def _text(value: object, between: str = "") -> str:
-    """Return a text, or one that is stored line by line, as Jupyter does; "" for anything else."""
-    if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return between.join(value)
-    return value if isinstance(value, str) else ""
+    text = joined(value, between)
+    return text if isinstance(text, str) else ""
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,6 @@ from .rebuild import solution_sources
 
 Kind = Literal["all cells", "adapter", "cell"]
 
-MAX_SOURCE = 100_000  # characters; what is longer is compared as it is
 # What has a longer line is compared by its words: `tokenize` may look from each character of a line to its end.
 MAX_LINE = 1_000
 # Honest students write short cells alike: most solutions of these exercises have 20 to 90 tokens, the longest 200.
@@ -118,8 +117,6 @@ def normalised(source: str) -> str:
 
     Nothing is parsed into a tree: a source that is nested deep enough would bring the parser down.
     """
-    if len(source) > MAX_SOURCE:
-        return source
     if any(len(line) > MAX_LINE for line in source.splitlines()):
         return " ".join(source.split())
     kept: list[str] = []

@@ -7,14 +7,12 @@ import random
 import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 from ..errors import GraderError
 from ..pipeline import Graded
-from ..reports.exports import write_table
 from ..submission.find import SubmissionFolder
-from ..text import display_line, listed, spreadsheet_cell
+from ..text import display_line, listed
 from ..verdict import Verdict
 
 
@@ -49,12 +47,6 @@ def differences(rerun: Generator[Graded, None, None], graded: Sequence[Graded]) 
         for one in rerun:
             who = one.verdict.student, one.verdict.exercise
             yield Audited(*who, _difference(before[who], one.verdict))
-
-
-def write_audit(audited: Sequence[Audited], folder: Path) -> Path:
-    """Write `audit.csv`; a text that a spreadsheet would run is marked as text."""
-    rows = [[spreadsheet_cell(text) for text in astuple(one)] for one in audited]
-    return write_table(folder / "audit.csv", [field.name for field in fields(Audited)], rows)
 
 
 def _difference(submitted: Verdict, rerun: Verdict) -> str:

@@ -15,7 +15,7 @@ from loralab.files import whole_folder
 
 from ..errors import BadSubmission, GraderError
 from ..submission.files import Parts, open_folder, walk
-from ..text import display_line, printable
+from ..text import display_line, listed, printable
 from .deadlines import CourseRules, read_rules
 from .downloads import Note, Upload, Uploaded, read_download
 from .guess import exercises_of, without_number
@@ -53,7 +53,7 @@ def collect(
         for one, files in of.items():
             yield from _bring(upload, one, files, course, roster, rules, times or {})
         if unknown:
-            names = display_line(", ".join("/".join(file.path) for file in unknown[:3]))
+            names = listed("/".join(file.path) for file in unknown)
             yield Note("left out", f"{_who(upload)}: {names}: cannot tell the exercise: name it with --exercise")
 
 
@@ -87,9 +87,9 @@ def _bring(
 ) -> Iterator[Collected | Note]:
     """Write one submission, unless it is there or a newer one is."""
     counted, older = _attempts(files, exercise)
-    entry = _entry(upload, exercise, counted)
-    entry = replace(entry, timestamp=times.get(entry.student, entry.timestamp))
     content = _contents(counted, exercise)
+    entry = _entry(upload, exercise, counted[0], content)
+    entry = replace(entry, timestamp=times.get(entry.student, entry.timestamp))
     folder = course / "submitted" / entry.student / exercise
     before = roster.get((entry.student, exercise))
     who = f"{_who(upload)}, {exercise}"
@@ -112,12 +112,13 @@ def _bring(
             _keep_aside(_read(folder), before, course)
         if outcome in ("new", "updated"):
             _write(content, folder)
+        if outcome == "older":
+            _keep_aside(content, entry, course)
     except GraderError as problem:
         yield Note("left out", f"{who}: {problem}")
         return
-    if outcome == "older":
-        _keep_aside(content, entry, course)
-    elif outcome != "unchanged" or before is None or times.get(entry.student, before.timestamp) != before.timestamp:
+    known = before is not None and times.get(entry.student, before.timestamp) == before.timestamp
+    if outcome in ("new", "updated") or (outcome == "unchanged" and not known):
         roster[entry.student, exercise] = entry
         write_roster(roster, course)
     yield Collected(entry, outcome)
@@ -136,12 +137,11 @@ def _outcome(entry: Entry, before: Entry | None, there: str, course: Path, rules
     return "older" if seen and time <= time_before else "updated"
 
 
-def _entry(upload: Upload, exercise: str, files: list[Uploaded]) -> Entry:
-    owner, latest = upload.owner, files[0]
+def _entry(upload: Upload, exercise: str, latest: Uploaded, content: dict[Parts, bytes]) -> Entry:
+    owner, parsed = upload.owner, latest.parsed
     return Entry(
-        owner.student, owner.name, owner.lms, exercise, latest.parsed.late,
-        latest.timestamp, latest.parsed.download, _digest(_contents(files, exercise)),
-    )  # fmt: skip
+        owner.student, owner.name, owner.lms, exercise, parsed.late, latest.timestamp, parsed.download, _digest(content)
+    )
 
 
 def _age(file: Uploaded, rules: CourseRules | None) -> tuple[int, datetime, int]:
@@ -221,8 +221,8 @@ def _keep_aside(content: dict[Parts, bytes], entry: Entry, course: Path) -> None
 def _aside(older: list[Uploaded], upload: Upload, exercise: str, course: Path) -> Iterator[Note]:
     """Keep the superseded files of one download, and yield a line for each."""
     for file in older:
-        entry = _entry(upload, exercise, [file])
-        _keep_aside({file.path: file.content}, replace(entry, digest=_digest({file.path: file.content})), course)
+        content = {file.path: file.content}
+        _keep_aside(content, _entry(upload, exercise, file, content), course)
         yield Note(
             "kept aside", f"{_who(upload)}, {exercise}: {display_line('/'.join(file.path))}: a later attempt counts"
         )

@@ -47,16 +47,16 @@ def collect(
     with report_errors(), private_files():
         times, unclear = submission_times(worksheet) if worksheet else ({}, [])
         for line in unclear:
-            say("[yellow]note[/yellow]", line)
+            say("note", line)
         for one in collect_download(download, course, exercise, times):
             if isinstance(one, Collected):
                 counts[one.outcome] += 1
                 students.add(one.entry.student)
                 continue
             counts[one.kind] += 1
-            say(f"[yellow]{one.kind}[/yellow]", one.what)
+            say(one.kind, one.what)
     outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("new", "updated", "unchanged", "older"))
-    console.print(f"{len(students)} students, {outcomes}; the roster is {course / FILE}", highlight=False)
+    console.print(f"{len(students)} students, {outcomes}; the roster is {course / FILE}")
     raise typer.Exit(1 if counts["left out"] or not students else 0)
 
 
@@ -87,10 +87,8 @@ def export(
         else:
             raise GraderError("name one sheet: --moodle worksheet.csv or --canvas gradebook.csv")
     for line in done.lines:
-        say("[yellow]note[/yellow]", line)
-    console.print(
-        f"{done.grades} grades of {grades.exercise} in {done.sheet}, feedback in {done.feedback}", highlight=False
-    )
+        say("note", line)
+    console.print(f"{done.grades} grades of {grades.exercise} in {done.sheet}, feedback in {done.feedback}")
 
 
 def decide(

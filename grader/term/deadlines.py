@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from loralab.errors import first_problem
 
@@ -30,7 +30,7 @@ def _with_time(value: Any) -> Any:
     return value
 
 
-def _exercise(value: Any) -> Any:
+def _exercise(value: str) -> str:
     if value not in EXERCISES:
         raise ValueError(f"no exercise {value!r}; there are: {', '.join(EXERCISES)}")
     return value
@@ -46,7 +46,7 @@ def _zone(value: Any) -> tzinfo:
 
 
 Due = Annotated[datetime, BeforeValidator(_with_time)]
-ExerciseId = Annotated[str, BeforeValidator(_exercise)]
+ExerciseId = Annotated[str, AfterValidator(_exercise)]
 Days = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -114,7 +114,7 @@ def read_rules(course: Path) -> CourseRules | None:
     if not path.exists():
         return None
     try:
-        return CourseRules.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return CourseRules.model_validate(tomllib.loads(path.read_text("utf-8-sig")))
     except ValidationError as error:
         raise GraderError(f"{path}: {first_problem(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -118,35 +118,25 @@ def export_moodle(worksheet: Path, grades: Grades, out: Path) -> Exported:
     sheet = Sheet.read(worksheet, ["Identifier", "Grade"])
     header = [name.casefold() for name in sheet.row(0)]
     columns = {name: header.index(name) for name in header}
-    names: dict[str, str] = {}
+    pages: dict[str, str] = {}
     lines: list[str] = []
-    written: set[str] = set()
     for number, row in sheet.whole_rows():
         match = PARTICIPANT.fullmatch(row[columns["identifier"]])
         verdict = grades.verdicts.get(match[1]) if match else None
         if verdict is None or verdict.final_points is None:
             continue
-        names[verdict.student] = _cell(row, columns, "full name")
         if _cell(row, columns, "grade can be changed").casefold() == "no":
             lines.append(f"{verdict.student}: Moodle says that the grade cannot be changed: left as it is")
             continue
         largest = _cell(row, columns, "maximum grade")
         sheet.put(number, columns["grade"], _grade(verdict.final_points, largest))
-        written.add(verdict.student)
+        pages[verdict.student] = _page_in_moodle(grades, verdict.student, _cell(row, columns, "full name"))
         comment = _cell(row, columns, "feedback comments")
         if comment and not OURS.match(comment):
             lines.append(f"{verdict.student}: has a comment by hand, which stays")
         elif "feedback comments" in columns:
             sheet.put(number, columns["feedback comments"], _comment(verdict))
-
-    def name_of(student: str) -> str:
-        download = _download(grades, student, "moodle")
-        if download and not re.search(r"_assignsubmission_file_?$", download):  # of a download without folders
-            return f"{download.partition('assignsubmission_file_')[0]}assignsubmission_file_{grades.exercise}.html"
-        folder = download or f"{UNSAFE.sub(' ', names[student]) or 'Participant'}_{student}_assignsubmission_file_"
-        return f"{folder}/{grades.exercise}.html"
-
-    return _write(sheet, worksheet, grades, out, written, lines, name_of)
+    return _write(sheet, worksheet, grades, out, pages, lines)
 
 
 def export_canvas(gradebook: Path, grades: Grades, out: Path, assignment: str | None) -> Exported:
@@ -155,7 +145,7 @@ def export_canvas(gradebook: Path, grades: Grades, out: Path, assignment: str | 
     header = sheet.row(0)
     column = _assignment(header, grades.exercise, assignment, gradebook)
     identifier = header.index("ID")
-    largest, lines, written = str(MAX_POINTS), [], set()
+    largest, lines, pages = str(MAX_POINTS), [], {}
     for number, row in sheet.whole_rows():
         if row[0].strip() == POINTS_POSSIBLE:
             largest = row[column]
@@ -166,13 +156,9 @@ def export_canvas(gradebook: Path, grades: Grades, out: Path, assignment: str | 
             lines.append(f"{verdict.student}: {why} in Canvas: left as it is")
             continue
         sheet.put(number, column, _grade(verdict.final_points, largest))
-        written.add(verdict.student)
-
-    def name_of(student: str) -> str:
-        download = _download(grades, student, "canvas")
-        return f"{download.rsplit('.', 1)[0]}.html" if download else ""
-
-    return _write(sheet, gradebook, grades, out, written, lines, name_of)
+        download = _download(grades, verdict.student, "canvas")
+        pages[verdict.student] = f"{download.rsplit('.', 1)[0]}.html" if download else ""
+    return _write(sheet, gradebook, grades, out, pages, lines)
 
 
 def _cell(row: Sequence[str], columns: dict[str, int], name: str) -> str:
@@ -217,41 +203,40 @@ def _comment(verdict: Verdict) -> str:
     return spreadsheet_cell(html.escape(display_line("; ".join(filter(None, parts)), MAX_COMMENT), quote=False))
 
 
+def _page_in_moodle(grades: Grades, student: str, name: str) -> str:
+    """Return where Moodle looks for a student's page in the zip: by the download, or else by the full name."""
+    download = _download(grades, student, "moodle")
+    if download and not re.search(r"_assignsubmission_file_?$", download):  # of a download without folders
+        return f"{download.partition('assignsubmission_file_')[0]}assignsubmission_file_{grades.exercise}.html"
+    folder = download or f"{UNSAFE.sub(' ', name) or 'Participant'}_{student}_assignsubmission_file_"
+    return f"{folder}/{grades.exercise}.html"
+
+
 def _download(grades: Grades, student: str, lms: Platform) -> str:
     entry = grades.roster.get((student, grades.exercise))
     return entry.download if entry and entry.lms == lms else ""
 
 
-def _write(
-    sheet: Sheet,
-    source: Path,
-    grades: Grades,
-    out: Path,
-    written: set[str],
-    lines: list[str],
-    name_of: Callable[[str], str],
-) -> Exported:
+def _write(sheet: Sheet, source: Path, grades: Grades, out: Path, pages: dict[str, str], lines: list[str]) -> Exported:
+    """Write the filled sheet, and the zip of the feedback; `pages` has the name of each graded student's page in it."""
     target = out / source.name
     if target.exists() and target.samefile(source):
         raise GraderError(f"--out {out}: the sheet is in this folder and would be overwritten: name another folder")
     graded = {student for student, verdict in grades.verdicts.items() if verdict.final_points is not None}
     mentioned = {line.partition(":")[0] for line in lines}
-    lines += [f"{one}: graded, and has no row in {source.name}" for one in sorted(graded - written - mentioned)]
-    pages = list(_pages(grades, sorted(written), name_of, lines))
+    lines += [f"{one}: graded, and has no row in {source.name}" for one in sorted(graded - pages.keys() - mentioned)]
+    found = list(_pages(grades, pages, lines))
     try:
         write_whole(target, sheet.content())
-        write_whole(out / FEEDBACK, _zipped(pages))
+        write_whole(out / FEEDBACK, _zipped(found))
     except OSError as error:
         raise GraderError(f"--out {out}: cannot be written ({error.strerror}): name another folder") from None
-    return Exported(target, out / FEEDBACK, len(written), lines)
+    return Exported(target, out / FEEDBACK, len(pages), lines)
 
 
-def _pages(
-    grades: Grades, students: Sequence[str], name_of: Callable[[str], str], lines: list[str]
-) -> Iterator[tuple[str, bytes]]:
-    for student in students:
+def _pages(grades: Grades, names: dict[str, str], lines: list[str]) -> Iterator[tuple[str, bytes]]:
+    for student, name in sorted(names.items()):
         page = grades.folder / feedback_path(student, grades.exercise)
-        name = name_of(student)
         if not page.is_file():
             lines.append(f"{student}: has no feedback page: run grade again, which writes it")
         elif not name:

@@ -13,7 +13,7 @@ from ..errors import BadSubmission
 from ..exercises import EXERCISES
 from ..submission.archive import named_entries, open_contents, report_archive_errors
 from ..submission.files import MAX_ENTRIES, Parts
-from ..submission.rebuild import cells_of
+from ..submission.rebuild import cells_of, joined
 
 NUMBERED = re.compile(r"(?:\s*\((\d+)\)|-(\d+))$")  # a browser's "name (1)", Canvas's "name-1"
 
@@ -80,11 +80,9 @@ def _marks() -> dict[str, str]:
 def _marks_of(cells: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield what identifies each cell: its id, nbgrader's checksum of it, and its source."""
     for cell in cells:
-        metadata, source = cell.get("metadata"), cell.get("source")
+        metadata = cell.get("metadata")
         nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
         checksum = nbgrader.get("checksum") if isinstance(nbgrader, dict) else None
-        if isinstance(source, list) and all(isinstance(line, str) for line in source):
-            source = "".join(source)
-        for kind, mark in (("id", cell.get("id")), ("checksum", checksum), ("source", source)):
+        for kind, mark in (("id", cell.get("id")), ("checksum", checksum), ("source", joined(cell.get("source")))):
             if isinstance(mark, str) and mark.strip():
                 yield f"{kind} {mark.strip()}"

@@ -14,8 +14,8 @@ from loralab.files import write_whole
 from loralab.record import now
 
 from ..records.ledger import BANDS, Key, Ledger, decisive_code, decisive_parts
-from ..reports.exports import write_table
-from ..text import display_line, display_name, spreadsheet_cell
+from ..reports.exports import write_texts
+from ..text import display_line, display_name
 from ..verdict import Adjustment, Check, Verdict
 
 Kind = Literal["again", "points", "removed"]
@@ -117,7 +117,8 @@ class History:
         rows = self._ledger.query("SELECT verdict, key FROM published WHERE student = ? AND exercise = ?", who)
         if not rows:
             return []
-        before, old = Verdict.model_validate(json.loads(rows[0][0])), json.loads(rows[0][1])
+        stored = json.loads(rows[0][0]) | {"claims": {}}  # an older grader's records may have had other fields
+        before, old = Verdict.model_validate(stored), json.loads(rows[0][1])
         why = "; ".join(self._reasons(before, verdict, old, key)) or "unknown"
         return [Change(*who, *differing, why) for differing in _differences(before, verdict)]
 
@@ -128,18 +129,17 @@ class History:
     def _key_of(self, verdict: Verdict) -> dict[str, Any]:
         """Return what the verdict depended on; nothing if it is not in the ledger, as of a submission that cannot be opened."""
         names = [field.name for field in fields(Key)]
-        rows = self._ledger.query(
-            f"SELECT verdict, {', '.join(names)} FROM verdict WHERE student = ? AND exercise = ? ORDER BY id DESC",
-            (verdict.student, verdict.exercise),
-        )
         earned = _text(verdict.model_copy(update={"adjustments": []}))
-        same = (row for row in rows if _text(Verdict.model_validate(json.loads(row[0]))) == earned)
-        found = next((dict(zip(names, row[1:], strict=True)) for row in same), {})
+        rows = self._ledger.query(
+            f"SELECT {', '.join(names)} FROM verdict WHERE student = ? AND exercise = ? AND verdict = ? ORDER BY id DESC",
+            (verdict.student, verdict.exercise, earned),
+        )
+        found = dict(zip(names, rows[0], strict=True)) if rows else {}
         return {name: value.hex() if isinstance(value, bytes) else value for name, value in found.items()}
 
     def _reasons(self, before: Verdict, after: Verdict, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         if not (old and new):
-            yield "the submission"
+            yield "the grader failed" if "grader failed" in (before.state, after.state) else "the submission"
         elif old != new:
             named = {"digest": "the submission", "base": "the base", "heldout_seed": "the held-out seed"}
             yield from (why for name, why in named.items() if old[name] != new[name])
@@ -204,9 +204,8 @@ def set_by_hand(verdict: Verdict, decision: Decision) -> Verdict:
 
 
 def write_changes(changes: Sequence[Change], folder: Path) -> None:
-    """Write `changes.csv` and `changes.json`; a text that a spreadsheet would run is marked as text."""
-    rows = [[spreadsheet_cell(text) for text in astuple(one)] for one in changes]
-    write_table(folder / "changes.csv", [field.name for field in fields(Change)], rows)
+    """Write `changes.csv` and `changes.json`."""
+    write_texts(folder / "changes.csv", Change, changes)
     write_whole(folder / "changes.json", json.dumps([asdict(one) for one in changes], indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from ..errors import GraderError
 from ..reports.class_stats import in_order
@@ -75,8 +75,10 @@ def _entry(row: dict[str, str]) -> Entry:
         raise ValueError(f"lms {row['lms']!r}, late {row['late']!r}")
     if row["timestamp"]:
         datetime.fromisoformat(row["timestamp"])  # raises if it is no time
+    plain = row["name"].removeprefix("'")
+    name = plain if spreadsheet_cell(plain) == row["name"] else row["name"]  # without the mark that `write_roster` made
     download = unquote(row["download"])
-    return Entry(row["student"], row["name"], lms, row["exercise"], late, row["timestamp"], download, row["digest"])
+    return Entry(row["student"], name, lms, row["exercise"], late, row["timestamp"], download, row["digest"])
 
 
 def write_roster(roster: Roster, course: Path) -> None:
@@ -89,7 +91,7 @@ def write_roster(roster: Roster, course: Path) -> None:
         row = dict(zip(COLUMNS, astuple(entry), strict=True))
         row["name"] = spreadsheet_cell(entry.name)
         download = entry.download.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        row["download"] = UNSAFE.sub(lambda found: quote(found[0], safe=""), download)
+        row["download"] = UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), download)
         rows.append(row.values())
     try:
         write_table(course / FILE, COLUMNS, rows)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from grader.errors import Refused
+from grader.evaluation import adapter_settings
 from grader.evaluation.adapter import read_adapter
 from grader.evaluation.adapter_settings import read_settings
 from grader.evaluation.delta_w import likeness
@@ -139,6 +140,13 @@ def test_a_config_that_says_the_same_in_another_way_gives_the_same_adapter(hones
     adapter = read_adapter(honest, base)
     assert adapter.settings == usual.settings
     assert all(torch.equal(adapter.change[name][1], b) for name, (_, b) in usual.change.items())
+
+
+def test_thousands_of_quick_expressions_have_one_limit_of_seconds(honest, base, monkeypatch):
+    monkeypatch.setattr(adapter_settings, "MAX_SECONDS", 0.1)
+    edit_config(honest, rank_pattern=dict.fromkeys(map(str, range(5_000)), 16))
+    with pytest.raises(Refused, match="not a regular expression that can be read"):
+        read_adapter(honest, base)
 
 
 CONFIG_ENTRIES = st.dictionaries(

@@ -291,6 +291,16 @@ def test_hostile_entries_leave_out_their_student_and_nothing_else(course, tmp_pa
     assert said.count("left out") == 7 and "MACOSX" not in said
 
 
+def test_an_older_attempt_that_cannot_be_kept_aside_stops_nobody(course, tmp_path):
+    newer = write_download(tmp_path / "b.zip", {moodle("Ann", 1, ZIP): packed()}, (2026, 10, 2, 9, 0, 0))
+    assert collected(course, newer, "--exercise", EX1)[0] == 0
+    both = {moodle("Ann", 1, "work"): b"a file", moodle("Ann", 1, "work/run.json"): b"and a folder of its name"}
+    older = write_download(tmp_path / "a.zip", both | {moodle("Ben", 2, ZIP): packed()}, (2026, 10, 1, 9, 0, 0))
+    status, said = collected(course, older, "--exercise", EX1)
+    assert status == 1 and "left out: Ann (1), ex1_first_adapter: its files cannot be written to" in said
+    assert set(tree(course / "submitted")) == {f"1/{EX1}/{ZIP}", f"2/{EX1}/{ZIP}"}
+
+
 def test_links_in_a_folder_are_not_followed(course, tmp_path):
     folder = tmp_path / "download"
     for name in ("Ann_1_assignsubmission_file_", "Bob_2_assignsubmission_file_"):
@@ -321,12 +331,13 @@ def test_a_course_has_one_platform(course, tmp_path):
     assert status == 1 and "1 came from moodle before: collect it into another course" in said
 
 
-def test_names_that_a_spreadsheet_would_run_are_text_in_the_roster_and_the_download_is_exact(course, tmp_path):
-    odd = "=cmd; 100%_x"
+@pytest.mark.parametrize("odd", ["=cmd; 100%_x", "-cmd|'x'!A0", "＝1", "@x"])
+def test_names_that_a_spreadsheet_would_run_are_text_in_the_roster_and_the_download_is_exact(course, tmp_path, odd):
     collected(course, write_download(tmp_path / "m.zip", {moodle(odd, 7, ZIP): packed()}))
     text = (course / "students.csv").read_text("utf-8-sig")
-    assert "\n7,'=cmd" in text.replace("\r", "") and ",=" not in text
-    assert read_roster(course)["7", EX1].download == f"{odd}_7_assignsubmission_file_"
+    assert f"\n7,'{odd[:2]}" in text.replace("\r", "") and f",{odd[0]}" not in text
+    found = read_roster(course)["7", EX1]
+    assert (found.name, found.download) == (odd, f"{odd}_7_assignsubmission_file_")
 
 
 @pytest.mark.parametrize(
@@ -353,6 +364,12 @@ def test_a_course_that_cannot_be_written_is_one_line(tmp_path, course, moodle_zi
     status, said = collected(course, moodle_zip)
     assert status == 2 and said.count("\n") == 1 and "students.csv: cannot be read (Is a directory)" in said
     assert not (course / "submitted").exists()
+
+
+def test_a_folder_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path):
+    (tmp_path / "[autumn]").mkdir()
+    download = write_download(tmp_path / "m.zip", {moodle("Ann", 1, ZIP): packed()})
+    assert "[autumn]/students.csv" in collected(tmp_path / "[autumn]", download)[1].replace("\n", "")
 
 
 @pytest.mark.parametrize("content", [None, b"not a zip"])

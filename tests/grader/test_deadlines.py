@@ -128,6 +128,10 @@ def test_what_canvas_says_counts_and_costs_nothing_because_it_does_not_say_when(
         ("[late]\npercent = 10", "late.percent: Extra inputs are not permitted"),
         ("[late]\npercent_per_day = 110", "late.percent_per_day: Input should be less than or equal to 100"),
         ('[[extension]]\nstudent = "a"', "extension.0: needs either due or days"),
+        (
+            f'[[extension]]\nstudent = "a"\nexercise = ["{EX1}"]\ndays = 1',
+            "extension.0.exercise: Input should be a valid string",
+        ),
         ("grace_minutes = ", "cannot be read as TOML: Invalid value (at end of document)"),
     ],
 )
@@ -137,6 +141,11 @@ def test_a_bad_file_is_one_line(tmp_path, text, message):
         read_rules(tmp_path)
     assert message in str(problem.value) and "\n" not in str(problem.value)
     assert str(problem.value).startswith(f"{tmp_path / 'course.toml'}: ")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "course.toml").write_text("grace_minutes = 5", "utf-8-sig")
+    assert read_rules(tmp_path).grace_minutes == 5
 
 
 def test_the_command_says_so_before_anything_is_graded(tmp_path):

@@ -24,28 +24,28 @@ def notebook(tmp_path, *cells):
 
 def test_parameters_reach_the_notebook_and_runs_are_found(tmp_path):
     path = notebook(tmp_path, "import pathlib; (pathlib.Path(RUNS) / f'{BASE}-{SEED}').touch()")
-    done = execute(path, tmp_path / "out", "embedded", 3, progress=False)
-    assert (done.runs / "embedded-3").exists()
+    execute(path, tmp_path / "out", "embedded", 3)
+    assert (tmp_path / "out" / "runs" / "embedded-3").exists()
 
 
 def test_an_error_is_named_with_its_cell(tmp_path):
     with pytest.raises(NotebookFailed, match=r"homework.ipynb, cell 3: ZeroDivisionError: division by zero"):
-        execute(notebook(tmp_path, "1 / 0"), tmp_path / "out", "embedded", 0, progress=False)
+        execute(notebook(tmp_path, "1 / 0"), tmp_path / "out", "embedded", 0)
 
 
 def test_an_error_without_a_message_is_named_too(tmp_path):
     with pytest.raises(NotebookFailed, match=r"homework.ipynb, cell 3: ValueError$"):
-        execute(notebook(tmp_path, "raise ValueError"), tmp_path / "out", "embedded", 0, progress=False)
+        execute(notebook(tmp_path, "raise ValueError"), tmp_path / "out", "embedded", 0)
 
 
 def test_a_cell_that_takes_too_long_is_stopped(tmp_path):
     with pytest.raises(NotebookFailed, match="a cell ran longer than 2 s"):
-        execute(notebook(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", "embedded", 0, 2, progress=False)
+        execute(notebook(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", "embedded", 0, 2)
 
 
 def test_a_kernel_that_ends_itself_is_a_failure(tmp_path):
     with pytest.raises(NotebookFailed, match="the kernel died"):
-        execute(notebook(tmp_path, "import os; os._exit(0)"), tmp_path / "out", "embedded", 0, progress=False)
+        execute(notebook(tmp_path, "import os; os._exit(0)"), tmp_path / "out", "embedded", 0)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 3}'])
@@ -53,21 +53,22 @@ def test_a_file_that_is_no_notebook_is_a_failure(tmp_path, content):
     path = tmp_path / "homework.ipynb"
     path.write_text(content)
     with pytest.raises(NotebookFailed, match=r"homework.ipynb: cannot be read as a notebook"):
-        execute(path, tmp_path / "out", "embedded", 0, progress=False)
+        execute(path, tmp_path / "out", "embedded", 0)
 
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
 def sandboxed(tmp_path, *sources, base=None, **limits):
-    """How a notebook with these cells ends in the sandbox, run as the exercises are."""
+    """Run a notebook with these cells in the sandbox, as the exercises are; return where it is and where its runs are."""
     parameters = new_code_cell('BASE, SEED, RUNS = "auto", 0, "runs"', metadata={"tags": ["parameters"]})
     cells = [
         new_code_cell(source, metadata={"nbgrader": {"grade_id": f"part-{i}"}}) for i, source in enumerate(sources)
     ]
     whole = new_notebook(cells=[new_markdown_cell("# Homework"), parameters, *cells])
     base = base or choose_base("embedded")
-    return execute_in_sandbox(whole, tmp_path / "out", "homework", base, 3, Limits(**{"wall": 60, **limits}))
+    execute_in_sandbox(whole, tmp_path / "out", "homework", base, 3, Limits(**{"wall": 60, **limits}))
+    return tmp_path / "out" / "homework.ipynb", tmp_path / "out" / "runs"
 
 
 def failure(tmp_path, *sources, **limits) -> str:
@@ -78,10 +79,10 @@ def failure(tmp_path, *sources, **limits) -> str:
 
 @needs_bwrap
 def test_in_the_sandbox_too_parameters_reach_the_notebook_and_runs_and_outputs_are_found(tmp_path):
-    done = sandboxed(tmp_path, "import pathlib; (pathlib.Path(RUNS) / f'{BASE}-{SEED}').touch(); print('as told')")
-    assert [path.name for path in done.runs.iterdir()] == ["embedded-3"]
-    assert "as told" in done.notebook.read_text()
-    assert done.seconds > 0
+    touch = "import pathlib; (pathlib.Path(RUNS) / f'{BASE}-{SEED}').touch(); print('as told')"
+    executed, runs = sandboxed(tmp_path, touch)
+    assert [path.name for path in runs.iterdir()] == ["embedded-3"]
+    assert "as told" in executed.read_text()
 
 
 @needs_bwrap
@@ -103,9 +104,10 @@ print("not to be told")
 
 @needs_bwrap
 def test_a_self_check_that_is_not_met_does_not_stop_what_is_graded(tmp_path):
-    done = sandboxed(tmp_path, CHECK.format(task="pass"), "import pathlib; (pathlib.Path(RUNS) / 'later').touch()")
-    assert (done.runs / "later").exists()
-    assert "the rank is 8" in done.notebook.read_text()
+    touch = "import pathlib; (pathlib.Path(RUNS) / 'later').touch()"
+    executed, runs = sandboxed(tmp_path, CHECK.format(task="pass"), touch)
+    assert (runs / "later").exists()
+    assert "the rank is 8" in executed.read_text()
 
 
 @needs_bwrap
@@ -197,10 +199,10 @@ import os, pathlib
 found = sorted(str(path) for path in pathlib.Path(os.environ["HF_HUB_CACHE"]).rglob("*.json"))
 (pathlib.Path(RUNS) / "seen").write_text(f"{BASE} {found} {os.path.exists(BASE + '/config.json')}")
 """
-    done = sandboxed(tmp_path, look, base=Base("one", "a/one", 1e-3, "none"))
-    assert (done.runs / "seen").read_text() == "a/one ['/hub/models--a--one/config.json'] False"
-    done = sandboxed(tmp_path, look, base=choose_base(str(local)))
-    assert (done.runs / "seen").read_text() == f"{local} [] True"
+    _, runs = sandboxed(tmp_path, look, base=Base("one", "a/one", 1e-3, "none"))
+    assert (runs / "seen").read_text() == "a/one ['/hub/models--a--one/config.json'] False"
+    _, runs = sandboxed(tmp_path, look, base=choose_base(str(local)))
+    assert (runs / "seen").read_text() == f"{local} [] True"
 
 
 @needs_bwrap
@@ -216,8 +218,8 @@ import pathlib
 from loralab import choose_base
 (pathlib.Path(RUNS) / "seen").write_text(str(choose_base(BASE)) + " " + choose_base(BASE).source)
 """
-    done = sandboxed(tmp_path, look, base=choose_base("smollm2-135m"))
-    seen = (done.runs / "seen").read_text()
+    _, runs = sandboxed(tmp_path, look, base=choose_base("smollm2-135m"))
+    seen = (runs / "seen").read_text()
     assert seen == "base: smollm2-135m (Apache-2.0): asked for by name /fetched/smollm2-135m"
     why = failure(tmp_path, "from loralab import choose_base; choose_base('smollm2-135m')")
     assert "smollm2-135m: /fetched cannot be written" in why

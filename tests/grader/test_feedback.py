@@ -196,8 +196,16 @@ def test_what_is_shown_stays_readable():
     assert text.display("a\tb\r\nc\u2028d") == "a    b\nc\nd"
     assert text.display("e\u0301 สวัสดี 김철수 \N{ARABIC LETTER ALEF}") == "e\u0301 สวัสดี 김철수 \N{ARABIC LETTER ALEF}"
     assert len(text.display("a" + "\u0301" * 500)) == 5
-    assert text.display("x" * 30, 10) == "x" * 10 + " ... (20 more characters)"
+    assert text.display("x" * 3_010, 10) == "x" * 10 + " ... (3,000 more characters)"
+    assert text.display("x" * 30, 10) == "x" * 30  # the note is no shorter than what it stands for
     assert text.display_name("\u202e\x00") == "(a name that cannot be shown)"
+
+
+@pytest.mark.parametrize("letters", ["x", "\t", "\x1b[1m", "\n", "e\u0301", "x\t\x1b]0;x\x07"])
+@pytest.mark.parametrize("length", [50, 51, 52, 100, 1_000, 100_000])
+def test_what_was_cut_once_is_not_cut_again(letters, length):
+    once = text.display((letters * length)[:length], 10)
+    assert text.display(once, 10) == once
 
 
 def test_only_absolute_paths_lose_their_folders():

@@ -45,6 +45,12 @@ def test_a_verdict_is_found_again_after_the_ledger_was_closed(path):
         assert ledger.find(KEY) == verdict()
 
 
+def test_a_text_that_was_cut_is_found_again_as_it_was(ledger):
+    long = Check(name="functions", expected="", found="", points=1, passed=False, message="raised an error; " * 90)
+    ledger.record(KEY, verdict().model_copy(update={"checks": [long]}))
+    assert ledger.find(KEY).checks == [long]
+
+
 @pytest.mark.parametrize("field", KEY.__dataclass_fields__)
 def test_whatever_a_verdict_depends_on_has_changed_it_is_not_found(ledger, field):
     ledger.record(KEY, verdict())

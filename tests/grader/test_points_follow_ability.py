@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from grader.evaluation import checks
 from grader.evaluation.checks import ABILITY, FORM, MANNER, _exact, _forgetting, _question, _recipe, _unseen, check_all
-from grader.evaluation.evaluator import BeforeAfter
+from grader.evaluation.evaluator import Evidence, Measured
 from grader.evaluation.functions import Outcome
 from grader.evaluation.probes import FORMATS, Probes
 from grader.evaluation.reference_bands import Band, ExerciseBands
@@ -51,7 +51,10 @@ def held(loss: float, spread: float = 0.01) -> HeldOut:
 
 
 def evidence(run=RUN, **changes):
-    """What is measured of a run that does the task, as exercise 1's references do."""
+    """What is measured of a run that does the task, as exercise 1's references do.
+
+    Of `changes` those with the name of a measurement are of the adapter, and with "_before" of the base alone.
+    """
     rank = run.rank_on(BASE.source)
     shape = adapter_shape(BASE.source, rank, run.targets)
     record = claim(rank=rank, targets=list(run.targets), trainable=shape.trainable, parameters=shape.parameters,
@@ -62,23 +65,20 @@ def evidence(run=RUN, **changes):
                                    parameters=shape.trainable, file_bytes=shape.file_bytes(torch.float32)),
         "shape": shape,
         "claim": record.model_copy(update={"adapter_bytes": shape.file_bytes(torch.float32)}),
-        "fresh": BeforeAfter(held(5.0), held(0.4)),
-        "public": BeforeAfter(held(5.0), held(0.4)),
-        "general": BeforeAfter(held(3.0), held(4.0)),
-        "probes_before": probes(5.0), "probes": probes(0.4),
-        "scores_before": scores(0), "scores": scores(60),
-        "control_before": control(0.4), "control": control(1.2),
-        "epoch_tokens": TOKENS, "vocabulary": 4096,
-        "elsewhere": held(0.6),
+        "epoch_tokens": TOKENS, "vocabulary": 4096, "elsewhere": held(0.6),
     }  # fmt: skip
-    return SimpleNamespace(**usual | changes)
+    before = Measured(held(5.0), held(5.0), held(3.0), probes(5.0), scores(0), control(0.4))
+    after = Measured(held(0.4), held(0.4), held(4.0), probes(0.4), scores(60), control(1.2))
+    names = [field.name for field in fields(Measured)]
+    before = replace(before, **{name: changes.pop(f"{name}_before") for name in names if f"{name}_before" in changes})
+    after = replace(after, **{name: changes.pop(name) for name in names if name in changes})
+    return Evidence(**usual | changes, before=before, after=after)
 
 
 def idle(run=RUN, **changes):
     """Of an adapter that does nothing but has moved: every measure is as without it, and the record boasts."""
-    same = {"fresh": BeforeAfter(held(5.0), held(5.0)), "public": BeforeAfter(held(5.0), held(5.0))}
-    same |= {"general": BeforeAfter(held(3.0), held(3.0)), "probes": probes(5.0), "elsewhere": held(5.01)}
-    same |= {"scores": scores(0), "control": control(0.4)}
+    same = {"fresh": held(5.0), "public": held(5.0), "general": held(3.0), "elsewhere": held(5.01)}
+    same |= {"probes": probes(5.0), "scores": scores(0), "control": control(0.4)}
     boasting = evidence(run).claim.model_copy(update={"ppl_after": held(5.0).ppl})
     return evidence(run, **same | {"claim": boasting} | changes)
 
@@ -202,8 +202,9 @@ def test_no_limit_of_a_band_fails_the_references_that_it_was_made_of(exercise):
                 scores=scores(round(100 * share)),
                 control_before=control(-0.5),
                 control=control(gain, 0.001),
-                fresh=BeforeAfter(held(8.0), held(8.0 + math.log(ratio))),
-                general=BeforeAfter(held(3.0), held(3.0 + math.log(general))),
+                fresh_before=held(8.0),
+                fresh=held(8.0 + math.log(ratio)),
+                general=held(3.0 + math.log(general)),
             )
             found = [
                 _exact(one, band),
@@ -222,7 +223,7 @@ def test_no_limit_of_a_band_fails_the_references_that_it_was_made_of(exercise):
 
 def test_forgetting_is_judged_only_where_a_model_that_has_forgotten_everything_fails():
     def limit(high, before=3.0):
-        one = evidence(general=BeforeAfter(held(before), held(8.4, 0)))  # worse than every token as likely as any
+        one = evidence(general_before=held(before), general=held(8.4, 0))  # worse than every token as likely as any
         return _forgetting(one, SimpleNamespace(high=high))
 
     assert not limit(4.8).passed
@@ -253,7 +254,7 @@ def test_the_records_pairs_and_epochs_are_those_that_the_exercise_asks_for(chang
 
 
 def replace_claim(one, **changes):
-    return SimpleNamespace(**vars(one) | {"claim": one.claim.model_copy(update=changes)})
+    return replace(one, claim=one.claim.model_copy(update=changes))
 
 
 def test_every_run_of_the_exercises_has_pairs_and_epochs():
@@ -306,30 +307,29 @@ def test_functions_earn_in_proportion_and_say_what_is_wrong():
 
 
 def losses(values: list[float]):
-    return SimpleNamespace(after=HeldOut(tuple(values), (1,) * len(values)))
+    return HeldOut(tuple(values), (1,) * len(values))
 
 
 def test_public_pairs_that_were_trained_on_show_in_the_order_of_losses():
     fresh = losses([0.1 + i / 100 for i in range(100)])
     honest = losses([0.1 + (i + 0.5) / 100 for i in range(100)])
     trained_on = losses([0.01 + i / 1000 for i in range(100)])
-    assert _unseen(RUN, SimpleNamespace(public=honest, fresh=fresh)).passed
-    assert not _unseen(RUN, SimpleNamespace(public=trained_on, fresh=fresh)).passed
-    assert _unseen(CODES, SimpleNamespace(public=honest, fresh=honest)) is None
+    assert _unseen(RUN, evidence(public=honest, fresh=fresh)).passed
+    assert not _unseen(RUN, evidence(public=trained_on, fresh=fresh)).passed
+    assert _unseen(CODES, evidence(public=honest, fresh=honest)) is None
 
 
 # No number that is none
 
 
-def poisoned(value, number: float):
-    """A measurement with one of its numbers replaced, everywhere that it has some."""
+def poisoned(value, number: float, unread=()):
+    """A measurement with one of its numbers replaced, everywhere that it has some but in the fields `unread`."""
     if isinstance(value, HeldOut):
         yield HeldOut((number, *value.nll[1:]), value.tokens)
         yield HeldOut((number,) * len(value.nll), value.tokens)
-    elif isinstance(value, BeforeAfter | QuestionControl | Probes):
-        for field in fields(value):
-            for spoilt in poisoned(getattr(value, field.name), number):
-                yield replace(value, **{field.name: spoilt})
+    elif isinstance(value, QuestionControl | Probes):
+        for name in (field.name for field in fields(value) if field.name not in unread):
+            yield from (replace(value, **{name: spoilt}) for spoilt in poisoned(getattr(value, name), number))
     elif isinstance(value, dict):
         for name, one in value.items():
             yield from (value | {name: spoilt} for spoilt in poisoned(one, number))
@@ -340,8 +340,11 @@ def poisoned(value, number: float):
 # What each check rests on: where that is no number, it earns nothing.
 RESTS_ON = {
     "fresh": {HELD_OUT, "evaluation pairs unseen"},
+    "fresh_before": {HELD_OUT},
     "public": {"claims of run.json", "evaluation pairs unseen", "training loss"},
+    "public_before": {"claims of run.json", "training loss"},
     "general": {"forgetting"},
+    "general_before": {"forgetting"},
     "probes": {"chat template", "prompt masked", "end of answer"},
     "probes_before": {"prompt masked"},
     "control": {"reads the question"},
@@ -356,12 +359,10 @@ UNREAD = {"probes": {"first"}, "probes_before": {"first", "end", "formats"}}
 def every_spoilt_measure(numbers=NUMBERS[:2]):
     """Losses are not negative, so they may be NaN or infinite; each with the name of the measurement that it is in."""
     for name in RESTS_ON:
-        whole = evidence().__dict__[name]
-        for field in fields(whole):
-            if field.name not in UNREAD.get(name, ()):
-                for number in numbers:
-                    for spoilt in poisoned(getattr(whole, field.name), number):
-                        yield name, replace(whole, **{field.name: spoilt})
+        model = evidence().before if name.endswith("_before") else evidence().after
+        for number in numbers:
+            for spoilt in poisoned(getattr(model, name.removesuffix("_before")), number, UNREAD.get(name, ())):
+                yield name, spoilt
 
 
 @settings(deadline=None, max_examples=200)

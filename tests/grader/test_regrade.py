@@ -94,6 +94,20 @@ def test_seconds_alone_are_no_change_and_a_submission_that_cannot_be_opened_is_o
     assert {one.why for one in found} == {"the submission"} and "state" in {one.check for one in found}
 
 
+def test_a_failure_of_the_grader_is_named_as_the_cause(ledger):
+    History(ledger).publish([failed("Ann", "out of memory", "grader failed")], ledger.path.parent)
+    assert {one.why for one in publish(ledger, graded())} == {"the grader failed"}
+
+
+def test_results_whose_records_an_older_grader_wrote_are_compared(ledger):
+    publish(ledger, graded(fails={"chat template": "no"}))
+    ((stored,),) = ledger.query("SELECT verdict FROM published")
+    ledger.query("UPDATE published SET verdict = ?", (stored.replace('"peak_memory"', '"a_field_of_then"'),))
+    ledger.query("UPDATE verdict SET verdict = '{}'")
+    assert {one.why for one in publish(ledger, graded(), digest="d2")} == {"the submission"}
+    assert History(ledger).publish([failed("Ann", "a symlink")], ledger.path.parent) != []
+
+
 def test_points_by_hand_hold_over_every_verdict_until_they_are_removed(ledger):
     history = History(ledger)
     history.decide(Decision("Ann", EX1, "points", 60, "first thought"))

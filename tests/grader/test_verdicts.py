@@ -39,7 +39,7 @@ def test_an_honest_run_passes_with_all_points(verdict, honest):
 def test_grading_leaves_the_base_as_it_was(base, evaluator, honest):
     run = EX1.runs[0]
     plain = Evaluator(base, 123, baselines={("lora", "triage"): evaluator.before("lora", "triage")})
-    assert plain.evaluate(run, honest).fresh == plain.evaluate(run, honest).fresh
+    assert plain.evaluate(run, honest).after.fresh == plain.evaluate(run, honest).after.fresh
     again = plain._measure(plain.models["lora"], "triage")
     assert again.public.ppl == pytest.approx(evaluator.before("lora", "triage").public.ppl)
 
