@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .errors import LoralabError
 
@@ -30,9 +30,15 @@ def checkpoint_to_resume(asked: bool | str | Path | None, folder: str | Path) ->
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the last complete checkpoint in a run folder, if there is one."""
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    return Path(found) if found and (Path(found) / TRAINER_STATE_NAME).is_file() else None
+    """Return the last complete checkpoint in a run folder, if there is one: `Trainer` writes its own state last."""
+    complete = (path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}"))
+    numbered = (path for path in complete if path.name.rpartition("-")[2].isdecimal())
+    return max(numbered, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimiser steps before a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _checkpoint_at(args: TrainingArguments, step: int | None) -> Path:

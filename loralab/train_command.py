@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .bases import UNKNOWN_RATE, Base, base_to_train, is_profile, load_model, load_tokenizer
-from .checkpoints import StopOnInterrupt, last_checkpoint
+from .checkpoints import StopOnInterrupt, last_checkpoint, step_of
 from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
@@ -206,7 +206,7 @@ def check_out(plan: Plan, resume: bool = False) -> Path | None:
 def saved_step(out: Path) -> int | None:
     """Return the number of optimiser steps before the last checkpoint in a run folder."""
     checkpoint = last_checkpoint(out)
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else None
+    return step_of(checkpoint) if checkpoint else None
 
 
 def _check_same_job(plan: Plan) -> None:

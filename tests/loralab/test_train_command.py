@@ -96,6 +96,14 @@ def test_an_interrupted_run_resumes_to_the_same_result(data, tmp_path, step):
         command.check_out(plan, resume=True)
 
 
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-12", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        if name != "checkpoint-12":  # killed before `Trainer` wrote its state
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert command.saved_step(tmp_path) == 10
+
+
 @pytest.fixture(scope="module")
 def off_topic(eval_pairs, tmp_path_factory) -> Path:
     """Evaluation pairs whose loss rises with every epoch of training on the course's pairs."""
