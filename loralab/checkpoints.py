@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .errors import LoralabError
+from .files import write_whole
 
 
 def checkpoint_to_resume(asked: bool | str | Path | None, folder: str | Path) -> str | None:
@@ -55,24 +56,23 @@ class BestHere(TrainerCallback):
 
 
 class Clock(TrainerCallback):
-    """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
+    """Counts the seconds of training and keeps them in every checkpoint, so that a resumed run adds those before it."""
 
     FILE = "seconds.txt"
-    earlier = 0.0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def __init__(self, checkpoint: str | None) -> None:
+        path = Path(checkpoint, self.FILE) if checkpoint else None
+        self.earlier = float(path.read_text()) if path and path.is_file() else 0.0
         self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         folder = _checkpoint_at(args, state.global_step)
         if folder.is_dir():
-            (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
-
-    @classmethod
-    def read(cls, checkpoint: str) -> float:
-        """Return the seconds of training before `checkpoint`; 0 if they are unknown."""
-        path = Path(checkpoint) / cls.FILE
-        return float(path.read_text()) if path.is_file() else 0.0
+            write_whole(folder / self.FILE, str(self.seconds))
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,7 +123,7 @@ def train(
         tokenizer=tokenizer,
         examples=examples,
         evaluation=encode_all(eval_pairs, tokenizer, base.max_length) if keep_best else None,
-        callbacks=[*callbacks, Clock(), BestHere(), *([] if quiet else [_Bar()])],
+        callbacks=[*callbacks, BestHere(), *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     measured |= _run(trainer, longest, checkpoint)
@@ -202,19 +201,17 @@ def _check_vocabulary(model: PeftModel, base: Base) -> None:
 def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict[str, float]:
     """Train, and tell what it cost: seconds (those before `checkpoint` included), and the peak memory in bytes."""
     reset_peak_memory()
-    earlier = Clock.read(checkpoint) if checkpoint else 0.0
-    callbacks = trainer.callback_handler.callbacks
-    next(callback for callback in callbacks if isinstance(callback, Clock)).earlier = earlier
-    started = time.perf_counter()
+    clock = Clock(checkpoint)
+    trainer.add_callback(clock)
     try:
         with attention_for(trainer.trained, longest), weights_cast_once(trainer.trained, frozen_only=True):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        for callback in callbacks:
+        for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, StopOnInterrupt):
                 callback.restore()
         _release(trainer)
-    return {"seconds": earlier + time.perf_counter() - started, "peak_memory": peak_memory()}
+    return {"seconds": clock.seconds, "peak_memory": peak_memory()}
 
 
 def _release(trainer: _Trainer) -> None:
