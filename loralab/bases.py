@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
-from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,7 +33,7 @@ from .errors import LoralabError, one_line
 from .fetch import MODELS, FetchError, model_folder, ready_folder
 from .fourbit import keep_unpacked
 from .hardware import Precision, precision
-from .pairs import chat_tokens, special_tokens
+from .pairs import PairsError, chat_tokens, special_tokens
 
 # ChatML, for tokenizers that know its markers but bring no template of their own.
 CHATML = (
@@ -277,7 +276,7 @@ def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
     try:
         question = chat_tokens(tokenizer, messages[:1], add_generation_prompt=True)
         whole = chat_tokens(tokenizer, messages)
-    except TemplateError:  # `encode` reports it with the pair that it fails on
+    except PairsError:  # `encode` reports it with the pair that it fails on
         return end
     known = special_tokens(tokenizer)
     special = [known[token] for token in whole[len(question) :] if token in known]

@@ -94,8 +94,8 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512
     end-of-answer token, so that the loss is that of the answer and of stopping after it. Raises `PairsError` if the pair
     does not fit (a cut answer would lose its end), or if the template does not keep prompt and answer as they are.
     """
-    prompt = _template(tokenizer, pair.question, add_generation_prompt=True)
-    whole = _template(tokenizer, [*pair.question, {"role": "assistant", "content": pair.output}])
+    prompt = chat_tokens(tokenizer, pair.question, add_generation_prompt=True)
+    whole = chat_tokens(tokenizer, [*pair.question, {"role": "assistant", "content": pair.output}])
     _check_prompt(prompt, whole, tokenizer)
     answer = whole[len(prompt) :]
     if tokenizer.eos_token_id not in answer:
@@ -117,19 +117,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def chat_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
 ) -> list[int]:
-    """Return the token ids of `messages` in the tokenizer's chat template."""
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
-    return cast(list[int], cast(BatchEncoding, encoded)["input_ids"])
-
-
-def _template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
-) -> list[int]:
+    """Return the token ids of `messages` in the tokenizer's chat template. Raises `PairsError` if it refuses them."""
     try:
-        return chat_tokens(tokenizer, messages, add_generation_prompt)
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
     except TemplateError as error:
         what = " ".join(str(error).split())[:200]
         raise PairsError(f"the tokenizer's chat template fails on it: {type(error).__name__}: {what}") from None
+    return cast(list[int], cast(BatchEncoding, encoded)["input_ids"])
 
 
 def _check_prompt(prompt: list[int], whole: list[int], tokenizer: PreTrainedTokenizerBase) -> None:

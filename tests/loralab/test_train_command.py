@@ -22,6 +22,7 @@ from loralab.bases import HIGHEST_RATE, UNKNOWN_RATE, rate_rule
 from loralab.chat import open_chat, talk
 from loralab.cli import app
 from loralab.compare import conclusions
+from loralab.errors import LoralabError
 from loralab.fourbit import recorded_quantization, same_quantization
 from loralab.pairs import Turn, digest
 from loralab.record import duration
@@ -435,6 +436,9 @@ def test_chat_shows_base_and_adapter_and_ends_with_the_input(few, tmp_path):
         raise KeyboardInterrupt
 
     talk(chat, console, press)
+    for asked in (chat, replace(chat, system=None)):
+        with pytest.raises(LoralabError, match="this cannot be asked: instruction: holds half of a character"):
+            asked.answer("\udcff")  # a byte of the command line that is not UTF-8
 
 
 def test_a_quantised_base_is_reloaded_as_it_was(base):
