@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..ability import MEASURED, Ability, Sample, measure, samples_of
@@ -120,7 +119,7 @@ def try_on_base(run: Run, name: str | None = None, recompute: bool = False) -> T
         trial.misfit = _misfit(run, trial.expected)
         trial.tokenizer = _tokenizer(run, base, config)
         _measure(run, trial, base, trial.tokenizer, recompute or not run.measured)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         trial.trouble = first_line(error)
     return trial
 

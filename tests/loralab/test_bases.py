@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,15 @@ def test_a_folder_whose_config_cannot_be_used_is_one_line(tmp_path, settings):
     for load in (bases.base_to_train, lambda name: load_model(choose_base(name))):
         with pytest.raises(LoralabError, match="^[^\n]*: its (config|model) cannot be loaded: [^\n]*$"):
             load(str(tmp_path))
+
+
+def test_a_base_with_a_damaged_file_is_one_line(base, tmp_path):
+    damaged = replace(base, source=str(shutil.copytree(base.source, tmp_path / "embedded")))
+    for name, load in {"model.safetensors": load_model, "tokenizer.json": load_tokenizer}.items():
+        path = tmp_path / "embedded" / name
+        path.write_bytes(path.read_bytes()[:1000] if load is load_model else b'{"model": {}}')
+        with pytest.raises(LoralabError, match="^embedded: its (model|tokenizer) cannot be loaded: [^\n]*$"):
+            load(damaged)
 
 
 def test_a_folder_has_its_own_name_however_it_is_given(tmp_path, monkeypatch):
