@@ -247,6 +247,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
             )
         tokenizer.chat_template, tokenizer.eos_token = CHATML, "<|im_end|>"
         print(f"{base.name}: no chat template of its own, so ChatML is set, with <|im_end|> as the end of an answer")
+    if "enable_thinking" in str(tokenizer.chat_template):
+        print(f"{base.name}: its chat template is used with enable_thinking=False; use the adapter in the same way")
     end = _end_of_answer(tokenizer)
     if end != tokenizer.eos_token:
         print(
@@ -269,7 +271,7 @@ def _reported(base: Base, part: str) -> Iterator[None]:
 
 
 def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the special token that the chat template writes after an answer: the end token itself, if it is there."""
+    """Return the first special token that the chat template writes after an answer; the end token if it writes none."""
     end: str | None = tokenizer.eos_token
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
@@ -278,8 +280,12 @@ def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
     except PairsError:  # `encode` reports it with the pair that it fails on
         return end
     known = special_tokens(tokenizer)
-    special = [known[token] for token in whole[len(question) :] if token in known]
-    return end if not special or end in special else special[-1]
+    for token in reversed(whole[len(question) :]):  # Phi-3 ends the answer, and then the text
+        if token in known:
+            end = known[token]
+        elif str(tokenizer.decode([token])).strip():
+            break
+    return end
 
 
 def load_model(

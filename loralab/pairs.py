@@ -119,7 +119,12 @@ def chat_tokens(
 ) -> list[int]:
     """Return the token ids of `messages` in the tokenizer's chat template. Raises `PairsError` if it refuses them."""
     try:
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
+        encoded = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=True,
+            enable_thinking=False,  # Qwen3 and its like write an empty thought before an answer: here into the prompt
+        )
     except TemplateError as error:
         what = " ".join(str(error).split())[:200]
         raise PairsError(f"the tokenizer's chat template fails on it: {type(error).__name__}: {what}") from None
