@@ -104,7 +104,7 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512
     answer = whole[len(prompt) : end]
     _check_answer(pair, answer, tokenizer)
     if end > max_length:
-        raise PairsError(_too_long(len(prompt), len(answer), max_length))
+        raise PairsError(_too_long(pair, len(prompt), len(answer), max_length))
     return {"input_ids": whole[:end], "labels": [IGNORED] * len(prompt) + answer}
 
 
@@ -159,9 +159,11 @@ def _no_end(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _check_answer(pair: Pair, answer: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `PairsError` unless the labels spell the answer and one end token after it."""
-    for name in ("instruction", "output"):
-        if found := [token for token in special_tokens(tokenizer).values() if token in getattr(pair, name)]:
+    """Raise `PairsError` unless the labels spell the answer and one end token after it, and no text has such tokens."""
+    special = special_tokens(tokenizer).values()
+    earlier = [(f"{turn.role} message", turn.content) for turn in pair.history]
+    for name, text in (*earlier, ("instruction", pair.instruction), ("output", pair.output)):
+        if found := [token for token in special if token in text]:
             raise PairsError(
                 f"the {name} contains the special token {found[0]!r}; delete it: the template adds its own"
             )
@@ -175,11 +177,11 @@ def _letters(text: str) -> str:
     return unicodedata.normalize("NFKC", "".join(text.split()))
 
 
-def _too_long(prompt: int, answer: int, max_length: int) -> str:
-    part = "instruction" if prompt > answer else "answer"
+def _too_long(pair: Pair, prompt: int, answer: int, max_length: int) -> str:
+    asked = "earlier messages and the instruction" if pair.history else "instruction"
     return (
-        f"{prompt + answer} tokens ({prompt} for the instruction, {answer} for the answer), but {max_length} fit; "
-        f"shorten the {part} or raise max_length"
+        f"{prompt + answer} tokens ({prompt} for the {asked}, {answer} for the answer), but {max_length} fit; "
+        f"shorten the {asked if prompt > answer else 'answer'} or raise max_length"
     )
 
 
