@@ -175,6 +175,16 @@ def test_duplicates_count_after_the_input_is_joined(tmp_path):
         read_pairs(written(tmp_path / "a.csv", rows))
 
 
+def test_conversations_that_begin_alike_give_their_beginning_once(tmp_path):
+    def chat(*texts):
+        return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]}
+
+    rows = [chat("Hi", "Hello", "Where?", "There"), chat("Hi", "Hello", "When?", "Now")]
+    assert [pair.output for pair in read_pairs(written(tmp_path / "a.jsonl", rows))] == ["Hello", "There", "Now"]
+    with pytest.raises(PairsError, match=r"a.jsonl:3: the same pair as line 2; delete one of them"):
+        read_pairs(written(tmp_path / "a.jsonl", [*rows, rows[1]]))
+
+
 texts = st.text(min_size=1).filter(lambda text: text.strip())
 turns = st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text())
 
