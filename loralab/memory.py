@@ -111,6 +111,20 @@ def verdict(total: float, room: float) -> str:
     return "tight" if total + least <= room else "does not fit"
 
 
+def needed(source: str, method: str, room: float, **settings: Any) -> float:
+    """Return the bytes that `train` takes here at its peak, with these settings of `estimate`, where it has `room` bytes.
+
+    On a GPU it recomputes activations if the run would not fit otherwise, and the GPU's own share counts at its least.
+    Methods other than "qlora" count as "lora".
+    """
+    method = "qlora" if method == "qlora" else "lora"
+    plain = estimate(source, method, checkpointing=False, **settings)
+    if not torch.cuda.is_available():
+        return plain.on_cpu(method)
+    fits = verdict(plain.total, room) == "fits"
+    return OVERHEAD[0] + (plain if fits else estimate(source, method, checkpointing=True, **settings)).total
+
+
 @contextmanager
 def _tracing() -> Iterator[None]:
     try:

@@ -25,7 +25,7 @@ from .checkpoints import StopOnInterrupt, last_checkpoint, step_of
 from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
-from .memory import OVERHEAD, Untraceable, estimate
+from .memory import needed
 from .pairs import encode_all, write_pairs
 from .record import EVAL_FILE, RECORD_FILE, RunRecord, duration
 from .shapes import adapter_shape, lora_config, modules
@@ -319,13 +319,22 @@ def dry_run(plan: Plan) -> str:
     longest = max(len(one["input_ids"]) for one in encode_all(plan.data.pairs, plan.tokenizer, plan.base.max_length))
     there = _room()
     try:
-        needed = _needed(plan, longest)
-    except (Untraceable, ValueError, OSError) as error:
+        wanted = needed(
+            plan.base.source,
+            plan.method,
+            there,
+            rank=plan.rank,
+            targets=plan.targets,
+            batch=plan.batch_size,
+            length=longest,
+            dropout=0.0,
+        )
+    except (ValueError, OSError) as error:
         memory, fits = f"memory: unknown ({first_line(error)})", True
     else:
-        fits = needed <= there
+        fits = wanted <= there
         verdict = "it fits" if fits else "it does not fit; see loralab fit"
-        memory = f"memory: about {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB free; {verdict}"
+        memory = f"memory: about {wanted / 1e9:.1f} GB of {there / 1e9:.1f} GB free; {verdict}"
     lines = [memory, f"longest pair: {longest} tokens"]
     if not fits:
         return "\n".join([*lines, "time: not measured, as it would not fit"])
@@ -337,21 +346,6 @@ def dry_run(plan: Plan) -> str:
 def _room() -> float:
     """Return the free memory in bytes: the GPU's or, without one, this machine's."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-
-
-def _needed(plan: Plan, longest: int) -> float:
-    """Return the estimated peak memory in bytes."""
-    memory = estimate(
-        plan.base.source,
-        "qlora" if plan.method == "qlora" else "lora",
-        plan.rank,
-        plan.targets,
-        batch=plan.batch_size,
-        length=longest,
-        dropout=0.0,
-        checkpointing=False,
-    )
-    return memory.total + OVERHEAD[1] if torch.cuda.is_available() else memory.on_cpu(plan.method)
 
 
 class _Stopwatch(TrainerCallback):

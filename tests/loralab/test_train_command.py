@@ -212,6 +212,16 @@ def test_a_dry_run_measures_steps_and_leaves_nothing(run, few, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_counts_the_checkpointing_that_the_training_would_turn_on(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "_seconds_per_step", lambda plan: 1.0)
+    monkeypatch.setattr(command, "encode_all", lambda *_: [{"input_ids": [0] * 256}])
+    plan = planned(few, tmp_path / "run", batch_size=64)
+    for room, verdict in ((2.5e9, "it fits"), (0.5e9, "it does not fit; see loralab fit")):
+        monkeypatch.setattr(command, "_room", lambda room=room: room)
+        assert verdict in command.dry_run(plan).splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
