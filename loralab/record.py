@@ -26,6 +26,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 SCORES = ("scores_before", "scores_after")
 
 LARGEST = 2**63 - 1  # the largest integer of other readers of JSON; Python's own have no limit
+LARGEST_SEED = 2**32 - 1  # of numpy, which transformers seeds, too
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 # Zero is possible: a learning rate of 0 is a control, and a run may end before its first step.
@@ -129,7 +130,7 @@ class RunRecord(BaseModel):
     epochs: Finite
     batch_size: Positive
     learning_rate: Finite
-    seed: int = Field(ge=0, lt=2**32)  # numpy's range, which transformers seeds, too
+    seed: int = Field(ge=0, le=LARGEST_SEED)
     losses: list[Loss] = Field(description="training loss of every optimiser step")
     seconds: float = Field(gt=0, allow_inf_nan=False)
     peak_memory: Count

@@ -27,7 +27,7 @@ from .files import write_whole
 from .fourbit import nf4
 from .memory import needed
 from .pairs import encode_all, write_pairs
-from .record import EVAL_FILE, RECORD_FILE, RunRecord, duration
+from .record import EVAL_FILE, LARGEST_SEED, RECORD_FILE, RunRecord, duration
 from .shapes import adapter_shape, lora_config, modules
 from .split import SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
@@ -124,6 +124,8 @@ def plan_training(
     for name, value in {"rank": rank, "batch size": batch_size}.items():
         if value < 1:
             raise LoralabError(f"the {name} is {value}; it must be at least 1")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise LoralabError(f"the seed is {seed}; it must be 0 to {LARGEST_SEED}")
     chosen, rate, rate_from = _base_and_rate(base, learning_rate)
     chosen = replace(chosen, max_length=max_length or chosen.max_length)
     epochs = float(chosen.epochs if epochs is None else epochs)
