@@ -236,7 +236,7 @@ def gate(
     data: Annotated[str | None, typer.Option(help="The training data in one sentence, for the card.")] = None,
     base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
     eval_file: Annotated[
-        Path | None, typer.Option("--eval", help="The pairs that the run was measured on; default: the course's.")
+        str | None, typer.Option("--eval", help="The pairs that the run was measured on; default: the course's.")
     ] = None,
     recompute: Annotated[bool, typer.Option(help="Measure perplexities and scores again.")] = False,
 ) -> None:
@@ -252,7 +252,7 @@ def gate(
         )
     except (LoralabError, OSError) as error:
         _stop(error)
-    show(points, title=run.name)
+    show(points, title=run.resolve().name)
     if not all(point.passed for point in points):
         raise typer.Exit(1)
 

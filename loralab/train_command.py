@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from subprocess import list2cmdline
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -45,7 +47,7 @@ class Plan:
     base: Base
     tokenizer: PreTrainedTokenizerBase
     data: Split
-    eval_file: Path | None  # None: nothing is measured
+    eval_file: str | Path | None  # None: nothing is measured
     method: str
     rank: int
     targets: tuple[str, ...]
@@ -169,16 +171,16 @@ def _base_and_rate(name: str, learning_rate: float | None) -> tuple[Base, float,
     return base, base.learning_rate, "10 times full fine-tuning's, by the base's hidden size; see loralab/bases.py"
 
 
-def _eval_file(split: Split, evaluation: str, folder: Path) -> Path | None:
-    """Return the file with the evaluation pairs; None if there are none."""
+def _eval_file(split: Split, evaluation: str, folder: Path) -> str | Path | None:
+    """Return what `--eval` of the gate takes: the file or dataset with the evaluation pairs; None if there are none."""
     if not split.eval_pairs:
         return None
-    return folder / EVAL_FILE if split.held_out else Path(evaluation)
+    return folder / EVAL_FILE if split.held_out else evaluation
 
 
 def _plain_name(data: str) -> str:
-    """Return the name of a file, folder or dataset without its endings."""
-    return Path(data.rstrip("/")).name.split(".")[0] or "run"
+    """Return the name of a file, folder or dataset without its endings and its split."""
+    return re.split("[.:]", Path(data).name)[0] or "run"
 
 
 def check_out(plan: Plan, resume: bool = False) -> Path | None:
@@ -300,8 +302,8 @@ def show_result(record: RunRecord, plan: Plan) -> str:
         lines.append("nothing was measured: hold pairs out with --eval 0.1, or give a file")
     size = f", adapter of {record.adapter_bytes / 1e6:.2f} MB" if record.adapter_bytes else ""
     lines.append(f"saved: {plan.out} ({record.seconds:.0f} s of training{size})")
-    following = f"gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"chat {plan.out}"
-    lines.append(f"next: loralab {following}")
+    words: list[str | Path] = ["gate", plan.out, "--eval", plan.eval_file] if plan.eval_file else ["chat", plan.out]
+    lines.append(f"next: loralab {list2cmdline(words)}")  # quotes paths with spaces as every shell reads them
     return "\n".join(lines)
 
 

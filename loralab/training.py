@@ -130,7 +130,7 @@ def train(
     if any(isinstance(callback, StopOnInterrupt) and callback.interrupted for callback in callbacks):
         raise KeyboardInterrupt
     measured |= measure_after(model, *evaluation)
-    record = _record(trainer, name=folder.name, base=base.name, **measured)
+    record = _record(trainer, name=folder.resolve().name, base=base.name, **measured)
     if isinstance(model, PeftModel):
         record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)

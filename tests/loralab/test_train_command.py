@@ -163,22 +163,23 @@ def test_without_evaluation_pairs_no_epoch_can_be_chosen(base, model, tokenizer,
 
 
 def test_the_command_trains_measures_and_overwrites_nothing(run, data, tmp_path):
-    words = ["train", data, "--rank", 2, "--targets", "qv", "--epochs", 0.04, "--out", tmp_path / "run"]
+    folder = tmp_path / "my run"
+    words = ["train", data, "--rank", 2, "--targets", "qv", "--epochs", 0.04, "--out", folder]
     result = run(*words, "--eval", "0.5", "--seed", 3)
     assert result.exit_code == 0, result.output
     for line in ("format: instruction + output", "pairs: 8 for training, 8 held out", "learning rate: 0.005 (measured"):
         assert line in result.output
     assert "held-out perplexity: " in result.output and "exact match: 0.00 (0.00 to 0.32) before" in result.output
-    assert f"next: loralab gate {tmp_path / 'run'} --eval {tmp_path / 'run' / 'eval.jsonl'}" in result.output
-    record, asked = RunRecord.load(tmp_path / "run"), read_pairs(tmp_path / "run" / "eval.jsonl")
+    assert f'next: loralab gate "{folder}" --eval "{folder / "eval.jsonl"}"' in result.output
+    record, asked = RunRecord.load(folder), read_pairs(folder / "eval.jsonl")
     assert (record.train_pairs, record.eval_pairs, record.seed) == (8, 8, 3)
     assert record.eval_digest == digest(asked)
     assert record.train_digest == digest(pair for pair in read_pairs(data) if pair not in asked)
-    before = (tmp_path / "run" / "run.json").read_bytes()
+    before = (folder / "run.json").read_bytes()
     again = run(*words)
     assert (again.exit_code, again.output.count("\n")) == (2, 1)
     assert "holds a finished run: give another --out" in again.output
-    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert (folder / "run.json").read_bytes() == before
 
 
 def test_ctrl_c_says_how_to_continue(run, data, tmp_path, monkeypatch):
@@ -244,6 +245,11 @@ def test_impossible_input_is_one_line_before_anything_is_trained(run, few, tmp_p
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
     assert result.output.startswith("Error: ") and message in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data", ["mine.v2.jsonl.gz", "data/mine/", "owner/mine:train"])  # Windows allows no colon
+def test_a_run_is_named_after_its_data_on_every_system(data):
+    assert command._plain_name(data) == "mine"
 
 
 def test_bad_data_is_named_line_by_line(run, tmp_path):

@@ -99,6 +99,12 @@ def test_recomputing_activations_changes_no_loss(trained, train_pairs):
     assert saved == pytest.approx(usual, rel=1e-3)
 
 
+def test_a_run_in_the_current_folder_has_its_name(base, model, tokenizer, train_pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = train(with_adapter(model), tokenizer, train_pairs[:4], ".", base, epochs=1, quiet=True)
+    assert record.name == tmp_path.name
+
+
 def test_nothing_to_train_on_is_one_clear_line(base, model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no pairs to train on: give at least one"):
         train(model, tokenizer, [], tmp_path, base)
