@@ -331,7 +331,8 @@ def sweep(
     try:
         _train(jobs, left, workers, cluster, gpu)
     finally:
-        failed = _report(jobs, out)
+        with _errors_in_lines():  # on Windows a report that Excel shows cannot be replaced
+            failed = _report(jobs, out)
     if failed:
         raise typer.Exit(1)
 
