@@ -538,6 +538,10 @@ def _errors_in_lines() -> Iterator[None]:
             _stop(error)
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        _stop("the GPU's memory is full: take a smaller base or batch, or shorter pairs")
 
 
 def _stop(error: Exception | str) -> NoReturn:

@@ -247,6 +247,16 @@ def test_impossible_input_is_one_line_before_anything_is_trained(run, few, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_full_gpu_is_one_line(run, few, tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(command, "run_training", fill)
+    result = run("train", few, "--eval", "0", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].startswith("Error: the GPU's memory is full: take a smaller base or batch")
+
+
 @pytest.mark.parametrize("data", ["mine.v2.jsonl.gz", "data/mine/", "owner/mine:train"])  # Windows allows no colon
 def test_a_run_is_named_after_its_data_on_every_system(data):
     assert command._plain_name(data) == "mine"
