@@ -679,6 +679,7 @@ def test_the_command_ends_with_1_until_the_decision_is_made(run):
 BROKEN = {
     "no such run folder": lambda run: shutil.rmtree(run),
     "no adapter_model.safetensors": lambda run: (run / ADAPTER).unlink(),
+    "adapter_model.bin is a pickle": lambda run: (run / ADAPTER).rename(run / "adapter_model.bin"),
     "no adapter_config.json": lambda run: (run / "adapter_config.json").unlink(),
     "run.json: the file": lambda run: (run / "run.json").write_text('{"name": '),
     "truncated or not safetensors": lambda run: (run / ADAPTER).write_bytes(b"not tensors"),
@@ -708,6 +709,7 @@ def test_the_command_ends_with_2_and_one_line_for_a_folder_that_is_no_run(messag
         {"peft_type": [1]},
         {"peft_type": "NOVEL"},
         {"bias": "novel"},
+        {"lora_alpha": "32"},
         {"rank_pattern": 3},
         {"alpha_pattern": ["q_proj"]},
     ],
