@@ -683,13 +683,13 @@ BROKEN = {
     "no adapter_config.json": lambda run: (run / "adapter_config.json").unlink(),
     "run.json: the file": lambda run: (run / "run.json").write_text('{"name": '),
     "truncated or not safetensors": lambda run: (run / ADAPTER).write_bytes(b"not tensors"),
-    "adapter_config.json: not valid JSON": lambda run: (run / "adapter_config.json").write_bytes(b"\xff{"),
+    "adapter_config.json: not UTF-8 text": lambda run: (run / "adapter_config.json").write_bytes(b"\xff{"),
     "adapter_config.json: r:": lambda run: change(run / "adapter_config.json", r=0),
     "adapter_config.json: peft_type: Field required": lambda run: (run / "adapter_config.json").write_text('{"r": 16}'),
     "adapter_config.json: not a LoRA configuration (TypeError: ": lambda run: change(
         run / "adapter_config.json", eva_config=3
     ),
-    "gate.json: not valid JSON": lambda run: (run / "gate.json").write_text("{"),
+    "gate.json: the file: Invalid JSON": lambda run: (run / "gate.json").write_text("{"),
     "is a folder": lambda run: ((run / "gate.json").unlink(), (run / "gate.json").mkdir()),
 }
 
