@@ -115,6 +115,6 @@ def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:
     plot_ppl(ppl, left)
     plot_exact(shares, right)
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format=Path(path).suffix[1:] or "png")  # else matplotlib adds a missing ending
     except ValueError as error:  # an ending that is no image format
         raise LoralabError(f"--plot {path}: {error}") from None

@@ -435,6 +435,8 @@ def test_compare_prints_a_table_and_draws(run, tmp_path):
     for text in ("0.80", "1.25", "12,345", "The exact match of one is higher"):
         assert text in result.output
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert f"plot: {tmp_path / 'both'}\n" in run(*words, "--plot", tmp_path / "both").output
+    assert (tmp_path / "both").is_file()
     for more, message in (
         (["--plot", tmp_path / "x.docx"], "--plot"),
         ([tmp_path / "one"], "the same run is given twice"),
