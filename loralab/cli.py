@@ -324,7 +324,7 @@ def sweep(
         left = _left(jobs, workers, cluster, gpu)
         make_folder(out)
         if split:
-            _keep_held_out(split, out)
+            split.keep_held_out(out)
             typer.echo(str(split))
     finished = len(jobs) - left
     typer.echo(f"{len(jobs)} runs on {chosen.name}" + (f", {finished} of them finished before" if finished else ""))
@@ -347,15 +347,6 @@ def _sweep_data(data: str | None, evaluation: str | None, base: Base) -> Split |
             raise LoralabError("--eval is for data of your own: give --data, too")
         return None
     return read_split(data, evaluation or SHARE, load_tokenizer(base), base.max_length)
-
-
-def _keep_held_out(split: Split, out: Path) -> None:
-    """Write the pairs that were held out, so that the gate can judge a run of the sweep on them."""
-    from .pairs import write_pairs
-    from .record import EVAL_FILE
-
-    if split.held_out:
-        write_pairs(out / EVAL_FILE, split.eval_pairs)
 
 
 def _report(jobs: Sequence[Job], out: Path) -> bool:

@@ -28,7 +28,7 @@ from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
 from .memory import needed
-from .pairs import encode_all, write_pairs
+from .pairs import encode_all
 from .record import EVAL_FILE, LARGEST_SEED, RECORD_FILE, RunRecord, duration
 from .shapes import adapter_shape, lora_config, modules
 from .split import SHARE, Split, read_split
@@ -241,8 +241,7 @@ def run_training(
     checkpoint = check_out(plan, resume)
     model = adapted_model(plan)
     write_whole(plan.out / JOB_FILE, json.dumps(plan.job, indent=1) + "\n")
-    if plan.data.held_out:
-        write_pairs(plan.out / EVAL_FILE, plan.data.eval_pairs)
+    plan.data.keep_held_out(plan.out)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"of \d+ evaluation pairs")  # the plan has them
         record = train(
