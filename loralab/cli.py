@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, cast
 
 import typer
 
-from .errors import LoralabError
+from .errors import LoralabError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -381,7 +381,6 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
     """Train the `left` unfinished jobs under a progress bar; exit if no job can be trained."""
     from tqdm.auto import tqdm
 
-    from .errors import one_line
     from .sweep import record_match, sweep
 
     with tqdm(total=len(jobs), initial=len(jobs) - left, unit="run") as bar:
@@ -548,11 +547,10 @@ def _words(text: str) -> list[str]:
 
 def _numbers(text: str, kind: type[Number], what: str, example: str) -> list[Number]:
     """Read numbers with commas between them. Raises `LoralabError` for the first word that is none."""
-    return [_number(word, kind, f"a {what}: give numbers with commas, such as {example}") for word in _words(text)]
-
-
-def _number(word: str, kind: type[Number], wanted: str) -> Number:
-    try:
-        return kind(word)
-    except ValueError:
-        raise LoralabError(f"{word!r} is not {wanted}") from None
+    numbers = []
+    for word in _words(text):
+        try:
+            numbers.append(kind(word))
+        except ValueError:
+            raise LoralabError(f"{word!r} is not a {what}: give numbers with commas, such as {example}") from None
+    return numbers

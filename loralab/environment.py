@@ -58,15 +58,15 @@ def _packages() -> Iterator[Finding]:
     yield Finding("loralab", f"{version('loralab')} ({Path(__file__).parent})")
     needed = map(Requirement, requires("loralab") or ())
     for wanted in (one for one in needed if not one.marker or one.marker.evaluate({"extra": ""})):
+        remedy = f"pip install '{wanted.name}{wanted.specifier}'"
         try:
             found = version(wanted.name)
         except PackageNotFoundError:
-            yield Finding(wanted.name, f"missing: pip install '{wanted.name}{wanted.specifier}'", False)
+            yield Finding(wanted.name, f"missing: {remedy}", False)
             continue
         if _allows(str(wanted.specifier), found):
             yield Finding(wanted.name, found)
         else:
-            remedy = f"pip install '{wanted.name}{wanted.specifier}'"
             yield Finding(wanted.name, f"{found}, but {wanted.specifier} is needed: {remedy}", False)
 
 

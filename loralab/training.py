@@ -406,9 +406,9 @@ class _Bar(ProgressCallback):
 
 
 def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]:
-    config = _config(model)
-    if config.target_modules and not _partly_adapted(model):
-        config.target_modules = _targets(model)  # a pattern, or full names, say the same at greater length
+    config, targets, layers = _config(model), _targets(model), _partly_adapted(model)
+    if config.target_modules and not layers:
+        config.target_modules = targets  # a pattern, or full names, say the same at greater length
     if Path(base.source).is_dir():
         config.base_model_name_or_path = base.name  # local paths are not portable
     model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft looks the base up on the hub
@@ -417,8 +417,8 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]
         "rank": config.r,
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
-        "targets": _targets(model),
-        "adapter": adapter_settings(config, _partly_adapted(model)),
+        "targets": targets,
+        "adapter": adapter_settings(config, layers),
         "adapter_bytes": adapter_bytes(folder),
     }
 
