@@ -51,8 +51,8 @@ class Base:
     """A base model and its defaults.
 
     `source` is a hub id or a folder (empty in the profiles of bases whose folder depends on the machine);
-    `learning_rate` and `epochs` are the ones to start LoRA with (a small
-    model wants more of both; without a profile the rate is that of `rate_rule`); `max_length` is in tokens; `reason` says why this base was taken.
+    `learning_rate` and `epochs` are the ones to start LoRA with (a small model wants more of both; without a profile the
+    rate is that of `rate_rule`); `max_length` is in tokens; `reason` says why this base was taken.
     """
 
     name: str

@@ -104,7 +104,7 @@ def estimate(
 
 
 def verdict(total: float, room: float) -> str:
-    """Return whether a training run "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
+    """Return "fits", "tight" or "does not fit" for tensors of `total` bytes on a GPU on which torch finds `room` bytes."""
     least, most = OVERHEAD
     if total + most <= room:
         return "fits"

@@ -89,8 +89,8 @@ def train(
 
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
-    Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an adapter of another kind, or one
-    that would be trained in part only or saved in part only.
+    Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an
+    adapter of another kind, or one that would be trained in part only or saved in part only.
     """
     if isinstance(model, PeftModel):
         _check_adapter(model)
