@@ -289,13 +289,15 @@ def test_leaks_are_one_warning_at_the_line_that_trains(base, model, tokenizer, t
         {"losses": [2.0, -1.0]},
         {"ppl_after": 0.5},
         {"scores_after": {"count": 1, "exact": 2, "ended": 1}},
+        {"adapter": {"a\nb": 1}},
     ],
 )
 def test_a_record_that_no_run_leaves_is_refused_by_name(changes, honest):
     record = json.loads((honest / "run.json").read_text())
     (honest / "run.json").write_text(json.dumps(record | changes))
-    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}[.:]"):
+    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}[.:]") as error:
         RunRecord.load(honest)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
