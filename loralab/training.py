@@ -90,11 +90,18 @@ def train(
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
     Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an
-    adapter of another kind, or one that would be trained in part only or saved in part only.
+    adapter of another kind, one that would be trained in part only or saved in part only, or weights in fp16 to train.
     """
     if isinstance(model, PeftModel):
         _check_adapter(model)
         _check_saved(model, base)
+    hardware = precision_for(model)
+    halves = any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad)
+    if halves and (hardware.autocast | arguments)["fp16"]:
+        raise LoralabError(
+            "weights in fp16 cannot be trained on this GPU, whose gradient scaler refuses them: load the base in fp32, with "
+            "load_model(base, replace(precision(), dtype=torch.float32))"
+        )
     folder, pairs, eval_pairs = Path(folder), as_pairs(pairs), as_pairs(eval_pairs)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
@@ -119,7 +126,7 @@ def train(
     measured |= measure_before(model, *evaluation)
     trainer = _Trainer(
         model=model,
-        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, precision_for(model), **arguments),
+        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, hardware, **arguments),
         tokenizer=tokenizer,
         examples=examples,
         evaluation=encode_all(eval_pairs, tokenizer, base.max_length) if keep_best else None,

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from loralab import (
     Pair,
+    Precision,
     RunRecord,
     encode_all,
     load_model,
@@ -97,6 +98,13 @@ def test_recomputing_activations_changes_no_loss(trained, train_pairs):
     settings = {"pairs": train_pairs[:8], "epochs": 1, "eval_pairs": ()}
     usual, saved = (RunRecord.load(trained("again", **settings, **more)).losses for more in ({}, saving))
     assert saved == pytest.approx(usual, rel=1e-3)
+
+
+def test_weights_in_fp16_are_refused_where_training_scales_gradients(base, model, tokenizer, train_pairs, monkeypatch):
+    t4 = Precision("cpu", torch.float16, torch.float16, "as a T4")
+    monkeypatch.setattr("loralab.training.precision_for", lambda model: t4)
+    with pytest.raises(LoralabError, match="weights in fp16 cannot be trained on this GPU"):
+        train(model.half(), tokenizer, train_pairs[:4], "nowhere", base)
 
 
 def test_a_run_in_the_current_folder_has_its_name(base, model, tokenizer, train_pairs, tmp_path, monkeypatch):
