@@ -117,8 +117,7 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
         if not (Path(name) / "config.json").is_file():
             raise LoralabError(f"the folder {name!r} holds no config.json; give the folder that save_pretrained wrote")
         folder = Path(name).resolve()  # "." has no name of its own
-        rate = rate_rule(str(folder))
-        return Base(folder.name, str(folder), rate, "unknown: check it", reason="a local folder")
+        return Base(folder.name, str(folder), rate_rule(str(folder)), "unknown: check it", reason="a local folder")
     if name.count("/") == 1 and not name.startswith((".", "/")):
         rate = rate_rule(name)
         return Base(name.split("/")[1], name, rate, "unknown: see its model card", reason="a model of the hub")

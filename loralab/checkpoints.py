@@ -20,14 +20,12 @@ def checkpoint_to_resume(asked: bool | str | Path | None, folder: str | Path) ->
     """Return the checkpoint to resume from. Raises `LoralabError` if there is none."""
     if not asked:
         return None
-    if asked is True:
-        found = last_checkpoint(folder)
-        if found is None:
-            raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
-        return str(found)
-    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
-        raise LoralabError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
-    return str(asked)
+    found = last_checkpoint(folder) if asked is True else Path(asked)
+    if found is None:
+        raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
+    if not (found / TRAINER_STATE_NAME).is_file():
+        raise LoralabError(f"{found}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
+    return str(found)
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

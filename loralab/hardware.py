@@ -54,11 +54,8 @@ def precision(capability: tuple[int, int] | None = None, width: int = 0) -> Prec
             return _of_this_cpu(width)
         capability = torch.cuda.get_device_capability()
     number = ".".join(map(str, capability))
-    if capability >= (8, 0):
-        reason = f"GPU with compute capability {number}: bf16"
-        return Precision("cuda", torch.bfloat16, torch.bfloat16, reason)
-    reason = f"GPU with compute capability {number}, no native bf16: fp16"
-    return Precision("cuda", torch.float16, torch.float16, reason)
+    dtype, what = (torch.bfloat16, ": bf16") if capability >= (8, 0) else (torch.float16, ", no native bf16: fp16")
+    return Precision("cuda", dtype, dtype, f"GPU with compute capability {number}{what}")
 
 
 def precision_for(model: torch.nn.Module) -> Precision:

@@ -115,7 +115,6 @@ class Job:
 
     @property
     def quantization(self) -> BitsAndBytesConfig | None:
-        """The quantisation of the base."""
         return nf4() if self.method == "qlora" else None
 
     def _wanted(self) -> dict[str, Any]:
