@@ -96,10 +96,6 @@ def faults(samples: Sequence[Sample]) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _same(one: str, other: str) -> bool:
-    return one.split() == other.split()
-
-
 def _echoes(text: str, question: str) -> bool:
     """Tell whether the text begins with the whole question."""
     words = question.split()
@@ -132,7 +128,7 @@ def fault_causes(samples: Sequence[Sample]) -> list[str]:
         for name, count in faults(samples).items()
         if count > limit
     ]
-    if samples and all(_same(sample.before, sample.after) for sample in samples):
+    if samples and all(sample.before.split() == sample.after.split() for sample in samples):
         wrong.append("every answer is the base's own, so users would see no difference; train longer or on more pairs")
     return wrong
 

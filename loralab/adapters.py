@@ -9,7 +9,8 @@ from typing import Annotated, Literal, TypeVar
 
 import torch
 from peft import LoraConfig
-from pydantic import BaseModel, Field
+from peft.utils import WEIGHTS_NAME
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -25,6 +26,8 @@ CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # may continu
 
 class _Settings(BaseModel):
     """The part of `adapter_config.json` that is checked here, as peft takes it as it comes."""
+
+    model_config = ConfigDict(strict=True)  # peft would keep "16" as a text
 
     peft_type: Literal["LORA"]
     r: Rank
@@ -62,7 +65,10 @@ def read_adapter(folder: Path) -> Adapter:
         raise LoralabError(f"{folder}: no such run folder")
     for name in (CONFIG_FILE, ADAPTER_FILE):
         if not (folder / name).is_file():
-            raise LoralabError(f"{folder}: no {name} in it; give the folder into which an adapter was saved")
+            what = "give the folder into which an adapter was saved"
+            if name == ADAPTER_FILE and (folder / WEIGHTS_NAME).is_file():
+                what = f"{WEIGHTS_NAME} is a pickle, which may run code: load it with peft, and save it again"
+            raise LoralabError(f"{folder}: no {name} in it; {what}")
     read_json(folder / CONFIG_FILE, _Settings)
     try:
         with warnings.catch_warnings():

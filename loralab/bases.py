@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import StrictDataclassError
-from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,7 +32,7 @@ from .errors import LoralabError, one_line
 from .fetch import MODELS, FetchError, model_folder, ready_folder
 from .fourbit import keep_unpacked
 from .hardware import Precision, precision
-from .pairs import chat_tokens, special_tokens
+from .pairs import PairsError, chat_tokens, special_tokens
 
 # ChatML, for tokenizers that know its markers but bring no template of their own.
 CHATML = (
@@ -53,8 +51,8 @@ class Base:
     """A base model and its defaults.
 
     `source` is a hub id or a folder (empty in the profiles of bases whose folder depends on the machine);
-    `learning_rate` and `epochs` are the ones to start LoRA with (a small
-    model wants more of both; without a profile the rate is that of `rate_rule`); `max_length` is in tokens; `reason` says why this base was taken.
+    `learning_rate` and `epochs` are the ones to start LoRA with (a small model wants more of both; without a profile the
+    rate is that of `rate_rule`); `max_length` is in tokens; `reason` says why this base was taken.
     """
 
     name: str
@@ -119,8 +117,7 @@ def choose_base(name: str = "auto", prefer: str = "smollm2-135m") -> Base:
         if not (Path(name) / "config.json").is_file():
             raise LoralabError(f"the folder {name!r} holds no config.json; give the folder that save_pretrained wrote")
         folder = Path(name).resolve()  # "." has no name of its own
-        rate = rate_rule(str(folder))
-        return Base(folder.name, str(folder), rate, "unknown: check it", reason="a local folder")
+        return Base(folder.name, str(folder), rate_rule(str(folder)), "unknown: check it", reason="a local folder")
     if name.count("/") == 1 and not name.startswith((".", "/")):
         rate = rate_rule(name)
         return Base(name.split("/")[1], name, rate, "unknown: see its model card", reason="a model of the hub")
@@ -249,6 +246,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
             )
         tokenizer.chat_template, tokenizer.eos_token = CHATML, "<|im_end|>"
         print(f"{base.name}: no chat template of its own, so ChatML is set, with <|im_end|> as the end of an answer")
+    if "enable_thinking" in str(tokenizer.chat_template):
+        print(f"{base.name}: its chat template is used with enable_thinking=False; use the adapter in the same way")
     end = _end_of_answer(tokenizer)
     if end != tokenizer.eos_token:
         print(
@@ -263,25 +262,29 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def _reported(base: Base, part: str) -> Iterator[None]:
-    """Report a base that transformers cannot load in one line: files missing or damaged, an unknown kind, no package for it."""
+    """Report a base that transformers cannot load in one line: files missing or damaged, an unknown kind, too large."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+    except Exception as error:  # safetensors, tokenizers and torch each have kinds of their own
         raise LoralabError(f"{base.name}: its {part} cannot be loaded: {one_line(error)}") from None
 
 
 def _end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the special token that the chat template writes after an answer: the end token itself, if it is there."""
+    """Return the first special token that the chat template writes after an answer; the end token if it writes none."""
     end: str | None = tokenizer.eos_token
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         question = chat_tokens(tokenizer, messages[:1], add_generation_prompt=True)
         whole = chat_tokens(tokenizer, messages)
-    except TemplateError:  # `encode` reports it with the pair that it fails on
+    except PairsError:  # `encode` reports it with the pair that it fails on
         return end
     known = special_tokens(tokenizer)
-    special = [known[token] for token in whole[len(question) :] if token in known]
-    return end if not special or end in special else special[-1]
+    for token in reversed(whole[len(question) :]):  # Phi-3 ends the answer, and then the text
+        if token in known:
+            end = known[token]
+        elif str(tokenizer.decode([token])).strip():
+            break
+    return end
 
 
 def load_model(

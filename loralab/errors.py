@@ -27,7 +27,7 @@ def one_line(error: Exception) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first field that a file has wrong, and what is wrong with it."""
+    """Return, in one line, the first field that a file has wrong, and what is wrong with it."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "the file"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return " ".join(f"{where}: {first['msg'].removeprefix('Value error, ')}".split())

@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,13 +270,11 @@ def _show_progress(process: subprocess.Popen[bytes], work: Path, model: Model) -
 
 
 def _written(work: Path) -> int:
-    sizes = []
-    for path in work.rglob("*.whl"):
-        try:
+    sizes = [0]
+    with suppress(OSError):  # pip moves and deletes what is looked at here
+        for path in work.rglob("*.whl"):
             sizes.append(path.stat().st_size)
-        except OSError:  # pip has just moved it
-            continue
-    return max(sizes, default=0)
+    return max(sizes)
 
 
 def _pip_trouble(name: str, log: str, status: int) -> str:

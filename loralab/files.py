@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +19,11 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_json(path: Path, model: type[Model]) -> Model:
     """Return a JSON file as `model`. Raises `LoralabError`, in one line, that names the file and the field."""
     try:
-        return model.model_validate(json.loads(path.read_text("utf-8")))
+        return model.model_validate_json(path.read_text("utf-8"))
+    except UnicodeDecodeError:
+        raise LoralabError(f"{path}: not UTF-8 text") from None
     except ValidationError as error:
         raise LoralabError(f"{path}: {first_problem(error)}") from None
-    except (ValueError, RecursionError):
-        raise LoralabError(f"{path}: not valid JSON") from None
 
 
 def make_folder(out: Path) -> None:

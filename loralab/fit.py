@@ -132,8 +132,9 @@ def fit(
     """Tell whether training `model` fits on `gpu`, and what would make it fit. No weights are loaded.
 
     `model` is a hub id, a folder, or the name of a config that the course carries (its own models' hub ids need no
-    network); `gpu` as in `loralab.gpus.find_gpu`: a name, its memory, or several; `targets` as in `loralab.shapes.modules`; the rest as in
-    `loralab.memory.estimate`. Raises `LoralabError`, in one line, for what is unknown or impossible.
+    network); `gpu` as in `loralab.gpus.find_gpu`: a name, its memory, or several; `targets` as in
+    `loralab.shapes.modules`; the rest as in `loralab.memory.estimate`. Raises `LoralabError`, in one line, for what is
+    unknown or impossible.
     """
     found, source = find_gpu(gpu), _source(model)
     stored = _stored(model, source)

@@ -54,11 +54,8 @@ def precision(capability: tuple[int, int] | None = None, width: int = 0) -> Prec
             return _of_this_cpu(width)
         capability = torch.cuda.get_device_capability()
     number = ".".join(map(str, capability))
-    if capability >= (8, 0):
-        reason = f"GPU with compute capability {number}: bf16"
-        return Precision("cuda", torch.bfloat16, torch.bfloat16, reason)
-    reason = f"GPU with compute capability {number}, no native bf16: fp16"
-    return Precision("cuda", torch.float16, torch.float16, reason)
+    dtype, what = (torch.bfloat16, ": bf16") if capability >= (8, 0) else (torch.float16, ", no native bf16: fp16")
+    return Precision("cuda", dtype, dtype, f"GPU with compute capability {number}{what}")
 
 
 def precision_for(model: torch.nn.Module) -> Precision:
@@ -68,21 +65,23 @@ def precision_for(model: torch.nn.Module) -> Precision:
 
 @contextmanager
 def weights_cast_once(model: torch.nn.Module, *, frozen_only: bool = False) -> Iterator[None]:
-    """Within it, linear layers hold their fp32 weights in the dtype in which this machine multiplies; afterwards as before.
+    """Within it, linear layers hold the weights that autocast would cast in the dtype that it casts to; afterwards as before.
 
     The numbers are those of autocast, which casts a weight again in every forward pass: a third of the time in which
-    SmolLM2-135M generates answers on a CPU with AMX. With `frozen_only` weights that are trained stay as they are. A layer
-    gets a parameter of its own, so that an embedding that shares its weight with the output layer stays in fp32.
+    SmolLM2-135M generates answers on a CPU with AMX. A GPU measures without autocast, so nothing is cast there. With
+    `frozen_only` weights that are trained stay as they are. A layer gets a parameter of its own, so that an embedding that
+    shares its weight with the output layer stays in fp32.
     """
-    compute = precision_for(model).compute
+    hardware = precision_for(model)
     linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
     kept = {
         module: module.weight
         for module in linear
-        if module.weight.dtype == torch.float32 != compute and not (frozen_only and module.weight.requires_grad)
+        if module.weight.dtype == hardware.dtype != hardware.compute
+        and not (frozen_only and module.weight.requires_grad)
     }
     for module, weight in kept.items():
-        module.weight = torch.nn.Parameter(weight.detach().to(compute), requires_grad=False)
+        module.weight = torch.nn.Parameter(weight.detach().to(hardware.compute), requires_grad=False)
     try:
         yield
     finally:

@@ -104,11 +104,25 @@ def estimate(
 
 
 def verdict(total: float, room: float) -> str:
-    """Return whether a training run "fits", is "tight" or "does not fit": tensors of `total` bytes, a GPU on which torch finds `room`."""
+    """Return "fits", "tight" or "does not fit" for tensors of `total` bytes on a GPU on which torch finds `room` bytes."""
     least, most = OVERHEAD
     if total + most <= room:
         return "fits"
     return "tight" if total + least <= room else "does not fit"
+
+
+def needed(source: str, method: str, room: float, **settings: Any) -> float:
+    """Return the bytes that `train` takes here at its peak, with these settings of `estimate`, where it has `room` bytes.
+
+    On a GPU it recomputes activations if the run would not fit otherwise, and the GPU's own share counts at its least.
+    Methods other than "qlora" count as "lora".
+    """
+    method = "qlora" if method == "qlora" else "lora"
+    plain = estimate(source, method, checkpointing=False, **settings)
+    if not torch.cuda.is_available():
+        return plain.on_cpu(method)
+    fits = verdict(plain.total, room) == "fits"
+    return OVERHEAD[0] + (plain if fits else estimate(source, method, checkpointing=True, **settings)).total
 
 
 @contextmanager

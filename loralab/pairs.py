@@ -94,8 +94,8 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512
     end-of-answer token, so that the loss is that of the answer and of stopping after it. Raises `PairsError` if the pair
     does not fit (a cut answer would lose its end), or if the template does not keep prompt and answer as they are.
     """
-    prompt = _template(tokenizer, pair.question, add_generation_prompt=True)
-    whole = _template(tokenizer, [*pair.question, {"role": "assistant", "content": pair.output}])
+    prompt = chat_tokens(tokenizer, pair.question, add_generation_prompt=True)
+    whole = chat_tokens(tokenizer, [*pair.question, {"role": "assistant", "content": pair.output}])
     _check_prompt(prompt, whole, tokenizer)
     answer = whole[len(prompt) :]
     if tokenizer.eos_token_id not in answer:
@@ -104,7 +104,7 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int = 512
     answer = whole[len(prompt) : end]
     _check_answer(pair, answer, tokenizer)
     if end > max_length:
-        raise PairsError(_too_long(len(prompt), len(answer), max_length))
+        raise PairsError(_too_long(pair, len(prompt), len(answer), max_length))
     return {"input_ids": whole[:end], "labels": [IGNORED] * len(prompt) + answer}
 
 
@@ -117,19 +117,18 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def chat_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
 ) -> list[int]:
-    """Return the token ids of `messages` in the tokenizer's chat template."""
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
-    return cast(list[int], cast(BatchEncoding, encoded)["input_ids"])
-
-
-def _template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
-) -> list[int]:
+    """Return the token ids of `messages` in the tokenizer's chat template. Raises `PairsError` if it refuses them."""
     try:
-        return chat_tokens(tokenizer, messages, add_generation_prompt)
+        encoded = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=True,
+            enable_thinking=False,  # Qwen3 and its like write an empty thought before an answer: here into the prompt
+        )
     except TemplateError as error:
         what = " ".join(str(error).split())[:200]
         raise PairsError(f"the tokenizer's chat template fails on it: {type(error).__name__}: {what}") from None
+    return cast(list[int], cast(BatchEncoding, encoded)["input_ids"])
 
 
 def _check_prompt(prompt: list[int], whole: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -160,9 +159,11 @@ def _no_end(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _check_answer(pair: Pair, answer: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `PairsError` unless the labels spell the answer and one end token after it."""
-    for name in ("instruction", "output"):
-        if found := [token for token in special_tokens(tokenizer).values() if token in getattr(pair, name)]:
+    """Raise `PairsError` unless the labels spell the answer and one end token after it, and no text has such tokens."""
+    special = special_tokens(tokenizer).values()
+    earlier = [(f"{turn.role} message", turn.content) for turn in pair.history]
+    for name, text in (*earlier, ("instruction", pair.instruction), ("output", pair.output)):
+        if found := [token for token in special if token in text]:
             raise PairsError(
                 f"the {name} contains the special token {found[0]!r}; delete it: the template adds its own"
             )
@@ -176,11 +177,11 @@ def _letters(text: str) -> str:
     return unicodedata.normalize("NFKC", "".join(text.split()))
 
 
-def _too_long(prompt: int, answer: int, max_length: int) -> str:
-    part = "instruction" if prompt > answer else "answer"
+def _too_long(pair: Pair, prompt: int, answer: int, max_length: int) -> str:
+    asked = "earlier messages and the instruction" if pair.history else "instruction"
     return (
-        f"{prompt + answer} tokens ({prompt} for the instruction, {answer} for the answer), but {max_length} fit; "
-        f"shorten the {part} or raise max_length"
+        f"{prompt + answer} tokens ({prompt} for the {asked}, {answer} for the answer), but {max_length} fit; "
+        f"shorten the {asked if prompt > answer else 'answer'} or raise max_length"
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from transformers import PreTrainedConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from .errors import LoralabError
+from .errors import LoralabError, first_problem
 
 
 def _is_pattern(text: str) -> str:
@@ -74,7 +74,7 @@ NF4_BITS = 4 + NF4_SCALE / 64
 NF4 = Quantization("bitsandbytes 4-bit nf4 with double quantisation", 4, NF4_SCALE, 64)
 
 
-class _Weights(BaseModel):
+class _Weights(BaseModel, frozen=True):
     num_bits: Bits
     group_size: Group | None = None
     symmetric: bool = True
@@ -121,10 +121,8 @@ def stored_quantization(config: PreTrainedConfig) -> Quantization | None:
     try:
         settings = _Settings.model_validate({name: value for name, value in content.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("quantization_config", *first["loc"])))
         raise LoralabError(
-            f"{where} of its config.json cannot be used: {first['msg'].removeprefix('Value error, ')}"
+            f"the quantization_config of its config.json cannot be used: {first_problem(error)}"
         ) from None
     reader = READERS.get(settings.quant_method)
     known = reader(settings) if reader else None
@@ -179,12 +177,11 @@ def _fp8(settings: _Settings) -> Quantization:
 
 
 def _compressed(settings: _Settings) -> Quantization | None:
-    groups = [group for group in settings.config_groups.values() if group.weights]
-    if len({group.weights.model_dump_json() for group in groups if group.weights}) != 1:
+    groups = [(group.weights, group.targets) for group in settings.config_groups.values() if group.weights]
+    if len({weights for weights, _ in groups}) != 1:
         return None  # layers of different sizes
-    weights = groups[0].weights
-    assert weights is not None
-    targets = [target for group in groups for target in group.targets if target != "Linear"]
+    weights, _ = groups[0]
+    targets = [target for _, some in groups for target in some if target != "Linear"]
     if any(target.startswith("re:") for target in targets):
         return None
     rows, columns = weights.block_structure or (1, max(weights.group_size or 0, 0))

@@ -44,13 +44,14 @@ def load_pairs(source: str | Path, tokenizer: PreTrainedTokenizerBase | None = N
             if isinstance(row, PairsError):
                 raise row
             name, pairs = pairs_of(row)
-            for pair in pairs:
-                if pair in places:
-                    raise PairsError(f"the same pair as {_number(places[pair])}; delete one of them")
+            new = [pair for pair in pairs if pair not in places]
+            if not new:  # conversations may begin alike, and differ later
+                raise PairsError(f"the same pair as {_number(places[pairs[-1]])}; delete one of them")
+            for pair in new:
                 if tokenizer is not None:
                     encode(pair, tokenizer, max_length)
             formats[name] = None
-            places |= dict.fromkeys(pairs, place)
+            places |= dict.fromkeys(new, place)
         except PairsError as error:
             problems.append(f"{place}: {error}")
     if problems:

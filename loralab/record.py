@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from .errors import LoralabError, first_problem
-from .files import write_whole
+from .errors import LoralabError
+from .files import read_json, write_whole
 from .scores import Scores
 
 ADAPTER_FILE, CONFIG_FILE, RECORD_FILE = "adapter_model.safetensors", "adapter_config.json", "run.json"
@@ -26,6 +26,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 SCORES = ("scores_before", "scores_after")
 
 LARGEST = 2**63 - 1  # the largest integer of other readers of JSON; Python's own have no limit
+LARGEST_SEED = 2**32 - 1  # of numpy, which transformers seeds, too
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 # Zero is possible: a learning rate of 0 is a control, and a run may end before its first step.
@@ -129,7 +130,7 @@ class RunRecord(BaseModel):
     epochs: Finite
     batch_size: Positive
     learning_rate: Finite
-    seed: int = Field(ge=0, lt=2**32)  # numpy's range, which transformers seeds, too
+    seed: int = Field(ge=0, le=LARGEST_SEED)
     losses: list[Loss] = Field(description="training loss of every optimiser step")
     seconds: float = Field(gt=0, allow_inf_nan=False)
     peak_memory: Count
@@ -194,14 +195,10 @@ class RunRecord(BaseModel):
         """Read `run.json` from a run folder. Raises `LoralabError` with one line that says what is wrong."""
         path = Path(folder) / RECORD_FILE
         try:
-            return cls.model_validate_json(path.read_text("utf-8"))
+            return read_json(path, cls)
         except (FileNotFoundError, NotADirectoryError):
             if not Path(folder).is_dir():
                 raise LoralabError(f"{folder}: no such run folder") from None
             raise LoralabError(f"{folder}: no {RECORD_FILE} in it; is this the folder of a finished run?") from None
-        except UnicodeDecodeError:
-            raise LoralabError(f"{path}: not UTF-8 text") from None
-        except ValidationError as error:
-            raise LoralabError(f"{path}: {first_problem(error)}") from None
         except OSError as error:
             raise LoralabError(f"{path}: cannot be read ({error.strerror})") from None

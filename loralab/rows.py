@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import json
 import lzma
 import zlib
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 OPENERS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 TABLES = {".csv": ",", ".tsv": "\t"}
 BINARY = {".parquet": "parquet", ".arrow": "arrow"}
+UNREADABLE = dict.fromkeys((".xlsx", ".xls", ".ods", ".docx", ".pdf"), "save the table as CSV")
+UNREADABLE |= dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".zst"), "unpack it, and give the file or folder in it")
 
 # A place in the data, and the row or what is wrong with it.
 Found = tuple[str, Any]
@@ -46,9 +50,9 @@ def read_rows(source: str | Path) -> Iterator[Found]:
     if kind in TABLES:
         return _from_table(path, TABLES[kind])
     if kind in BINARY:
-        return _of_dataset(str(source), _load(path, BINARY[kind], data_files=str(path)))
-    if kind in {".xlsx", ".xls", ".ods", ".docx", ".pdf"}:
-        raise PairsError(f"{path}: {kind} files cannot be read; save the table as CSV")
+        return _of_dataset(str(source), _load(path, BINARY[kind], data_files=glob.escape(str(path))))
+    if kind in UNREADABLE:
+        raise PairsError(f"{path}: {kind} files cannot be read; {UNREADABLE[kind]}")
     return _from_text(path, _text(path))
 
 
@@ -118,11 +122,13 @@ def _from_lines(path: Path, text: str) -> Iterator[Found]:
 def _from_table(path: Path, separator: str) -> Iterator[Found]:
     import pandas as pd
 
+    text = _text(path)
+    heading = text.partition("\n")[0]
+    if separator not in heading and ";" in heading:  # as Excel writes it where numbers have a comma
+        separator = ";"
     try:  # as text: an answer such as 007 stays what it is
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise PairsError(f"{path}: not UTF-8; save it as CSV UTF-8") from None
-    except (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # pandas' own are ValueErrors
+        table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own are of this kind
         raise PairsError(f"{path}: cannot be read as a table: {first_line(error)}") from None
     rows = table.to_dict("records")
     return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
@@ -134,7 +140,7 @@ def _is_hub_id(source: str) -> bool:
         bool(slash and owner and name)
         and "/" not in name
         and not source.startswith((".", "~"))
-        and not Path(name).suffix
+        and not Path(name).suffix[1:2].isalpha()  # a file's ending; OpenHermes-2.5 has none
     )
 
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .errors import LoralabError
 from .leaks import find_leaks
-from .pairs import Pair, digest
+from .pairs import Pair, digest, write_pairs
 from .reading import load_pairs
+from .record import EVAL_FILE
 
 SHARE = "0.1"  # what `--eval` is by default
 FEWEST = 8  # held-out pairs, if there are twice as many
@@ -51,6 +52,11 @@ class Split:
     @cached_property
     def eval_digest(self) -> str:
         return digest(self.eval_pairs)
+
+    def keep_held_out(self, folder: Path) -> None:
+        """Write the pairs that were held out beside a run, or above the runs of a sweep, where the gate looks for them."""
+        if self.held_out:
+            write_pairs(folder / EVAL_FILE, self.eval_pairs)
 
 
 def read_split(data: str, evaluation: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int = 0) -> Split:

@@ -28,7 +28,7 @@ from .data import data_path
 from .errors import LoralabError, one_line
 from .files import write_whole
 from .fourbit import nf4, same_quantization
-from .memory import GIB, OVERHEAD, Memory, Untraceable, estimate, verdict
+from .memory import GIB, Untraceable, needed
 from .pairs import encode_all
 from .pool import portable
 from .reading import read_pairs
@@ -115,7 +115,6 @@ class Job:
 
     @property
     def quantization(self) -> BitsAndBytesConfig | None:
-        """The quantisation of the base."""
         return nf4() if self.method == "qlora" else None
 
     def _wanted(self) -> dict[str, Any]:
@@ -291,36 +290,28 @@ def check_memory(jobs: Sequence[Job], workers: int = 1, available: float | None 
     for method in dict.fromkeys(job.method for job in jobs):
         largest = max((job for job in jobs if job.method == method), key=lambda job: _trainable(job))
         try:
-            needed = workers * _needed(largest, available)
+            wanted = workers * _needed(largest, available)
         except Untraceable:  # it may fit all the same: a run that does not will say so
             continue
-        if needed > available:
+        if wanted > available:
             ways = ["fewer at a time"] * (workers > 1) + ["a smaller base"] + ["--methods qlora"] * (method != "qlora")
             raise LoralabError(
                 f"{largest.name} does not fit{f' {workers} times' if workers > 1 else ''}: it needs about "
-                f"{needed / GIB:.1f} GiB, and there are {available / GIB:.1f}; take {', or '.join(ways)}"
+                f"{wanted / GIB:.1f} GiB, and there are {available / GIB:.1f}; take {', or '.join(ways)}"
             )
 
 
 def _needed(job: Job, room: float) -> float:
-    """Return the bytes of a job at its peak, trained as `train` does it where one run at a time has `room` bytes."""
-    plain = _peak(job, checkpointing=False)
-    if not torch.cuda.is_available():
-        return plain.on_cpu(job.method)
-    fits = verdict(plain.total, room) == "fits"
-    return OVERHEAD[0] + (plain if fits else _peak(job, checkpointing=True)).total
-
-
-def _peak(job: Job, checkpointing: bool) -> Memory:
-    return estimate(
+    """Return the bytes of a job at its peak, where one run at a time has `room` bytes."""
+    return needed(
         job.base.source,
-        "qlora" if job.method == "qlora" else "lora",
-        job.rank,
-        job.modules,
+        job.method,
+        room,
+        rank=job.rank,
+        targets=job.modules,
         batch=4,
         length=_longest(job.data, job.base),
         dropout=job.settings.get("lora_dropout", 0),
-        checkpointing=checkpointing,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from subprocess import list2cmdline
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,13 +23,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .bases import UNKNOWN_RATE, Base, base_to_train, is_profile, load_model, load_tokenizer
-from .checkpoints import StopOnInterrupt, last_checkpoint
+from .checkpoints import StopOnInterrupt, last_checkpoint, step_of
 from .errors import LoralabError, first_line
 from .files import write_whole
 from .fourbit import nf4
-from .memory import OVERHEAD, Untraceable, estimate
-from .pairs import encode_all, write_pairs
-from .record import EVAL_FILE, RECORD_FILE, RunRecord, duration
+from .memory import needed
+from .pairs import encode_all
+from .record import EVAL_FILE, LARGEST_SEED, RECORD_FILE, RunRecord, duration
 from .shapes import adapter_shape, lora_config, modules
 from .split import SHARE, Split, read_split
 from .sweep import METHODS, check_method, check_numbers, check_pissa
@@ -45,7 +47,7 @@ class Plan:
     base: Base
     tokenizer: PreTrainedTokenizerBase
     data: Split
-    eval_file: Path | None  # None: nothing is measured
+    eval_file: str | Path | None  # None: nothing is measured
     method: str
     rank: int
     targets: tuple[str, ...]
@@ -124,6 +126,8 @@ def plan_training(
     for name, value in {"rank": rank, "batch size": batch_size}.items():
         if value < 1:
             raise LoralabError(f"the {name} is {value}; it must be at least 1")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise LoralabError(f"the seed is {seed}; it must be 0 to {LARGEST_SEED}")
     chosen, rate, rate_from = _base_and_rate(base, learning_rate)
     chosen = replace(chosen, max_length=max_length or chosen.max_length)
     epochs = float(chosen.epochs if epochs is None else epochs)
@@ -167,16 +171,16 @@ def _base_and_rate(name: str, learning_rate: float | None) -> tuple[Base, float,
     return base, base.learning_rate, "10 times full fine-tuning's, by the base's hidden size; see loralab/bases.py"
 
 
-def _eval_file(split: Split, evaluation: str, folder: Path) -> Path | None:
-    """Return the file with the evaluation pairs; None if there are none."""
+def _eval_file(split: Split, evaluation: str, folder: Path) -> str | Path | None:
+    """Return what `--eval` of the gate takes: the file or dataset with the evaluation pairs; None if there are none."""
     if not split.eval_pairs:
         return None
-    return folder / EVAL_FILE if split.held_out else Path(evaluation)
+    return folder / EVAL_FILE if split.held_out else evaluation
 
 
 def _plain_name(data: str) -> str:
-    """Return the name of a file, folder or dataset without its endings."""
-    return Path(data.rstrip("/")).name.split(".")[0] or "run"
+    """Return the name of a file, folder or dataset without its endings and its split."""
+    return re.split("[.:]", Path(data).name)[0] or "run"
 
 
 def check_out(plan: Plan, resume: bool = False) -> Path | None:
@@ -206,7 +210,7 @@ def check_out(plan: Plan, resume: bool = False) -> Path | None:
 def saved_step(out: Path) -> int | None:
     """Return the number of optimiser steps before the last checkpoint in a run folder."""
     checkpoint = last_checkpoint(out)
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else None
+    return step_of(checkpoint) if checkpoint else None
 
 
 def _check_same_job(plan: Plan) -> None:
@@ -237,8 +241,7 @@ def run_training(
     checkpoint = check_out(plan, resume)
     model = adapted_model(plan)
     write_whole(plan.out / JOB_FILE, json.dumps(plan.job, indent=1) + "\n")
-    if plan.data.held_out:
-        write_pairs(plan.out / EVAL_FILE, plan.data.eval_pairs)
+    plan.data.keep_held_out(plan.out)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"of \d+ evaluation pairs")  # the plan has them
         record = train(
@@ -298,8 +301,8 @@ def show_result(record: RunRecord, plan: Plan) -> str:
         lines.append("nothing was measured: hold pairs out with --eval 0.1, or give a file")
     size = f", adapter of {record.adapter_bytes / 1e6:.2f} MB" if record.adapter_bytes else ""
     lines.append(f"saved: {plan.out} ({record.seconds:.0f} s of training{size})")
-    following = f"gate {plan.out} --eval {plan.eval_file}" if plan.eval_file else f"chat {plan.out}"
-    lines.append(f"next: loralab {following}")
+    words: list[str | Path] = ["gate", plan.out, "--eval", plan.eval_file] if plan.eval_file else ["chat", plan.out]
+    lines.append(f"next: loralab {list2cmdline(words)}")  # quotes paths with spaces as every shell reads them
     return "\n".join(lines)
 
 
@@ -319,13 +322,22 @@ def dry_run(plan: Plan) -> str:
     longest = max(len(one["input_ids"]) for one in encode_all(plan.data.pairs, plan.tokenizer, plan.base.max_length))
     there = _room()
     try:
-        needed = _needed(plan, longest)
-    except (Untraceable, ValueError, OSError) as error:
+        wanted = needed(
+            plan.base.source,
+            plan.method,
+            there,
+            rank=plan.rank,
+            targets=plan.targets,
+            batch=plan.batch_size,
+            length=longest,
+            dropout=0.0,
+        )
+    except (ValueError, OSError) as error:
         memory, fits = f"memory: unknown ({first_line(error)})", True
     else:
-        fits = needed <= there
+        fits = wanted <= there
         verdict = "it fits" if fits else "it does not fit; see loralab fit"
-        memory = f"memory: about {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB free; {verdict}"
+        memory = f"memory: about {wanted / 1e9:.1f} GB of {there / 1e9:.1f} GB free; {verdict}"
     lines = [memory, f"longest pair: {longest} tokens"]
     if not fits:
         return "\n".join([*lines, "time: not measured, as it would not fit"])
@@ -337,21 +349,6 @@ def dry_run(plan: Plan) -> str:
 def _room() -> float:
     """Return the free memory in bytes: the GPU's or, without one, this machine's."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-
-
-def _needed(plan: Plan, longest: int) -> float:
-    """Return the estimated peak memory in bytes."""
-    memory = estimate(
-        plan.base.source,
-        "qlora" if plan.method == "qlora" else "lora",
-        plan.rank,
-        plan.targets,
-        batch=plan.batch_size,
-        length=longest,
-        dropout=0.0,
-        checkpointing=False,
-    )
-    return memory.total + OVERHEAD[1] if torch.cuda.is_available() else memory.on_cpu(plan.method)
 
 
 class _Stopwatch(TrainerCallback):

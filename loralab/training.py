@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,12 +89,19 @@ def train(
 
     With `resume_from_checkpoint` (True: the last one in `folder`, or the path of one) an interrupted training continues,
     given the same model and settings. Checkpoints are written if you set `save_strategy` or pass `StopOnInterrupt`.
-    Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an adapter of another kind, or one
-    that would be trained in part only or saved in part only.
+    Raises `LoralabError` if there is nothing to train on or to choose an epoch by, no checkpoint to resume from, an
+    adapter of another kind, one that would be trained in part only or saved in part only, or weights in fp16 to train.
     """
     if isinstance(model, PeftModel):
         _check_adapter(model)
         _check_saved(model, base)
+    hardware = precision_for(model)
+    halves = any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad)
+    if halves and (hardware.autocast | arguments)["fp16"]:
+        raise LoralabError(
+            "weights in fp16 cannot be trained on this GPU, whose gradient scaler refuses them: load the base in fp32, with "
+            "load_model(base, replace(precision(), dtype=torch.float32))"
+        )
     folder, pairs, eval_pairs = Path(folder), as_pairs(pairs), as_pairs(eval_pairs)
     learning_rate = base.learning_rate if learning_rate is None else learning_rate
     epochs = base.epochs if epochs is None else epochs
@@ -120,18 +126,18 @@ def train(
     measured |= measure_before(model, *evaluation)
     trainer = _Trainer(
         model=model,
-        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, precision_for(model), **arguments),
+        args=training_arguments(folder, epochs, batch_size, learning_rate, seed, hardware, **arguments),
         tokenizer=tokenizer,
         examples=examples,
         evaluation=encode_all(eval_pairs, tokenizer, base.max_length) if keep_best else None,
-        callbacks=[*callbacks, Clock(), BestHere(), *([] if quiet else [_Bar()])],
+        callbacks=[*callbacks, BestHere(), *([] if quiet else [_Bar()])],
     )
     trainer.remove_callback(PrinterCallback)
     measured |= _run(trainer, longest, checkpoint)
     if any(isinstance(callback, StopOnInterrupt) and callback.interrupted for callback in callbacks):
         raise KeyboardInterrupt
     measured |= measure_after(model, *evaluation)
-    record = _record(trainer, name=folder.name, base=base.name, **measured)
+    record = _record(trainer, name=folder.resolve().name, base=base.name, **measured)
     if isinstance(model, PeftModel):
         record = record.model_copy(update=_saved_adapter(model, folder, base))
     record.save(folder)
@@ -202,19 +208,17 @@ def _check_vocabulary(model: PeftModel, base: Base) -> None:
 def _run(trainer: _Trainer, longest: int, checkpoint: str | None = None) -> dict[str, float]:
     """Train, and tell what it cost: seconds (those before `checkpoint` included), and the peak memory in bytes."""
     reset_peak_memory()
-    earlier = Clock.read(checkpoint) if checkpoint else 0.0
-    callbacks = trainer.callback_handler.callbacks
-    next(callback for callback in callbacks if isinstance(callback, Clock)).earlier = earlier
-    started = time.perf_counter()
+    clock = Clock(checkpoint)
+    trainer.add_callback(clock)
     try:
         with attention_for(trainer.trained, longest), weights_cast_once(trainer.trained, frozen_only=True):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        for callback in callbacks:
+        for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, StopOnInterrupt):
                 callback.restore()
         _release(trainer)
-    return {"seconds": earlier + time.perf_counter() - started, "peak_memory": peak_memory()}
+    return {"seconds": clock.seconds, "peak_memory": peak_memory()}
 
 
 def _release(trainer: _Trainer) -> None:
@@ -409,9 +413,9 @@ class _Bar(ProgressCallback):
 
 
 def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]:
-    config = _config(model)
-    if config.target_modules and not _partly_adapted(model):
-        config.target_modules = _targets(model)  # a pattern, or full names, say the same at greater length
+    config, targets, layers = _config(model), _targets(model), _partly_adapted(model)
+    if config.target_modules and not layers:
+        config.target_modules = targets  # a pattern, or full names, say the same at greater length
     if Path(base.source).is_dir():
         config.base_model_name_or_path = base.name  # local paths are not portable
     model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft looks the base up on the hub
@@ -420,8 +424,8 @@ def _saved_adapter(model: PeftModel, folder: Path, base: Base) -> dict[str, Any]
         "rank": config.r,
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
-        "targets": _targets(model),
-        "adapter": adapter_settings(config, _partly_adapted(model)),
+        "targets": targets,
+        "adapter": adapter_settings(config, layers),
         "adapter_bytes": adapter_bytes(folder),
     }
 

@@ -21,9 +21,9 @@ from .run import DECISIONS, SHOWN_DIGITS, UNSLOTH, Run, Training
 from .trial import Expected, Results, Trial
 
 EXACT_TOLERANCE = 0.05  # of the answers: rounding on another machine may change a letter here and there
-# A good learning rate falls with the root of the rank, if alpha is twice the rank (with rsLoRA it is the same for all). Exact match on the embedded base, q,k,v,o,
-# at shares of the base's own rate: rank 16 has 0.31 at 1/4, 0.44 at 1/2, 0.76 at 1, 0.72 at 2 and 0 at 3; rank 4 has 0.04 at
-# 1/4 and 0.63 at 4; rank 64 has 0.71 at 1/4 and 0 at 2.
+# A good learning rate falls with the root of the rank, if alpha is twice the rank (with rsLoRA it is the same for all).
+# Exact match on the embedded base, q,k,v,o, at shares of the base's own rate: rank 16 has 0.31 at 1/4, 0.44 at 1/2, 0.76
+# at 1, 0.72 at 2 and 0 at 3; rank 4 has 0.04 at 1/4 and 0.63 at 4; rank 64 has 0.71 at 1/4 and 0 at 2.
 RATE_FACTOR, USUAL_RANK, HIGHEST_SHARE = 2, 16, 4
 RULE_SLACK = 2.5  # where the base's own rate comes from a rule, not from measurements
 EPOCHS_FACTOR = 2  # more than this many times the base's own number of epochs only memorises

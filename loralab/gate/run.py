@@ -85,7 +85,6 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the run."""
         return self.record.name if self.record else self.folder.resolve().name
 
     @property

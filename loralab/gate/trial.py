@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..ability import MEASURED, Ability, Sample, measure, samples_of
@@ -38,15 +37,16 @@ class Expected:
 
     @classmethod
     def of(cls, run: Run, config: PretrainedConfig) -> Expected:
-        """Run `run` on a base with this config and return its result. Raises `LoralabError` if that is impossible."""
+        """Work it out for a base with this config. Raises `LoralabError` if the adapter cannot be put on such a base."""
         model = without_weights(config, run.settings)
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        modules = model.get_base_model().named_modules()
+        layers = {name: module for name, module in modules if isinstance(module, LoraLayer)}
         return cls(
             tensor_shapes(model, embeddings=False),
             tensor_shapes(model, embeddings=True),
             *model.get_nb_trainable_parameters(),
-            frozenset(name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)),
-            frozenset((layer.r["default"], layer.lora_alpha["default"]) for layer in layers),
+            frozenset(layers),
+            frozenset((layer.r["default"], layer.lora_alpha["default"]) for layer in layers.values()),
         )
 
     @property
@@ -120,7 +120,7 @@ def try_on_base(run: Run, name: str | None = None, recompute: bool = False) -> T
         trial.misfit = _misfit(run, trial.expected)
         trial.tokenizer = _tokenizer(run, base, config)
         _measure(run, trial, base, trial.tokenizer, recompute or not run.measured)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         trial.trouble = first_line(error)
     return trial
 

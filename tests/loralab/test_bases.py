@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loralab import bases, choose_base, load_model, load_tokenizer
+from loralab import Pair, bases, choose_base, encode, load_model, load_tokenizer
 from loralab.errors import LoralabError
+from loralab.pairs import IGNORED
 
 
 def test_auto_takes_the_embedded_base_without_a_gpu_and_says_why(monkeypatch):
@@ -60,6 +62,15 @@ def test_a_folder_whose_config_cannot_be_used_is_one_line(tmp_path, settings):
     for load in (bases.base_to_train, lambda name: load_model(choose_base(name))):
         with pytest.raises(LoralabError, match="^[^\n]*: its (config|model) cannot be loaded: [^\n]*$"):
             load(str(tmp_path))
+
+
+def test_a_base_with_a_damaged_file_is_one_line(base, tmp_path):
+    damaged = replace(base, source=str(shutil.copytree(base.source, tmp_path / "embedded")))
+    for name, load in {"model.safetensors": load_model, "tokenizer.json": load_tokenizer}.items():
+        path = tmp_path / "embedded" / name
+        path.write_bytes(path.read_bytes()[:1000] if load is load_model else b'{"model": {}}')
+        with pytest.raises(LoralabError, match="^embedded: its (model|tokenizer) cannot be loaded: [^\n]*$"):
+            load(damaged)
 
 
 def test_a_folder_has_its_own_name_however_it_is_given(tmp_path, monkeypatch):
@@ -121,6 +132,32 @@ def test_the_token_that_ends_an_answer_in_the_template_is_the_end_token(base, tm
     found = load_tokenizer(replace(base, source=str(tmp_path)))
     assert found.eos_token == "<|im_end|>"
     assert "ends an answer with <|im_end|>" in capsys.readouterr().out
+
+
+CHAT = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{% if m['role'] == 'assistant' and loop.last %}THOUGHT{% endif %}{{ m['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is false %}THOUGHT{% endif %}{% else %}LAST{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("thought", "last", "note"),
+    [
+        ("", "<|endoftext|>", "ends an answer with <|im_end|>"),  # as Phi-3
+        ("<think>\n\n</think>\n\n", "", "with enable_thinking=False"),  # as Qwen3
+    ],
+)
+def test_templates_that_end_the_text_or_think_are_used(base, tmp_path, capsys, thought, last, note):
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = CHAT.replace("THOUGHT", thought).replace("LAST", last)
+    tokenizer.eos_token = last or "<|im_end|>"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    found = load_tokenizer(replace(base, source=str(tmp_path)))
+    assert note in capsys.readouterr().out
+    encoded = encode(Pair(instruction="Where?", output="In shed 2."), found)
+    assert found.decode([label for label in encoded["labels"] if label != IGNORED]) == "In shed 2.<|im_end|>"
+    assert found.decode(encoded["input_ids"]).endswith(f"<|im_start|>assistant\n{thought}In shed 2.<|im_end|>")
 
 
 def test_a_tokenizer_that_cannot_speak_chatml_is_refused_with_advice(tmp_path):

@@ -46,6 +46,13 @@ def test_check_names_the_bad_line_of_my_own_file(run, tmp_path):
     assert "mine.jsonl:2: the field 'output' is missing" in result.output
 
 
+def test_what_the_encoding_of_a_pipe_lacks_is_replaced(tmp_path):
+    """On Windows a pipe has the encoding of the system's language, such as cp1252."""
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    result = CliRunner(charset="cp1252").invoke(app, ["check", str(tmp_path / "mine.jsonl")])
+    assert result.exit_code == 0 and "tokens per pair" in result.output
+
+
 def test_check_with_an_unknown_base_is_one_line(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     result = run("check", tmp_path / "mine.jsonl", "--base", "embeded")

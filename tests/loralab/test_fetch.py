@@ -269,6 +269,17 @@ def test_an_interrupt_keeps_nothing_and_stops_pip(cache, wheel, tmp_path):
     assert [path.name for path in cache.iterdir()] == [f".{NAME}.lock"]
 
 
+def test_a_folder_that_pip_deletes_while_it_is_looked_at_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "half.whl").write_bytes(b"12345")
+
+    def vanish(folder, pattern):
+        yield folder / "half.whl"
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "rglob", vanish)
+    assert fetch._written(tmp_path) == 5
+
+
 def test_what_a_killed_process_left_is_cleared(packages, cache):
     left = cache / f".{NAME}.part-killed"
     left.mkdir(parents=True)

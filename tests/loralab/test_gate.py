@@ -679,16 +679,17 @@ def test_the_command_ends_with_1_until_the_decision_is_made(run):
 BROKEN = {
     "no such run folder": lambda run: shutil.rmtree(run),
     "no adapter_model.safetensors": lambda run: (run / ADAPTER).unlink(),
+    "adapter_model.bin is a pickle": lambda run: (run / ADAPTER).rename(run / "adapter_model.bin"),
     "no adapter_config.json": lambda run: (run / "adapter_config.json").unlink(),
     "run.json: the file": lambda run: (run / "run.json").write_text('{"name": '),
     "truncated or not safetensors": lambda run: (run / ADAPTER).write_bytes(b"not tensors"),
-    "adapter_config.json: not valid JSON": lambda run: (run / "adapter_config.json").write_bytes(b"\xff{"),
+    "adapter_config.json: not UTF-8 text": lambda run: (run / "adapter_config.json").write_bytes(b"\xff{"),
     "adapter_config.json: r:": lambda run: change(run / "adapter_config.json", r=0),
     "adapter_config.json: peft_type: Field required": lambda run: (run / "adapter_config.json").write_text('{"r": 16}'),
     "adapter_config.json: not a LoRA configuration (TypeError: ": lambda run: change(
         run / "adapter_config.json", eva_config=3
     ),
-    "gate.json: not valid JSON": lambda run: (run / "gate.json").write_text("{"),
+    "gate.json: the file: Invalid JSON": lambda run: (run / "gate.json").write_text("{"),
     "is a folder": lambda run: ((run / "gate.json").unlink(), (run / "gate.json").mkdir()),
 }
 
@@ -708,6 +709,7 @@ def test_the_command_ends_with_2_and_one_line_for_a_folder_that_is_no_run(messag
         {"peft_type": [1]},
         {"peft_type": "NOVEL"},
         {"bias": "novel"},
+        {"lora_alpha": "32"},
         {"rank_pattern": 3},
         {"alpha_pattern": ["q_proj"]},
     ],

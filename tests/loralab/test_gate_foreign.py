@@ -127,6 +127,14 @@ def test_pairs_measure_a_checkpoint_and_fill_its_card(checkpoint, base, tokenize
     assert (checkpoint / "README.md").read_text() == text
 
 
+def test_a_template_that_refuses_the_pairs_is_reported_in_the_points(checkpoint, eval_pairs, tmp_path):
+    (checkpoint / "chat_template.jinja").write_text("{{ raise_exception('no system message') }}")
+    write_pairs(tmp_path / "eval.jsonl", eval_pairs[:8])
+    points = by_name(gate(checkpoint, eval_file=tmp_path / "eval.jsonl"))
+    for name in ("chat template and EOS", "PPL after and samples"):
+        assert "chat template fails on it: TemplateError: no system message" in points[name].found
+
+
 def test_without_a_log_the_losses_cannot_be_judged(checkpoint):
     (checkpoint / "trainer_state.json").unlink()
     points = by_name(gate(checkpoint))

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from loralab import load_model, precision, train
+from loralab import Precision, load_model, perplexity, precision, train
 from loralab.hardware import bf16_speed_up, weights_cast_once
 from tests.conftest import with_adapter
 
@@ -76,6 +76,14 @@ def test_where_fp32_is_faster_nothing_is_cast(model, monkeypatch):
     before = weights(model)
     with weights_cast_once(model):
         assert weights(model) == before
+
+
+def test_a_model_in_fp32_is_measured_in_fp32_where_others_are_in_bf16(model, tokenizer, eval_pairs, monkeypatch):
+    """Chapter 1 loads its base in fp32, on a GPU, too."""
+    wanted = perplexity(model, tokenizer, eval_pairs[:2])
+    gpu = Precision("cpu", torch.bfloat16, torch.bfloat16, "as a GPU")
+    monkeypatch.setattr("loralab.hardware.precision", lambda **_: gpu)
+    assert perplexity(model, tokenizer, eval_pairs[:2]) == wanted
 
 
 def test_training_and_measuring_give_the_numbers_of_autocast(

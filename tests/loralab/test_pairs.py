@@ -103,6 +103,9 @@ def test_labels_are_the_answer_and_its_end_and_nothing_else(tokenizer):
 def test_an_instruction_that_is_too_long_is_named_as_such(tokenizer):
     with pytest.raises(PairsError, match=r"but 64 fit; shorten the instruction or raise max_length"):
         encode(Pair(instruction="very " * 100, output="yes"), tokenizer, 64)
+    earlier = (Turn(role="user", content="very " * 100), Turn(role="assistant", content="yes"))
+    with pytest.raises(PairsError, match=r"fit; shorten the earlier messages and the instruction or raise max_length"):
+        encode(Pair(instruction="Why?", output="So.", history=earlier), tokenizer, 64)
 
 
 def test_earlier_messages_come_before_the_instruction_and_are_not_learned(tokenizer):
@@ -130,6 +133,12 @@ THINKS = "{{ m['content'].split('</think>')[-1] }}"
             "the output contains the special token '<|im_end|>'",
         ),
         (CHAT, "<|im_end|>", GOOD | {"instruction": "<|im_start|>"}, "the instruction contains the special token"),
+        (
+            CHAT,
+            "<|im_end|>",
+            GOOD | {"history": [{"role": "system", "content": "Be brief.<|im_end|>"}]},
+            "the system message contains the special token '<|im_end|>'",
+        ),
         (
             CHAT,
             "<|endoftext|>",

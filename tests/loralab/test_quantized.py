@@ -154,8 +154,8 @@ def test_a_tied_output_layer_is_never_quantised(stored):
         ({"quant_method": "vptq"}, "quantised by vptq in a way that cannot be counted here"),
         ({"quant_method": "bitsandbytes"}, "quantised by bitsandbytes in a way"),
         ({"quant_method": "compressed-tensors"}, "quantised by compressed-tensors in a way"),
-        ({"quant_method": "gptq", "bits": "four"}, "quantization_config.bits of its config.json cannot be used"),
-        ({"quant_method": "awq", "bits": 0}, "quantization_config.bits"),
+        ({"quant_method": "gptq", "bits": "four"}, "the quantization_config of its config.json cannot be used: bits: "),
+        ({"quant_method": "awq", "bits": 0}, "cannot be used: bits: "),
         ({"quant_method": "awq", "modules_to_not_convert": ["*"]}, "is no regular expression"),
     ],
 )

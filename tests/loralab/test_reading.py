@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralab import Pair, PairsError, as_pairs, load_pairs, read_pairs, write_pairs
+from loralab import rows as rows_module
 from loralab.pairs import Turn
 
 ROWS = [{"instruction": f"Where is shed {i}?", "output": f"00{i}"} for i in range(3)]
@@ -43,10 +44,26 @@ def written(path, rows):
 
 @pytest.mark.parametrize(
     "name",
-    ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz", "a.csv", "a.csv.gz", "a.tsv", "a.parquet"],
+    [
+        "a.jsonl",
+        "a.json",
+        "a.jsonl.gz",
+        "a.jsonl.bz2",
+        "a.jsonl.xz",
+        "a.csv",
+        "a.csv.gz",
+        "a.tsv",
+        "a.parquet",
+        "a[1].parquet",
+    ],
 )
 def test_every_file_format_gives_the_same_pairs(tmp_path, name):
     assert read_pairs(written(tmp_path / name, ROWS)) == PAIRS
+
+
+def test_a_table_with_semicolons_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text('instruction;output\n"Where; exactly?";In shed 1, or 2\n')
+    assert read_pairs(tmp_path / "a.csv") == [Pair(instruction="Where; exactly?", output="In shed 1, or 2")]
 
 
 def test_json_lines_in_a_json_file_and_a_wrapped_array_are_read(tmp_path):
@@ -77,10 +94,15 @@ def test_splits_without_a_train_split_are_named(tmp_path):
     ("name", "content", "what"),
     [
         ("a.xlsx", b"PK", "a.xlsx: .xlsx files cannot be read; save the table as CSV"),
+        ("a.zip", b"PK\xff", "a.zip: .zip files cannot be read; unpack it"),
         ("a.jsonl.gz", b"not gzip", "a.jsonl.gz: cannot be decompressed"),
         ("a.parquet", b"not parquet", "a.parquet: cannot be read by datasets: "),
         ("a.csv", b"", "a.csv: cannot be read as a table: "),
-        ("a.csv", "instruction,output\nOù,là\n".encode("latin-1"), "a.csv: not UTF-8; save it as CSV UTF-8"),
+        (
+            "a.csv",
+            "instruction,output\nOù,là\n".encode("latin-1"),
+            "a.csv:2: not UTF-8 (byte 0xf9); save the file as UTF-8",
+        ),
         ("a.csv", b"instruction,answer\nx,y\n", "a.csv: row 1: the field 'output' is missing"),
         ("a.json", b"[]", "a.json: no pairs in it"),
     ],
@@ -173,6 +195,25 @@ def test_duplicates_count_after_the_input_is_joined(tmp_path):
     rows = [{"instruction": "Translate.", "input": text, "output": "x"} for text in ("one", "two", "one")]
     with pytest.raises(PairsError, match=r"a.csv: row 3: the same pair as row 1; delete one of them"):
         read_pairs(written(tmp_path / "a.csv", rows))
+
+
+def test_conversations_that_begin_alike_give_their_beginning_once(tmp_path):
+    def chat(*texts):
+        return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]}
+
+    rows = [chat("Hi", "Hello", "Where?", "There"), chat("Hi", "Hello", "When?", "Now")]
+    assert [pair.output for pair in read_pairs(written(tmp_path / "a.jsonl", rows))] == ["Hello", "There", "Now"]
+    with pytest.raises(PairsError, match=r"a.jsonl:3: the same pair as line 2; delete one of them"):
+        read_pairs(written(tmp_path / "a.jsonl", [*rows, rows[1]]))
+
+
+def test_a_dataset_s_name_may_have_a_dot(monkeypatch):
+    asked = []
+    monkeypatch.setattr(rows_module, "_load", lambda source, name, wanted: asked.append((name, wanted)) or ROWS)
+    assert read_pairs("teknium/OpenHermes-2.5") == read_pairs("teknium/OpenHermes-2.5:train") == PAIRS
+    assert asked == [("teknium/OpenHermes-2.5", ""), ("teknium/OpenHermes-2.5", "train")]
+    with pytest.raises(PairsError, match="data/mine.jsonl: no such file"):
+        read_pairs("data/mine.jsonl")
 
 
 texts = st.text(min_size=1).filter(lambda text: text.strip())

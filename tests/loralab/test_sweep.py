@@ -577,6 +577,14 @@ def test_runs_that_have_finished_need_no_memory(run, jobs, tmp_path, monkeypatch
     assert f"{jobs[0].name} does not fit" in refused.output
 
 
+def test_a_report_that_cannot_be_written_is_one_line(run, jobs, tmp_path):
+    for job in jobs:
+        finish(job)
+    (tmp_path / "sweep.csv").mkdir()
+    result = run("--ranks", "8,2,1,9", "--targets", "qv", "--seeds", 2, "--out", tmp_path)
+    assert result.exit_code == 2 and f"Error: [Errno 21] is a folder: '{tmp_path / 'sweep.csv'}'" in result.output
+
+
 def test_the_command_says_how_many_runs_would_share_the_memory(run, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     words = ("--ranks", 4, "--targets", "qv", "--seeds", 3, "--out", tmp_path / "sweep", "--workers")

@@ -22,6 +22,7 @@ from loralab.bases import HIGHEST_RATE, UNKNOWN_RATE, rate_rule
 from loralab.chat import open_chat, talk
 from loralab.cli import app
 from loralab.compare import conclusions
+from loralab.errors import LoralabError
 from loralab.fourbit import recorded_quantization, same_quantization
 from loralab.pairs import Turn, digest
 from loralab.record import duration
@@ -96,6 +97,14 @@ def test_an_interrupted_run_resumes_to_the_same_result(data, tmp_path, step):
         command.check_out(plan, resume=True)
 
 
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-12", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        if name != "checkpoint-12":  # killed before `Trainer` wrote its state
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert command.saved_step(tmp_path) == 10
+
+
 @pytest.fixture(scope="module")
 def off_topic(eval_pairs, tmp_path_factory) -> Path:
     """Evaluation pairs whose loss rises with every epoch of training on the course's pairs."""
@@ -154,22 +163,23 @@ def test_without_evaluation_pairs_no_epoch_can_be_chosen(base, model, tokenizer,
 
 
 def test_the_command_trains_measures_and_overwrites_nothing(run, data, tmp_path):
-    words = ["train", data, "--rank", 2, "--targets", "qv", "--epochs", 0.04, "--out", tmp_path / "run"]
+    folder = tmp_path / "my run"
+    words = ["train", data, "--rank", 2, "--targets", "qv", "--epochs", 0.04, "--out", folder]
     result = run(*words, "--eval", "0.5", "--seed", 3)
     assert result.exit_code == 0, result.output
     for line in ("format: instruction + output", "pairs: 8 for training, 8 held out", "learning rate: 0.005 (measured"):
         assert line in result.output
     assert "held-out perplexity: " in result.output and "exact match: 0.00 (0.00 to 0.32) before" in result.output
-    assert f"next: loralab gate {tmp_path / 'run'} --eval {tmp_path / 'run' / 'eval.jsonl'}" in result.output
-    record, asked = RunRecord.load(tmp_path / "run"), read_pairs(tmp_path / "run" / "eval.jsonl")
+    assert f'next: loralab gate "{folder}" --eval "{folder / "eval.jsonl"}"' in result.output
+    record, asked = RunRecord.load(folder), read_pairs(folder / "eval.jsonl")
     assert (record.train_pairs, record.eval_pairs, record.seed) == (8, 8, 3)
     assert record.eval_digest == digest(asked)
     assert record.train_digest == digest(pair for pair in read_pairs(data) if pair not in asked)
-    before = (tmp_path / "run" / "run.json").read_bytes()
+    before = (folder / "run.json").read_bytes()
     again = run(*words)
     assert (again.exit_code, again.output.count("\n")) == (2, 1)
     assert "holds a finished run: give another --out" in again.output
-    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert (folder / "run.json").read_bytes() == before
 
 
 def test_ctrl_c_says_how_to_continue(run, data, tmp_path, monkeypatch):
@@ -203,12 +213,23 @@ def test_a_dry_run_measures_steps_and_leaves_nothing(run, few, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_counts_the_checkpointing_that_the_training_would_turn_on(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "_seconds_per_step", lambda plan: 1.0)
+    monkeypatch.setattr(command, "encode_all", lambda *_: [{"input_ids": [0] * 256}])
+    plan = planned(few, tmp_path / "run", batch_size=64)
+    for room, verdict in ((2.5e9, "it fits"), (0.5e9, "it does not fit; see loralab fit")):
+        monkeypatch.setattr(command, "_room", lambda room=room: room)
+        assert verdict in command.dry_run(plan).splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--method", "adalora"], "unknown method 'adalora': there are lora, rslora, dora, pissa, qlora"),
         (["--rank", "0"], "the rank is 0; it must be at least 1"),
         (["--batch-size", "0"], "the batch size is 0; it must be at least 1"),
+        (["--seed", "-1"], "the seed is -1; it must be 0 to 4294967295"),
         (["--targets", "attention"], "this model has no layer attention; it has down_proj, gate_proj"),
         (["--targets", ","], "targets are ','"),
         (["--method", "pissa", "--rank", "999"], "rank 999 is impossible for pissa"),
@@ -224,6 +245,21 @@ def test_impossible_input_is_one_line_before_anything_is_trained(run, few, tmp_p
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
     assert result.output.startswith("Error: ") and message in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_gpu_is_one_line(run, few, tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(command, "run_training", fill)
+    result = run("train", few, "--eval", "0", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].startswith("Error: the GPU's memory is full: take a smaller base or batch")
+
+
+@pytest.mark.parametrize("data", ["mine.v2.jsonl.gz", "data/mine/", "owner/mine:train"])  # Windows allows no colon
+def test_a_run_is_named_after_its_data_on_every_system(data):
+    assert command._plain_name(data) == "mine"
 
 
 def test_bad_data_is_named_line_by_line(run, tmp_path):
@@ -399,6 +435,8 @@ def test_compare_prints_a_table_and_draws(run, tmp_path):
     for text in ("0.80", "1.25", "12,345", "The exact match of one is higher"):
         assert text in result.output
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert f"plot: {tmp_path / 'both'}\n" in run(*words, "--plot", tmp_path / "both").output
+    assert (tmp_path / "both").is_file()
     for more, message in (
         (["--plot", tmp_path / "x.docx"], "--plot"),
         ([tmp_path / "one"], "the same run is given twice"),
@@ -427,6 +465,9 @@ def test_chat_shows_base_and_adapter_and_ends_with_the_input(few, tmp_path):
         raise KeyboardInterrupt
 
     talk(chat, console, press)
+    for asked in (chat, replace(chat, system=None)):
+        with pytest.raises(LoralabError, match="this cannot be asked: instruction: holds half of a character"):
+            asked.answer("\udcff")  # a byte of the command line that is not UTF-8
 
 
 def test_a_quantised_base_is_reloaded_as_it_was(base):

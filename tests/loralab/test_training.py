@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from loralab import (
     Pair,
+    Precision,
     RunRecord,
     encode_all,
     load_model,
@@ -97,6 +98,19 @@ def test_recomputing_activations_changes_no_loss(trained, train_pairs):
     settings = {"pairs": train_pairs[:8], "epochs": 1, "eval_pairs": ()}
     usual, saved = (RunRecord.load(trained("again", **settings, **more)).losses for more in ({}, saving))
     assert saved == pytest.approx(usual, rel=1e-3)
+
+
+def test_weights_in_fp16_are_refused_where_training_scales_gradients(base, model, tokenizer, train_pairs, monkeypatch):
+    t4 = Precision("cpu", torch.float16, torch.float16, "as a T4")
+    monkeypatch.setattr("loralab.training.precision_for", lambda model: t4)
+    with pytest.raises(LoralabError, match="weights in fp16 cannot be trained on this GPU"):
+        train(model.half(), tokenizer, train_pairs[:4], "nowhere", base)
+
+
+def test_a_run_in_the_current_folder_has_its_name(base, model, tokenizer, train_pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = train(with_adapter(model), tokenizer, train_pairs[:4], ".", base, epochs=1, quiet=True)
+    assert record.name == tmp_path.name
 
 
 def test_nothing_to_train_on_is_one_clear_line(base, model, tokenizer, tmp_path):
@@ -283,13 +297,15 @@ def test_leaks_are_one_warning_at_the_line_that_trains(base, model, tokenizer, t
         {"losses": [2.0, -1.0]},
         {"ppl_after": 0.5},
         {"scores_after": {"count": 1, "exact": 2, "ended": 1}},
+        {"adapter": {"a\nb": 1}},
     ],
 )
 def test_a_record_that_no_run_leaves_is_refused_by_name(changes, honest):
     record = json.loads((honest / "run.json").read_text())
     (honest / "run.json").write_text(json.dumps(record | changes))
-    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}[.:]"):
+    with pytest.raises(ValueError, match=f"run.json: {next(iter(changes))}[.:]") as error:
         RunRecord.load(honest)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
