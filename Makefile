@@ -35,9 +35,9 @@ grade: $(READY)  ## grade the class in submitted/, or the solutions if there is 
 	@$(BIN)/python -m grader grade --base $(BASE) $(GRADE)
 
 # -- check a change
-# Two torch processes with many threads each slow each other down; with one thread each they fill two cores.
+# Torch processes with many threads each slow each other down; with one thread each they fill the cores (1.5 GB each).
 test: $(READY) lint  ## lint, then run the tests, chapters included (those that take minutes each: make proof)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 proof: $(READY)  ## run the tests that take minutes each: true model shapes, every honest variant, the site, Colab
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -56,7 +56,8 @@ def fingerprint(model: LanguageModel) -> str:
     Left out are the A and B of a LoRA layer whose B is zero: until it is trained, they add nothing.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    idle = {name for name, layer in layers.items() if not any(b.any() for b in layer.lora_B.parameters())}
+    grown = {name: [*layer.lora_B.parameters(), *layer.lora_embedding_B.values()] for name, layer in layers.items()}
+    idle = {name for name, bs in grown.items() if not any(b.any() for b in bs)}
     counting = {name: (layers[name].scaling, layers[name].active_adapters) for name in layers.keys() - idle}
     found = hashlib.sha256(f"{model.config.to_json_string()} {sorted(counting.items())}".encode())
     left_out = tuple(f"{name}.lora_{part}." for name in idle for part in "AB")

@@ -70,7 +70,9 @@ def test_prompt_not_masked(failures, make, encoded):
     assert "the labels of the prompt must be -100" in found["prompt masked"]
 
 
-@pytest.mark.parametrize("dropped", [True, False], ids=["end dropped", "end masked"])
+@pytest.mark.parametrize(
+    "dropped", [pytest.param(True, marks=pytest.mark.slow), False], ids=["end dropped", "end masked"]
+)
 def test_end_of_answer_not_learned(failures, make, encoded, dropped):
     if dropped:
         endless = [{"input_ids": one["input_ids"][:-1], "labels": one["labels"][:-1]} for one in encoded]

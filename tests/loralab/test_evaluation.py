@@ -41,8 +41,11 @@ def test_whatever_may_answer_otherwise_is_told_apart(change, base, of_base):
 
 
 def test_a_trained_adapter_counts_with_its_alpha(base):
-    models = [grown(with_adapter(load_model(base), alpha=alpha)) for alpha in (32, 32, 16)]
-    assert len({fingerprint(model) for model in models}) == 2
+    trained = [grown(with_adapter(load_model(base), alpha=alpha)) for alpha in (32, 32, 16)]
+    assert len({fingerprint(model) for model in trained}) == 2
+    on_embeddings = {"targets": ["embed_tokens"], "init_lora_weights": False}
+    other = [with_adapter(load_model(base), alpha=alpha, **on_embeddings) for alpha in (32, 16)]
+    assert fingerprint(other[0]) != fingerprint(other[1])
 
 
 def test_a_changed_weight_or_setting_is_told_apart(base, of_base):
@@ -54,9 +57,7 @@ def test_a_changed_weight_or_setting_is_told_apart(base, of_base):
     assert fingerprint(model) != of_base
 
 
-def test_a_base_is_measured_once_for_the_same_pairs(
-    base, tokenizer, train_pairs, eval_pairs, tmp_path, monkeypatch
-):
+def test_a_base_is_measured_once_for_the_same_pairs(base, tokenizer, train_pairs, eval_pairs, tmp_path, monkeypatch):
     measured = []
     whole = evaluation.held_out
 
