@@ -120,34 +120,35 @@ def test_it_asks_for_a_guess_answers_and_leads_on(path, committed):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-# IPython runs this in the kernel before the first cell. Trainings on every fourth example take a quarter of the steps, and
-# those of a sweep, too, if they are not in processes of their own; every fourth text is measured and lends its losses to the
-# three after it, answers are a few tokens long, and the base's own number of epochs is 2. `make chapters` and `make proof`
-# run them whole.
+# IPython runs this in the kernel before the first cell. Trainings on every eighth example take an eighth of the steps, and
+# those of a sweep, too, if they are not in processes of their own; every eighth text is measured, every eighth question
+# answered with a few tokens, and what was found is lent to those after it; the base's own number of epochs is 2.
+# `make chapters` and `make proof` run them whole.
 SHORTER = """
 def shorten(trainer, pool, measure, answers, profiles):
     profiles["embedded"] = replace(profiles["embedded"], epochs=2)
     generate, of_all = answers.generate_answers, measure.token_losses
 
     def generate_little(model, tokenizer, questions, max_new_tokens=80, **settings):
-        return generate(model, tokenizer, questions, min(max_new_tokens, 8), **settings)
+        found = generate(model, tokenizer, questions[::8], min(max_new_tokens, 8), **settings)
+        return [found[i // 8] for i in range(len(questions))]
 
-    def of_every_fourth(model, tokenizer, encoded, *rest):
-        measured = of_all(model, tokenizer, encoded[::4], *rest)
-        return [measured[i // 4] for i in range(len(encoded))]
+    def of_every_eighth(model, tokenizer, encoded, *rest):
+        measured = of_all(model, tokenizer, encoded[::8], *rest)
+        return [measured[i // 8] for i in range(len(encoded))]
 
     answers.generate_answers = generate_little
-    measure.token_losses = of_every_fourth
+    measure.token_losses = of_every_eighth
     whole = trainer.__init__
 
-    def quarter(examples):
-        every_fourth = range(0, len(examples), 4)
-        return examples.select(every_fourth) if hasattr(examples, "select") else [examples[i] for i in every_fourth]
+    def few(examples):
+        every_eighth = range(0, len(examples), 8)
+        return examples.select(every_eighth) if hasattr(examples, "select") else [examples[i] for i in every_eighth]
 
-    def on_a_quarter(self, *args, train_dataset=None, **settings):
-        whole(self, *args, train_dataset=train_dataset and quarter(train_dataset), **settings)
+    def on_few(self, *args, train_dataset=None, **settings):
+        whole(self, *args, train_dataset=train_dataset and few(train_dataset), **settings)
 
-    trainer.__init__ = on_a_quarter
+    trainer.__init__ = on_few
     pool.run_all = lambda function, jobs, *settings, **others: ((job, function(job)) for job in jobs)
 
 from dataclasses import replace
