@@ -14,7 +14,7 @@ import warnings
 import lazy_loader
 
 # peft uses names of transformers that version 6 drops; learners cannot do anything about it.
-warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable|_kwargs)?` is deprecated", FutureWarning)
 
 # bitsandbytes misses an optional package for fast 4-bit inference on CPUs, which the course does not need.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)

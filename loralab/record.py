@@ -62,7 +62,8 @@ def hardware() -> str:
     vectors = torch.backends.cpu.get_cpu_capability()  # such as AVX2 or AVX512
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
     matrices = ", AMX" if known.get("amx_bf16") else ""
-    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()}, {vectors}{matrices})"
+    count = torch.get_num_threads()
+    return f"CPU, {count} thread{'s' * (count > 1)} ({platform.machine()}, {vectors}{matrices})"
 
 
 def now() -> str:

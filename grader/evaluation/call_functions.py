@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 20_000  # of one returned value
+SECONDS = 15  # of one call: one that never ends costs the others nothing
 MAX_LENGTH = 100_000  # characters of one answer: all of them must fit into what the grader reads
 
 
@@ -36,12 +38,33 @@ def main(calls: str, answers: str, functions: Mapping[str, Any]) -> None:
 
 def _answer(call: str, scope: dict[str, Any]) -> dict[str, Any]:
     try:
-        answer = {"value": plain(eval(call, dict(scope)))}
+        with _time_limit():
+            answer = {"value": plain(eval(call, dict(scope)))}
         if (length := len(json.dumps(answer))) > MAX_LENGTH:
             raise ValueError(f"returned {length:,} characters as JSON")
         return answer
     except (Exception, SystemExit) as error:  # whatever one call does, the others keep their answers
         return {"error": " ".join("".join(traceback.format_exception_only(error)).split())[:300]}
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise `TimeoutError` after `SECONDS`, in a main thread on a system that has alarms."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"did not end within {SECONDS} seconds")
+
+    try:
+        before = signal.signal(signal.SIGALRM, end)
+    except (AttributeError, ValueError):  # Windows; another thread
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def plain(value: Any) -> Any:

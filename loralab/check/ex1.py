@@ -151,7 +151,7 @@ def attach(attach_adapter: Callable[..., Any], model: PreTrainedModel) -> Any:
         check.need(is_peft, f"attach_adapter returned {brief(attached)}", "return what get_peft_model returns")
         config = attached.active_peft_config
         check(
-            config.r == 16, "the rank is 16", f"the rank is {config.r}", "how is the rank called in the formula above?"
+            config.r == 16, "the rank is 16", f"the rank is {config.r}", "what is the rank called in the formula above?"
         )
         targets = {config.target_modules} if isinstance(config.target_modules, str) else set(config.target_modules)
         adapted = [name for name, module in attached.named_modules() if hasattr(module, "lora_A")]
@@ -160,7 +160,7 @@ def attach(attach_adapter: Callable[..., Any], model: PreTrainedModel) -> Any:
             kinds == set(ATTENTION),
             "all four attention projections are targets",
             f"the adapter is on {brief(sorted(kinds))} (target_modules: {brief(sorted(targets))})",
-            "print the model: how are the four layers of an attention block called?",
+            "print the model: what are the four layers of an attention block called?",
         )
         check(
             config.lora_alpha == 32,

@@ -83,6 +83,7 @@ WRONG = {
     "an endless text": ("return 'x' * 10**6", "raised ValueError: returned 1,000,013 characters"),
     "a number too long to be written": ("return 10**5000", "raised ValueError: Exceeds the limit"),
     "the end of the process": ("raise SystemExit(3)", "raised SystemExit: 3"),
+    "a loop without an end": ("while True: pass", "raised TimeoutError: did not end within 2 seconds"),
     "an error without a text": (
         "raise type('Mute', (Exception,), {'__module__': 'builtins', '__str__': lambda self: 1 / 0})",
         "raised Mute: <exception str() failed>",
@@ -91,7 +92,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("body", "why"), WRONG.values(), ids=WRONG)
-def test_a_wrong_function_is_named_with_what_it_returned_and_the_others_are_right(calls, body, why):
+def test_a_wrong_function_is_named_with_what_it_returned_and_the_others_are_right(calls, body, why, monkeypatch):
+    monkeypatch.setattr(call_functions, "SECONDS", 2)
     asked, functions = calls(EX1), defined(EX1)
     scope = {"math": functions["math"]}
     exec(f"def perplexity(losses):\n    {body}", scope)
