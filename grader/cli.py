@@ -63,7 +63,9 @@ def grade(
             min=0, max=2**SEED_BITS - 1, help="Draws the held-out pairs (default: a secret one, kept in the ledger)."
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long one notebook may run in the sandbox.")] = 15,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long one notebook may run; without a sandbox, one cell.")
+    ] = 15,
     memory: Annotated[float, typer.Option(min=0.5, help="GiB that it may use there; a larger base needs more.")] = 4,
     workers: Annotated[int, typer.Option(min=1, help="How many submissions are graded at a time.")] = 2,
     cluster: Annotated[

@@ -66,7 +66,7 @@ class GradingSetup:
 
         Raises `LoralabError` if the base is unavailable.
         """
-        bounds = f", {replace(self.limits, cpu=0)}" if self.mode == "sandbox" else ""
+        bounds = "" if self.mode == "artifacts" else f", {replace(self.limits, cpu=0)}"
         again = self.again.get((submission.student, submission.exercise), 0)
         return Key(
             student=submission.student,
@@ -333,7 +333,7 @@ def _execute_openly(rebuilt: NotebookNode, folder: Path, exercise: Exercise, set
     source.parent.mkdir()
     nbformat.write(rebuilt, source)
     os.environ.update(GRADED)  # of this submission's own process
-    execute(source, folder, asked_for(setup.base), setup.seed)
+    execute(source, folder, asked_for(setup.base), setup.seed, setup.limits.wall)
 
 
 def judge(

@@ -44,7 +44,7 @@ GRADED = {"LORALAB_SELFCHECK": "tell"}
 LAST = 8  # lines of an error that a student is told
 
 
-def execute(notebook: Path, folder: Path, base: str, seed: int, timeout: float = 600) -> None:
+def execute(notebook: Path, folder: Path, base: str, seed: int, timeout: float) -> None:
     """Run `notebook` with BASE, SEED and RUNS set, in `folder`; `timeout` is in seconds per cell.
 
     It is executed as `folder/<its name>`, and its run folders are in `folder/runs`. Raises `NotebookFailed` naming the

@@ -76,4 +76,4 @@ def test_every_task_has_a_self_check_right_below_it(exercise):
 def test_a_student_who_runs_it_unsolved_is_told_where_to_begin(exercise, tmp_path):
     unsolved = ROOT / "exercises" / exercise.id / exercise.solution.name
     with pytest.raises(NotebookFailed, match="Task 1 is still empty"):
-        execute(unsolved, tmp_path, "embedded", 0)
+        execute(unsolved, tmp_path, "embedded", 0, timeout=600)

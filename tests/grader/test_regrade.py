@@ -177,6 +177,7 @@ def test_the_audit_draws_the_same_share_whatever_the_order_and_reports_what_diff
     chosen = draw_sample(folders, share_of("10%"), 5)
     assert len(chosen) == 4 and draw_sample(folders[::-1], 0.1, 5) == chosen != draw_sample(folders, 0.1, 6)
     assert len(draw_sample(folders[:3], 0.1, 5)) == 1
+    assert len(draw_sample(folders * 5, share_of("7%"), 5)) == 7 * len(folders) * 5 // 100
     before = [Graded(graded("a")), Graded(graded("b")), Graded(graded("c"))]
     rerun = (
         Graded(one) for one in (graded("a"), graded("b", fails={"chat template": "x"}), failed("c", "cell 3: boom"))
