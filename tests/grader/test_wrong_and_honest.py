@@ -100,7 +100,7 @@ def test_answers_of_other_messages(evaluator, make, train_pairs):
         pair.model_copy(update={"output": other})
         for pair, other in zip(train_pairs, answers[1:] + answers[:1], strict=True)
     ]
-    verdict = judge(evaluator, ONE, "student", make("shuffled", pairs=shuffled))
+    verdict = judge(evaluator, ONE, "student", make("shuffled", epochs=4, pairs=shuffled))
     found = {check.name: check.message for check in verdict.checks if not check.passed}
     assert "without reading the question" in found["reads the question"]
     assert "exact match" in found and "gives more right answers than the base" in found["chat template"]
@@ -151,7 +151,7 @@ def test_one_missing_run_does_not_cost_the_others_their_points(evaluator, rank_1
 
 def test_a_quantised_base_that_is_claimed_not_to_be(failures, sound, make, base):
     """Both runs of exercise 4 are trained in 4 bits; the records of one says otherwise."""
-    four_bit = make("four-bit", model=load_model(base, quantization=nf4()))
+    four_bit = make("four-bit", epochs=3, model=load_model(base, quantization=nf4()))
     for name in ("lora", "qlora"):
         shutil.copytree(four_bit / RUN, sound / name)
     record = json.loads((sound / RUN / "run.json").read_text())
