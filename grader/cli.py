@@ -64,8 +64,11 @@ def grade(
         ),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="How long one notebook may run; without a sandbox, one cell.")
-    ] = 15,
+        float | None,
+        typer.Option(
+            min=0.1, help="How long one notebook may run; without a sandbox, one cell (default: 15; on larger bases, 60)."
+        ),
+    ] = None,
     memory: Annotated[float, typer.Option(min=0.5, help="GiB that it may use there; a larger base needs more.")] = 4,
     workers: Annotated[int, typer.Option(min=1, help="How many submissions are graded at a time.")] = 2,
     cluster: Annotated[

@@ -54,7 +54,7 @@ class Options:
     seed: int
     audit: str | None
     heldout_seed: int | None
-    minutes: float
+    minutes: float | None
     memory: float
     workers: int
     cluster: str | None
@@ -73,7 +73,8 @@ class Options:
 
     def setup(self, mode: Mode, heldout_seed: int, again: Mapping[tuple[str, str], int] | None = None) -> GradingSetup:
         """Return how to grade in this mode, with this secret seed."""
-        limits = Limits(wall=60 * self.minutes, memory=round(self.memory * GIB))
+        minutes = self.minutes or (15 if asked_for(self.base) == "embedded" else 60)
+        limits = Limits(wall=60 * minutes, memory=round(self.memory * GIB))
         return GradingSetup(self.base, heldout_seed, mode, self.seed, limits, again or {})
 
     def remembered(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -50,17 +51,19 @@ def run_all(
     Jobs are taken from `jobs` as they are begun, so a generator of large ones keeps few of them in memory. Every job
     has a fresh process. Where the system can fork, it is forked from one that has imported loralab and `preload` (by
     default the function's module) already, so that torch and its like are loaded once. The processors, or as many of
-    them as OMP_NUM_THREADS allows, are divided evenly among the workers. A process that does not end within
-    `END_SECONDS` of its result is killed. If the caller stops early, or is killed, or `stopped`, asked every second, says
-    so, what still runs ends with it.
+    them as OMP_NUM_THREADS allows, are divided evenly among the workers, or among the jobs where these are fewer. A
+    process that does not end within `END_SECONDS` of its result is killed. If the caller stops early, or is killed, or
+    `stopped`, asked every second, says so, what still runs ends with it.
     """
     if sys.platform == "win32":
         context = get_context("spawn")
     else:
         context = get_context("forkserver")
         context.set_forkserver_preload(["loralab.training", preload or function.__module__])
-    threads = max(1, allowed_threads() // workers)
     waiting = iter(jobs)
+    first = deque(itertools.islice(waiting, workers))
+    threads = max(1, allowed_threads() // max(1, len(first)))
+    waiting = itertools.chain((first.popleft() for _ in range(len(first))), waiting)
     running: dict[Connection, tuple[Job, BaseProcess]] = {}
     try:
         while True:

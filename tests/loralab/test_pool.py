@@ -180,6 +180,8 @@ def tell_threads(_):
 def test_workers_divide_the_threads_among_them(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
     assert {outcome for _, outcome in run_all(tell_threads, "ab", workers=2)} == {(2, "2")}
+    assert {outcome for _, outcome in run_all(tell_threads, "a", workers=2)} == {(4, "4")}
+    assert {outcome for _, outcome in run_all(tell_threads, "abc", workers=2)} == {(2, "2")}
 
 
 def _wait_until(happened, seconds=60):
