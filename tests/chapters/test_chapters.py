@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from tools.notebooks import BASES, chapters, run
+from tools.notebooks import BASES, chapters, learner_notebooks, run
 
 PATHS = chapters()
 # What would name the machine that a chapter ran on: its folders, its users, where its packages lie.
@@ -173,3 +173,31 @@ def test_it_runs_from_top_to_bottom_and_shows_all_that_is_committed(path, commit
     notebook = run(path, tmp_path / "run", "embedded")
     assert blemishes(notebook) == []
     assert shape(notebook) == shape(committed[path])
+
+
+# A GPU without bf16, as Colab's T4 is: the base is held in fp16, and the gradient scaler refuses to train fp16 weights.
+T4 = """
+def simulate():
+    def refusing(self, *args, model=None, **settings):
+        if any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
+            raise ValueError("Attempting to unscale FP16 gradients.")
+        init(self, *args, model=model, **settings)
+
+    init, Trainer.__init__ = Trainer.__init__, refusing
+    hardware._of_this_cpu = lambda width: hardware.Precision("cpu", torch.float16, torch.float16, "a simulated T4")
+    hardware.Precision.autocast = {"bf16": False, "fp16": False}
+
+import torch
+from loralab import hardware
+from transformers import Trainer
+simulate()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", learner_notebooks(), ids=lambda path: path.stem)
+def test_it_runs_on_a_gpu_that_has_no_bf16(path, tmp_path, shorter_trainings, monkeypatch):
+    with (tmp_path / "ipython" / "profile_default" / "startup" / "shorter.py").open("a") as startup:
+        startup.write(T4)
+    monkeypatch.setenv("LORALAB_SELFCHECK", "tell")  # what was trained on every eighth pair is no good
+    run(path, tmp_path / "run", "embedded")
