@@ -24,28 +24,28 @@ def notebook(tmp_path, *cells):
 
 def test_parameters_reach_the_notebook_and_runs_are_found(tmp_path):
     path = notebook(tmp_path, "import pathlib; (pathlib.Path(RUNS) / f'{BASE}-{SEED}').touch()")
-    execute(path, tmp_path / "out", "embedded", 3)
+    execute(path, tmp_path / "out", "embedded", 3, timeout=60)
     assert (tmp_path / "out" / "runs" / "embedded-3").exists()
 
 
 def test_an_error_is_named_with_its_cell(tmp_path):
     with pytest.raises(NotebookFailed, match=r"homework.ipynb, cell 3: ZeroDivisionError: division by zero"):
-        execute(notebook(tmp_path, "1 / 0"), tmp_path / "out", "embedded", 0)
+        execute(notebook(tmp_path, "1 / 0"), tmp_path / "out", "embedded", 0, timeout=60)
 
 
 def test_an_error_without_a_message_is_named_too(tmp_path):
     with pytest.raises(NotebookFailed, match=r"homework.ipynb, cell 3: ValueError$"):
-        execute(notebook(tmp_path, "raise ValueError"), tmp_path / "out", "embedded", 0)
+        execute(notebook(tmp_path, "raise ValueError"), tmp_path / "out", "embedded", 0, timeout=60)
 
 
 def test_a_cell_that_takes_too_long_is_stopped(tmp_path):
     with pytest.raises(NotebookFailed, match="a cell ran longer than 2 s"):
-        execute(notebook(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", "embedded", 0, 2)
+        execute(notebook(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", "embedded", 0, timeout=2)
 
 
 def test_a_kernel_that_ends_itself_is_a_failure(tmp_path):
     with pytest.raises(NotebookFailed, match="the kernel died"):
-        execute(notebook(tmp_path, "import os; os._exit(0)"), tmp_path / "out", "embedded", 0)
+        execute(notebook(tmp_path, "import os; os._exit(0)"), tmp_path / "out", "embedded", 0, timeout=60)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 3}'])
@@ -53,7 +53,7 @@ def test_a_file_that_is_no_notebook_is_a_failure(tmp_path, content):
     path = tmp_path / "homework.ipynb"
     path.write_text(content)
     with pytest.raises(NotebookFailed, match=r"homework.ipynb: cannot be read as a notebook"):
-        execute(path, tmp_path / "out", "embedded", 0)
+        execute(path, tmp_path / "out", "embedded", 0, timeout=60)
 
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
