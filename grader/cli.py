@@ -66,7 +66,8 @@ def grade(
     minutes: Annotated[
         float | None,
         typer.Option(
-            min=0.1, help="How long one notebook may run; without a sandbox, one cell (default: 15; on larger bases, 60)."
+            min=0.1,
+            help="How long one notebook may run; without a sandbox, one cell (default: 15; on larger bases, 60).",
         ),
     ] = None,
     memory: Annotated[float, typer.Option(min=0.5, help="GiB that it may use there; a larger base needs more.")] = 4,
