@@ -28,9 +28,10 @@ def measure_before(
         return {}
     key = fingerprint(model), digest(encode_all(pairs, tokenizer, max_length)), answers
     if key not in _before:
-        _before[key] = {"ppl_before": held_out(model, tokenizer, pairs, max_length).ppl}
+        fields: dict[str, Any] = {"ppl_before": held_out(model, tokenizer, pairs, max_length).ppl}
         if answers:
-            _before[key]["scores_before"] = score_answers(model, tokenizer, pairs[:answers])
+            fields["scores_before"] = score_answers(model, tokenizer, pairs[:answers])
+        _before[key] = fields  # whole, or not at all: a learner may interrupt the answers
     return _before[key]
 
 

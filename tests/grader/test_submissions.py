@@ -33,12 +33,8 @@ EVALUATED = {
     "trained-on-the-evaluation-pairs", "one-adapter-under-noise", "pickles-beside", "idle-with-a-true-record",
 }  # fmt: skip
 NEVER_RUN = {"hard-exit", "writes-outside", "pickles-for-the-grader", "kills-everything"}  # some code that must not run
-OWN_RECORD = {
-    "adapter-in-fp16",
-    "adapter-in-bf16",
-    "config-with-paths",
-    "json-saved-by-an-editor",
-}  # honest forms that change it
+# Honest forms that change it.
+OWN_RECORD = {"adapter-in-fp16", "adapter-in-bf16", "config-with-paths", "json-saved-by-an-editor"}
 OWN = ("solutions", "exercises", "grader", "loralab", "data", "tests")
 
 needs_sandbox = pytest.mark.skipif(bool(available()), reason=str(available()))

@@ -65,6 +65,9 @@ def test_a_base_is_measured_once_for_the_same_pairs(base, tokenizer, train_pairs
         measured.append(len(pairs))
         return whole(model, tokenizer, pairs, *rest)
 
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(evaluation, "held_out", counting)
     monkeypatch.setattr(evaluation, "_before", {})
 
@@ -73,6 +76,10 @@ def test_a_base_is_measured_once_for_the_same_pairs(base, tokenizer, train_pairs
         asked = {"eval_pairs": pairs, "eval_answers": 2}
         return train(model, tokenizer, train_pairs[:4], tmp_path / "run", base, epochs=1, quiet=True, **asked)
 
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "score_answers", interrupted)
+        run(4, eval_pairs[:5])
+    measured.clear()
     first, second = run(4, eval_pairs[:5]), run(8, eval_pairs[:5])
     assert measured == [5, 5, 5]  # before, after, after
     assert (first.ppl_before, first.scores_before) == (second.ppl_before, second.scores_before)
